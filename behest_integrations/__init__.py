@@ -1,0 +1,47 @@
+"""Budgets and metering for LLM calls, from inside the frameworks that make them.
+
+Every call is attributed, priced and written down; hard budgets stop a call before it
+reaches the provider.
+"""
+
+from .attribution import Attribution, session
+from .budgets import Budget, Filter
+from .errors import (
+    BehestError,
+    BudgetExceeded,
+    BudgetSyntaxError,
+    CallRefused,
+    ConfigError,
+    MissingExtra,
+    StoreError,
+    Unbounded,
+    UnknownPrice,
+)
+from .ledger.book import ThresholdEvent
+from .meter import Balance, Meter
+from .pricing import Price
+from .usage import Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attribution",
+    "Balance",
+    "BehestError",
+    "Budget",
+    "BudgetExceeded",
+    "BudgetSyntaxError",
+    "CallRefused",
+    "ConfigError",
+    "Filter",
+    "Meter",
+    "MissingExtra",
+    "Price",
+    "StoreError",
+    "ThresholdEvent",
+    "Unbounded",
+    "UnknownPrice",
+    "Usage",
+    "__version__",
+    "session",
+]

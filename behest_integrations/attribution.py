@@ -1,0 +1,235 @@
+"""Who a call is for: session, user, project, tenant and tags.
+
+The `session(...)` scope travels in a context variable, so it reaches coroutines, tasks
+and threads started by context-aware pools. Ids are data: they are checked for length and
+control characters and otherwise carried as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import unicodedata
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+MAX_ID = 256
+"""Longest id, tag name or tag value, in characters."""
+MAX_TAGS = 64
+"""Most tags on one call."""
+
+SESSION_HEADER = "x-session-id"
+USER_HEADER = "x-end-user-id"
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def check_id(value: object, what: str) -> str:
+    """Return `value` if it can be an id.
+
+    Raises:
+        ConfigError: it is not text, is empty, is longer than 256 characters, or has
+            control characters (a line break in an id would forge a header or a log line).
+    """
+    if not isinstance(value, str):
+        raise ConfigError(f"{what} must be text, not {type(value).__name__}: {value!r}")
+    if not value:
+        raise ConfigError(f"{what} is empty; leave it out, or give None")
+    if len(value) > MAX_ID:
+        raise ConfigError(f"{what} has {len(value)} characters; the limit is {MAX_ID}")
+    if not (value.isascii() and value.isprintable()):
+        for char in value:
+            # Cc: control; Cs: lone surrogates (not storable as UTF-8); Zl, Zp: line breaks.
+            if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"):
+                raise ConfigError(f"{what} contains the control character {char!r}: {value!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Who a call is for. None means "not said here"."""
+
+    session_id: str | None = None
+    user_id: str | None = None
+    project: str | None = None
+    tenant: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("session_id", "user_id", "project", "tenant"):
+            value = getattr(self, name)
+            if value is not None:
+                check_id(value, name)
+        if self.tags:
+            if len(self.tags) > MAX_TAGS:
+                raise ConfigError(f"{len(self.tags)} tags; the limit is {MAX_TAGS}")
+            for key, value in self.tags.items():
+                check_id(key, "a tag's name")
+                check_id(value, f"tag {key!r}")
+            object.__setattr__(self, "tags", dict(self.tags))
+
+    def over(self, other: Attribution) -> Attribution:
+        """This attribution, with what it does not say filled in from `other`."""
+        if other is NOBODY or other == NOBODY:
+            return self
+        if self is NOBODY:
+            return other
+        merged = {
+            f.name: getattr(self, f.name) if getattr(self, f.name) is not None else getattr(other, f.name)
+            for f in fields(self)
+            if f.name != "tags"
+        }
+        return Attribution(**merged, tags={**other.tags, **self.tags})
+
+
+NOBODY = Attribution()
+_current: ContextVar[Attribution] = ContextVar("behest_attribution", default=NOBODY)
+
+
+def current() -> Attribution:
+    """The attribution of the innermost `session(...)` scope."""
+    return _current.get()
+
+
+def from_headers(headers: Mapping[str, Any] | None) -> Attribution:
+    """Attribution from `X-Session-Id` and `X-End-User-Id`; other headers are ignored.
+
+    Blank values count as absent. Values may be text or UTF-8 bytes.
+
+    Raises:
+        ConfigError: a header carries something that cannot be an id.
+    """
+    if not headers:
+        return NOBODY
+    found: dict[str, str] = {}
+    for name, value in headers.items():
+        key = name.lower()
+        if key in (SESSION_HEADER, USER_HEADER):
+            if isinstance(value, bytes):
+                value = value.decode("utf-8")
+            if isinstance(value, str) and value.strip():
+                found[key] = value.strip(" \t")
+    if not found:
+        return NOBODY
+    return Attribution(session_id=found.get(SESSION_HEADER), user_id=found.get(USER_HEADER))
+
+
+class SessionScope:
+    """Everything inside is attributed; see `session`. Works as `with`, `async with`, decorator."""
+
+    def __init__(self, attribution: Attribution) -> None:
+        self.attribution = attribution
+        self._tokens: list[Token[Attribution]] = []
+
+    def __enter__(self) -> Attribution:
+        merged = self.attribution.over(_current.get())
+        self._tokens.append(_current.set(merged))
+        return merged
+
+    def __exit__(self, *exc: object) -> None:
+        _current.reset(self._tokens.pop())
+
+    async def __aenter__(self) -> Attribution:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.__exit__()
+
+    def __call__(self, function: _F) -> _F:
+        return decorate(function, lambda: SessionScope(self.attribution))
+
+
+def decorate(function: _F, scope: Callable[[], Any]) -> _F:
+    """Run each call of `function` inside a fresh `scope()`; sync, async and generators."""
+    wrapped: Any
+    if inspect.isasyncgenfunction(function):
+
+        @functools.wraps(function)
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            inner, entered = function(*args, **kwargs), scope()
+            # The scope is entered anew around each step: a generator shares its
+            # consumer's context, so it must not stay entered while suspended.
+            value: Any = None
+            try:
+                while True:
+                    with entered:
+                        try:
+                            item = await inner.asend(value)
+                        except StopAsyncIteration:
+                            return
+                    value = yield item
+            finally:
+                await inner.aclose()
+
+    elif inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with scope():
+                return await function(*args, **kwargs)
+
+    elif inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            inner, entered = function(*args, **kwargs), scope()
+            value: Any = None
+            try:
+                while True:
+                    with entered:
+                        try:
+                            item = inner.send(value)
+                        except StopIteration as stop:
+                            return stop.value
+                    value = yield item
+            finally:
+                inner.close()
+
+    else:
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with scope():
+                return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[no-any-return]
+
+
+def session(
+    session_id: str | None = None,
+    *,
+    user: str | None = None,
+    project: str | None = None,
+    tenant: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> SessionScope:
+    """Attribute every call made inside.
+
+    Scopes nest: an inner one overrides what it names and inherits the rest; tags add up.
+
+    Args:
+        session_id: the conversation or run, at most 256 characters, no control characters.
+        user: the end user; the same limits, as for the others.
+        project, tenant: for charging back.
+        tags: anything else, e.g. ``{"feature": "support"}``.
+
+    Raises:
+        ConfigError: a value cannot be an id.
+    """
+    return SessionScope(
+        Attribution(session_id=session_id, user_id=user, project=project, tenant=tenant, tags=tags or {})
+    )
+
+
+def with_fallback(attribution: Attribution, **framework: str | None) -> Attribution:
+    """Fill in ids that a framework has of its own; the last in the order of precedence."""
+    missing = {
+        name: value
+        for name, value in framework.items()
+        if value is not None and getattr(attribution, name) is None
+    }
+    return replace(attribution, **missing) if missing else attribution  # type: ignore[arg-type]

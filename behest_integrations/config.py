@@ -1,0 +1,147 @@
+"""`behest.toml`: the same settings as `Meter(...)`, in a file.
+
+store = "sqlite:///behest.db"
+timezone = "Europe/Paris"
+budgets = ["$0.50 per session", "$5/day per user"]
+
+[prices."my-model"]          # USD per million tokens
+input = "0.15"
+output = "0.60"
+
+[allow]
+web_search = "$0.05"
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .budgets import Budget
+from .errors import ConfigError
+from .pricing import Price
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+FILE = "behest.toml"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _PriceTable(_Strict):
+    input: str | int
+    output: str | int | None = None
+    cached_input: str | int | None = None
+    cache_write: str | int | None = None
+    reasoning: str | int | None = None
+    input_audio: str | int | None = None
+    output_audio: str | int | None = None
+    request: str | int | None = None
+    start: date | None = None
+
+
+class _BudgetTable(_Strict):
+    """A budget in parts: `{ amount = "$5", window = "day", per = ["user"] }`."""
+
+    amount: str
+    window: str | None = None
+    rolling: str | None = None
+    timezone: str | None = None
+    per: list[str] = Field(default_factory=list)
+    model: str | None = None
+    user: str | None = None
+    session: str | None = None
+    project: str | None = None
+    tenant: str | None = None
+    tags: dict[str, str] = Field(default_factory=dict)
+    name: str | None = None
+
+    def budget(self) -> Budget:
+        """The budget that the parts say: the same as its text."""
+        from .budgets import Filter
+
+        text = self.amount
+        if self.window:
+            text += f"/{self.window}"
+        if self.rolling:
+            text += f" per {self.rolling} rolling"
+        if self.timezone:
+            text += f" in {self.timezone}"
+        if self.per:
+            text += " per " + " and ".join(self.per)
+        for attribute in ("model", "user", "session", "project", "tenant"):
+            value = getattr(self, attribute)
+            if value is not None:
+                text += f" {Filter(attribute, value)}"
+        for tag, value in self.tags.items():
+            text += f" {Filter('tag', value, tag)}"
+        if self.name:
+            text += f" as {self.name}"
+        return Budget.parse(text)
+
+
+class Config(_Strict):
+    """What `behest.toml` may say. Unknown keys are errors: a misspelt budget is no budget."""
+
+    store: str | None = None
+    budgets: list[str | _BudgetTable] = Field(default_factory=list)
+    timezone: str | None = None
+    prices: dict[str, _PriceTable | list[_PriceTable]] = Field(default_factory=dict)
+    aliases: dict[str, str] = Field(default_factory=dict)
+    allow: dict[str, str | list[str]] = Field(default_factory=dict)
+    default_output_tokens: int | None = None
+    min_output_tokens: int | None = None
+    lower_limits: bool | None = None
+    wait: float | None = None
+    lease: float | None = None
+    on_unknown: Literal["assume", "estimate", "release"] | None = None
+    on_store_error: Literal["refuse", "allow"] | None = None
+    store_timeout: float | None = None
+    durability: Literal["process", "power"] | None = None
+    thresholds: list[int] | None = None
+    service_tier: str | None = None
+    project: str | None = None
+    tenant: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `Meter`.
+
+        Raises:
+            ConfigError: a budget or a price cannot be used.
+        """
+        said = {name: value for name, value in self if value is not None}
+        said["budgets"] = [b if isinstance(b, str) else b.budget() for b in self.budgets]
+        said["prices"] = {
+            model: [Price(**t.model_dump()) for t in (tables if isinstance(tables, list) else [tables])]
+            for model, tables in self.prices.items()
+        }
+        return said
+
+
+def load(path: str | Path = FILE) -> Config:
+    """Read a file.
+
+    Raises:
+        ConfigError: it is missing, is not TOML, or says something unknown.
+    """
+    try:
+        data: Mapping[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {str(path)!r}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error}") from None
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{str(path)!r} cannot be used: {problems}") from None

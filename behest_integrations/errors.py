@@ -1,0 +1,220 @@
+"""Every error this package raises, and nothing else.
+
+    BehestError
+    ├── ConfigError (ValueError)        a setting, an id or a price that cannot be used
+    │   └── BudgetSyntaxError           a budget text that does not parse
+    ├── MissingExtra (ImportError)      an optional dependency is not installed
+    ├── CallRefused (RuntimeError)      the call was stopped before it reached the provider
+    │   ├── BudgetExceeded              it does not fit in a budget
+    │   ├── UnknownPrice                it has no price, and a budget in dollars applies
+    │   └── Unbounded                   its worst case cannot be known
+    └── StoreError (RuntimeError)       the ledger cannot be read or written
+
+Refusals are `RuntimeError`s: frameworks that retry by default (LangGraph's
+`RetryPolicy`, for one) leave those alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Literal
+
+Reason = Literal["exhausted", "busy", "too_large"]
+
+
+class BehestError(Exception):
+    """Base of every error raised by this package."""
+
+
+class ConfigError(BehestError, ValueError):
+    """A setting, an id, a price or a budget that cannot be used as given."""
+
+
+class BudgetSyntaxError(ConfigError):
+    """A budget text that does not parse.
+
+    Attributes:
+        text: the whole text.
+        word: the word that is wrong ("" when the text ends too early).
+        position: where that word starts, in characters from 0.
+    """
+
+    def __init__(self, message: str, *, text: str, word: str, position: int, grammar: str) -> None:
+        marker = " " * position + "^" * max(1, len(word))
+        super().__init__(f"{message}\n\n    {text}\n    {marker}\n\n{grammar}")
+        self.text = text
+        self.word = word
+        self.position = position
+
+
+class MissingExtra(BehestError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} is not installed. Install it with: pip install 'behest-integrations[{extra}]'"
+        )
+        self.extra = extra
+
+
+class CallRefused(BehestError, RuntimeError):
+    """A call that was stopped before it reached the provider. Nothing was billed."""
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """The budget that refused a call, in numbers.
+
+    Attributes:
+        budget: the text of the budget.
+        scope: whom the bucket is for, e.g. ``user u-7`` ("" for everyone).
+        unit: what is counted: ``usd`` (then amounts are nano-dollars), ``tokens``, …
+        limit, spent, held: the bucket's state.
+        asked: the smallest amount with which the call could have gone ahead.
+        resets_at: when the bucket's window ends (None: never, or rolling).
+    """
+
+    budget: str
+    scope: str
+    unit: str
+    limit: int
+    spent: int
+    held: int
+    asked: int
+    resets_at: datetime | None
+
+    @property
+    def left(self) -> int:
+        """What is neither spent nor held, never below 0."""
+        return max(0, self.limit - self.spent - self.held)
+
+
+class BudgetExceeded(CallRefused):
+    """The call does not fit in a budget; the provider was not called.
+
+    Attributes:
+        reason: ``busy`` when calls in flight hold what this one needs, so that waiting
+            could help; ``exhausted`` when it could not until the window turns over;
+            ``too_large`` when this call would not fit even in an untouched budget.
+        shortfall: which budget, and its numbers.
+    """
+
+    def __init__(self, shortfall: Shortfall, reason: Reason, *, now: datetime | None = None) -> None:
+        self.shortfall = shortfall
+        self.reason = reason
+        super().__init__(_say_shortfall(shortfall, reason, now or datetime.now(timezone.utc)))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The message is rebuilt from the parts, so the error survives process pools.
+        return (type(self), (self.shortfall, self.reason))
+
+    @property
+    def budget(self) -> str:
+        """The text of the budget that refused."""
+        return self.shortfall.budget
+
+    @property
+    def busy(self) -> bool:
+        """Whether waiting for calls in flight could help."""
+        return self.reason == "busy"
+
+    @property
+    def resets_at(self) -> datetime | None:
+        """When the budget's window turns over (UTC), if it does at a known time."""
+        return self.shortfall.resets_at
+
+
+class UnknownPrice(CallRefused):
+    """A model without a known price, under a budget in dollars.
+
+    Attributes:
+        model: the model as it was asked for.
+    """
+
+    def __init__(self, model: str, provider: str | None, why: str = "") -> None:
+        at = f" at provider {provider!r}" if provider else ""
+        super().__init__(
+            f"No price is known for model {model!r}{at}, and a budget in dollars applies, so the "
+            f"call was refused before it reached the provider.{' ' + why if why else ''} "
+            f"Give its price: Meter(prices={{{model!r}: Price(input='0.15', output='0.60')}}) "
+            "(USD per million tokens), name the model it stands for: "
+            f"Meter(aliases={{{model!r}: 'gpt-4o'}}), or use budgets in tokens or calls."
+        )
+        self.model = model
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args, {"model": self.model}))
+
+
+class Unbounded(CallRefused):
+    """A call whose worst case cannot be known before it is made.
+
+    Attributes:
+        feature: what cannot be bounded; the key to give to ``Meter(allow=...)``.
+    """
+
+    def __init__(self, feature: str, why: str, *, unit: str = "usd") -> None:
+        amount = "$0.05" if unit == "usd" else f"50k {unit.replace('_', ' ')}"
+        super().__init__(
+            f"{why}, so the call was refused before it reached the provider: a budget in "
+            f"{'dollars' if unit == 'usd' else unit.replace('_', ' ')} applies and nothing says what "
+            "it may cost at most. If you know, say so, and that much is reserved and booked for "
+            f"each such request: Meter(allow={{{feature!r}: {amount!r}}})."
+        )
+        self.feature = feature
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args, {"feature": self.feature}))
+
+
+class StoreError(BehestError, RuntimeError):
+    """The ledger cannot be read or written. By default calls are refused until it can.
+
+    Attributes:
+        retryable: whether the same operation may succeed later (a lock, a full disk),
+            as opposed to one that needs a person (a deleted or corrupt file).
+    """
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args, {"retryable": self.retryable}))
+
+
+def _rebuild(cls: type[BehestError], args: tuple[object, ...], state: dict[str, object]) -> BehestError:
+    """Unpickle an error whose constructor takes other arguments than its message."""
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def _say_shortfall(s: Shortfall, reason: Reason, now: datetime) -> str:
+    from .budgets import format_amount
+
+    def amount(n: int) -> str:
+        return format_amount(n, s.unit)
+
+    whom = f" for {s.scope}" if s.scope else ""
+    numbers = (
+        f"limit {amount(s.limit)}, spent {amount(s.spent)}, held by calls in flight "
+        f"{amount(s.held)}; this call needs at least {amount(s.asked)}"
+    )
+    if reason == "too_large":
+        advice = (
+            "It would not fit even if nothing were spent: shorten the prompt, "
+            "choose a cheaper model, or raise the budget."
+        )
+    elif reason == "busy":
+        advice = (
+            "Calls in flight hold the rest: try again when they end, or let the meter wait: Meter(wait=30)."
+        )
+    elif s.resets_at is not None:
+        seconds = max(0, round((s.resets_at - now).total_seconds()))
+        advice = f"It resets at {s.resets_at:%Y-%m-%d %H:%M:%S %Z} (in {seconds} s)."
+    else:
+        advice = "Raise the budget to go on."
+    return f'Budget "{s.budget}"{whom} refused the call before it reached the provider: {numbers}. {advice}'

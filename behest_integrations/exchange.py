@@ -1,0 +1,170 @@
+"""One attempt of one HTTP request of OpenAI's wire, metered; without doing any I/O.
+
+A door (the client wrapper, the gateway) reserves the plan, sends `body`, tells what came
+back, and ends the hold with the outcome that it is handed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import from_json
+
+from .attribution import NOBODY, Attribution
+from .meter import Hold, Meter, Outcome, Plan
+from .tokens import estimate_tokens
+from .usage import Usage
+from .wire import (
+    METERED_OPERATIONS,
+    Reply,
+    RequestBound,
+    SSEReader,
+    asks_stream_usage,
+    bound_request,
+    with_output_limit,
+    with_stream_usage,
+)
+
+# Errors of httpx and httpx2 (same names in both) after which nothing was sent.
+_NEVER_SENT = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL", "ProxyError",
+     "LocalProtocolError"}
+)  # fmt: skip
+
+
+class Exchange:
+    """A request and its reply, as far as metering is concerned.
+
+    Args:
+        operation: see `wire.operation_of`.
+        body: the request's JSON; it is not changed.
+        provider: the price list's provider id, if known.
+        prefer_max_tokens: see `wire.bound_request`.
+
+    Raises:
+        ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        operation: str,
+        body: Mapping[str, Any],
+        *,
+        who: Attribution = NOBODY,
+        fallback: Attribution = NOBODY,
+        provider: str | None = None,
+        prefer_max_tokens: bool = False,
+    ) -> None:
+        self.meter = meter
+        self.operation = operation
+        self.metered = operation in METERED_OPERATIONS
+        self._original = body
+        if self.metered:
+            self._bound = bound_request(operation, body, prefer_max_tokens=prefer_max_tokens)
+        else:
+            self._bound = RequestBound(0, output_limit=0)
+        self.plan: Plan = meter.plan(
+            operation,
+            str(body.get("model") or ""),
+            self._bound,
+            provider=provider,
+            who=who,
+            fallback=fallback,
+        )
+        self.hold: Hold | None = None
+        self._hide_usage = False
+        self._new_reply()
+
+    def _new_reply(self) -> None:
+        self.reply = Reply(keep_text=self.meter.on_unknown == "estimate")
+
+    def reserved(self, hold: Hold) -> dict[str, Any]:
+        """Take over the hold; the body to send under it."""
+        self.hold = hold
+        self._new_reply()
+        body = dict(self._original)
+        if hold.output_limit is not None and hold.output_limit != self._bound.output_limit:
+            body = with_output_limit(body, self._bound, hold.output_limit)
+        if self.operation in ("chat", "completions") and body.get("stream") and not asks_stream_usage(body):
+            self._hide_usage = True
+            body = with_stream_usage(body)
+        return body
+
+    # ── what came back ─────────────────────────────────────────────────────────────────
+
+    def failed_to_send(self, error: BaseException) -> Outcome:
+        """The outcome when sending raised `error`."""
+        names = {c.__name__ for c in type(error).__mro__}
+        if names & _NEVER_SENT:
+            return Outcome("cancelled")
+        return self._unknown(f"no answer: {type(error).__name__}", "no_answer")
+
+    def refused_by_provider(self, status: int) -> Outcome | None:
+        """The outcome of an HTTP status that is not a success; None if it is one."""
+        if 200 <= status < 300:
+            return None
+        if status == 408 or status >= 500:
+            # The request was taken in; whether it was billed cannot be known from here.
+            return self._unknown(f"HTTP {status}", "server_error")
+        return Outcome("failed", note=f"HTTP {status}")
+
+    def read_body(self, content: bytes) -> None:
+        """Take in a whole JSON reply."""
+        try:
+            self.reply.read(from_json(content))
+        except ValueError:
+            pass  # not JSON (audio, plain text): it has no usage
+
+    def reader(self) -> SSEReader:
+        """For a reply that is a stream of server-sent events."""
+        return SSEReader(self.reply, hide_usage=self._hide_usage)
+
+    @property
+    def pending(self) -> bool:
+        """A background response that has only been queued: it is billed later."""
+        return self.reply.pending and self.reply.usage is None and self.reply.id is not None
+
+    @property
+    def generated(self) -> bool:
+        """Whether all that is billed has been generated, though its usage may follow."""
+        return len(self.reply.finished) >= self._bound.choices
+
+    def complete(self) -> Outcome:
+        """The outcome of a reply that was received whole."""
+        reply = self.reply
+        if not self.metered:
+            return self._outcome("settled", reply.usage or Usage())
+        if reply.usage is None:
+            return self._unknown("the reply has no usage", "no_usage")
+        self.meter.remember_context(reply.id, reply.usage)
+        return self._outcome("settled", reply.usage)
+
+    def interrupted(self, note: str, flag: str, *, done: bool = False) -> Outcome:
+        """The outcome of a reply that was not received whole."""
+        if self.reply.usage is not None and (self.reply.final_usage or done):
+            return self.complete()
+        return self._unknown(note, flag)
+
+    def _unknown(self, note: str, flag: str) -> Outcome:
+        if self.meter.on_unknown == "estimate" and self.reply.text:
+            model = self.plan.model
+            usage = Usage(
+                input_tokens=self.hold.amounts.get("input_tokens", 0) if self.hold else 0,
+                output_tokens=estimate_tokens("".join(self.reply.text), model),
+            )
+            return self._outcome("estimated", usage, note, flag)
+        return self._outcome("assumed", None, note, flag)
+
+    def _outcome(self, status: Any, usage: Usage | None, note: str = "", flag: str = "") -> Outcome:
+        reply = self.reply
+        return Outcome(
+            status,
+            usage,
+            model=reply.model,
+            service_tier=reply.service_tier,
+            provider_id=reply.id,
+            note=note,
+            flags=(flag,) if flag else (),
+        )

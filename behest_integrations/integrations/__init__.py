@@ -1,0 +1,1 @@
+"""The doors: each translates a framework's calls into the engine's words, and back."""

@@ -1,0 +1,516 @@
+"""The OpenAI client: every billable call attributed, bounded and held to its budgets.
+
+`meter_client` gives a client of a subclass of the caller's own class, so it stays an
+`OpenAI` (or Azure, or a subclass) for `isinstance` and for editors, and `copy()` and
+`with_options()` build clients that are metered too.
+
+Where it hooks in, and why: `request` is passed by every API of the SDK, raw and streamed
+variants included. The SDK retries inside it, and each retry may be a bill of its own, so
+each attempt gets its own hold: it is reserved in `_prepare_options`, which runs before
+every attempt and outside the SDK's own error handling (a refusal is neither wrapped nor
+retried), and its outcome is read in `_send_request`.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
+from ..errors import ConfigError, MissingExtra
+from ..exchange import Exchange
+from ..meter import Hold, Meter, Outcome
+from ..pricing import provider_for_url
+from ..wire import SSEReader, operation_of
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
+
+    _Client = TypeVar("_Client", OpenAI, AsyncOpenAI)
+
+_RESPONSE_PATH = re.compile(r"/responses/([^/]+)(?:/cancel)?$")
+
+
+@dataclass(frozen=True)
+class _Door:
+    """What a metered client class knows: its meter and how to read its requests."""
+
+    meter: Meter
+    provider: str | None
+    send_attribution: bool
+
+
+class _Call:
+    """One `request` of the SDK: the attempts it takes, one after the other."""
+
+    def __init__(self, door: _Door, operation: str, client: Any) -> None:
+        self.door = door
+        self.operation = operation
+        self.client = client
+        self.asynchronous = isinstance(client, _MeteredAsync)
+        self.exchange: Exchange | None = None
+        self.open: Hold | None = None
+
+    def plan(self, options: Any) -> Exchange:
+        """Bound the attempt that `options` describe."""
+        if self.exchange is None:
+            door = self.door
+            self.exchange = Exchange(
+                door.meter,
+                self.operation,
+                _body(options),
+                who=_explicit(options),
+                fallback=from_headers(self.client._custom_headers),
+                provider=door.provider,
+                prefer_max_tokens=door.provider not in ("openai", "azure"),
+            )
+        return self.exchange
+
+    def prepare(self, options: Any, hold: Hold) -> Any:
+        """The options to send under `hold`."""
+        assert self.exchange is not None
+        self.open = hold
+        body = self.exchange.reserved(hold)
+        if options.files is None and (options.json_data is not None or options.extra_json is not None):
+            options.json_data, options.extra_json = body, None
+        self.send_attribution(options)
+        return options
+
+    def send_attribution(self, options: Any) -> None:
+        headers = dict(options.headers) if isinstance(options.headers, Mapping) else {}
+        ids = {n.lower(): n for n in headers}
+        if self.door.send_attribution and self.exchange is not None:
+            who = self.exchange.plan.who
+            for name, value in (("X-Session-Id", who.session_id), ("X-End-User-Id", who.user_id)):
+                if value is not None:
+                    headers.pop(ids.get(name.lower(), name), None)
+                    headers[name] = value
+        for name, value in headers.items():
+            # The HTTP libraries take text for ASCII; ids in any script go as UTF-8 bytes.
+            if (
+                name.lower() in (SESSION_HEADER, USER_HEADER)
+                and isinstance(value, str)
+                and not value.isascii()
+            ):
+                headers[name] = value.encode()
+        if headers:
+            options.headers = headers
+
+    def take(self) -> Hold | None:
+        """The open hold, which the caller will now end."""
+        hold, self.open = self.open, None
+        return hold
+
+    def lost(self, error: BaseException) -> tuple[Hold | None, Outcome]:
+        assert self.exchange is not None
+        return self.take(), self.exchange.failed_to_send(error)
+
+    def answered(self, response: Any, *, streamed: bool) -> Outcome | None:
+        """The outcome of a response; None if it is still to come with its body."""
+        exchange = self.exchange
+        assert exchange is not None
+        outcome = exchange.refused_by_provider(response.status_code)
+        if outcome is not None:
+            return outcome
+        if streamed and not response.is_stream_consumed:
+            hold = self.take()
+            if hold is not None:
+                _watch(response, exchange, hold, asynchronous=self.asynchronous)
+            return None
+        exchange.read_body(response.content)
+        if exchange.pending:
+            hold = self.take()
+            if hold is not None:
+                _pending(self.door.meter)[str(exchange.reply.id)] = (exchange, hold)
+            return None
+        return exchange.complete()
+
+
+class _Follow:
+    """A look at a background response: when it has ended, so has its hold."""
+
+    def __init__(self, client: Any, exchange: Exchange, hold: Hold) -> None:
+        self.asynchronous = isinstance(client, _MeteredAsync)
+        self.exchange = exchange
+        self.hold = hold
+
+    def answered(self, response: Any, *, streamed: bool) -> Outcome | None:
+        if not 200 <= response.status_code < 300:
+            return None
+        if streamed and not response.is_stream_consumed:
+            _watch(response, self.exchange, self.hold, asynchronous=self.asynchronous, only_whole=True)
+            return None
+        self.exchange.read_body(response.content)
+        return None if self.exchange.reply.usage is None else self.exchange.complete()
+
+
+def _pending(meter: Meter) -> dict[str, tuple[Exchange, Hold]]:
+    """Background responses that this process has started, by id. Those of other processes
+    end by their lease; what is looked at here is settled when it is known."""
+    return meter.attached("openai.pending", dict)
+
+
+_call: ContextVar[_Call | _Follow | bool] = ContextVar("behest_openai_call", default=False)
+"""What the SDK is doing in this context: a call, a look at one, something free (True), or
+nothing (False)."""
+
+
+def _begin(client: Any, options: Any) -> _Call | _Follow | bool:
+    operation = operation_of(options.method, options.url)
+    door: _Door = client._behest
+    if operation is not None:
+        return _Call(door, operation, client)
+    pending = _pending(door.meter)
+    match = _RESPONSE_PATH.search(options.url) if pending else None
+    if pending and match and match.group(1) in pending:
+        return _Follow(client, *pending[match.group(1)])
+    return True
+
+
+def _body(options: Any) -> Mapping[str, Any]:
+    body = options.json_data if isinstance(options.json_data, Mapping) else {}
+    return {**body, **options.extra_json} if options.extra_json else body
+
+
+def _explicit(options: Any) -> Attribution:
+    headers = options.headers
+    return from_headers(headers) if isinstance(headers, Mapping) else NOBODY
+
+
+class _Metered:
+    """What is the same for blocking and asynchronous clients."""
+
+    _behest: _Door
+
+    def _websocket_plan(self) -> Exchange:
+        # Not a request: the SDK asks for a fresh key right before it opens a websocket
+        # (realtime, responses over websockets), where nothing can be read or stopped.
+        client: Any = self
+        return Exchange(
+            self._behest.meter,
+            "realtime",
+            {},
+            fallback=from_headers(client._custom_headers),
+            provider=self._behest.provider,
+        )
+
+
+class _MeteredSync(_Metered):
+    def request(self, cast_to: Any, options: Any, **kwargs: Any) -> Any:
+        call = _begin(self, options)
+        token = _call.set(call)
+        try:
+            return super().request(cast_to, options, **kwargs)  # type: ignore[misc]
+        finally:
+            _call.reset(token)
+            hold = call.take() if isinstance(call, _Call) else None
+            if hold is not None:  # reserved, but building the request failed
+                hold.end(Outcome("cancelled"))
+
+    def _prepare_options(self, options: Any) -> Any:
+        options = super()._prepare_options(options)  # type: ignore[misc]
+        call = _call.get()
+        if not isinstance(call, _Call):
+            return options
+        exchange = call.plan(options)
+        return call.prepare(options, call.door.meter.reserve(exchange.plan))
+
+    def _send_request(self, request: Any, *, stream: bool, **kwargs: Any) -> Any:
+        call = _call.get()
+        send = super()._send_request  # type: ignore[misc]
+        if isinstance(call, bool):
+            return send(request, stream=stream, **kwargs)
+        try:
+            response = send(request, stream=stream, **kwargs)
+        except BaseException as error:
+            if isinstance(call, _Call):
+                hold, outcome = call.lost(error)
+                if hold is not None:
+                    hold.end(outcome)
+            raise
+        outcome_or_none = call.answered(response, streamed=stream)
+        if outcome_or_none is not None:
+            hold = call.take() if isinstance(call, _Call) else call.hold
+            if hold is not None:
+                hold.end(outcome_or_none)
+        return response
+
+    def _refresh_api_key(self) -> Any:
+        if _call.get() is False:
+            exchange = self._websocket_plan()
+            self._behest.meter.reserve(exchange.plan).end(exchange.complete())
+        return super()._refresh_api_key()  # type: ignore[misc]
+
+
+class _MeteredAsync(_Metered):
+    async def request(self, cast_to: Any, options: Any, **kwargs: Any) -> Any:
+        call = _begin(self, options)
+        token = _call.set(call)
+        try:
+            return await super().request(cast_to, options, **kwargs)  # type: ignore[misc]
+        finally:
+            _call.reset(token)
+            hold = call.take() if isinstance(call, _Call) else None
+            if hold is not None:
+                hold.post(Outcome("cancelled"))
+
+    async def _prepare_options(self, options: Any) -> Any:
+        options = await super()._prepare_options(options)  # type: ignore[misc]
+        call = _call.get()
+        if not isinstance(call, _Call):
+            return options
+        exchange = call.plan(options)
+        return call.prepare(options, await call.door.meter.areserve(exchange.plan))
+
+    async def _send_request(self, request: Any, *, stream: bool, **kwargs: Any) -> Any:
+        call = _call.get()
+        send = super()._send_request  # type: ignore[misc]
+        if isinstance(call, bool):
+            return await send(request, stream=stream, **kwargs)
+        try:
+            response = await send(request, stream=stream, **kwargs)
+        except BaseException as error:
+            if isinstance(call, _Call):
+                hold, outcome = call.lost(error)
+                if hold is not None:
+                    # A cancelled task may be cancelled again: it must not wait here.
+                    hold.post(outcome)
+            raise
+        outcome_or_none = call.answered(response, streamed=stream)
+        if outcome_or_none is not None:
+            hold = call.take() if isinstance(call, _Call) else call.hold
+            if hold is not None:
+                await hold.aend(outcome_or_none)
+        return response
+
+    async def _refresh_api_key(self) -> Any:
+        if _call.get() is False:
+            exchange = self._websocket_plan()
+            hold = await self._behest.meter.areserve(exchange.plan)
+            await hold.aend(exchange.complete())
+        return await super()._refresh_api_key()  # type: ignore[misc]
+
+
+# ── streams ────────────────────────────────────────────────────────────────────────────
+
+
+class _Watch:
+    """Sees a response's body pass, and ends the hold when it ends, however it ends.
+
+    It sits in front of the response's `iter_bytes`, below every variant that the SDK
+    offers (streams, raw responses, streaming responses).
+    """
+
+    def __init__(self, response: Any, exchange: Exchange, hold: Hold, only_whole: bool) -> None:
+        self.exchange = exchange
+        self.hold = hold
+        self.only_whole = only_whole
+        events = "text/event-stream" in response.headers.get("content-type", "")
+        self.reader: SSEReader | None = exchange.reader() if events else None
+        self.body = bytearray()
+        self.source: Any = None
+        self.over = False
+        self.reading = False
+        """Whether the body is being read right now: the HTTP library closes a response
+        itself when it has read all of it, and that is not an early end."""
+        self.ended = threading.Lock()
+
+    def feed(self, data: bytes) -> bytes:
+        if self.reader is not None:
+            return self.reader.feed(data)
+        self.body += data
+        return data
+
+    def rest(self) -> bytes:
+        self.over = True
+        if self.reader is not None:
+            return self.reader.finish()
+        self.exchange.read_body(bytes(self.body))
+        return b""
+
+    def can_drain(self) -> bool:
+        """Whether reading to the end costs nothing: all is generated (and billed)."""
+        if self.over or (self.source is None and self.reader is not None):
+            return False
+        if self.reader is None:
+            return True
+        return self.exchange.generated and not self.exchange.reply.final_usage
+
+    def outcome(self, note: str, flag: str) -> Outcome | None:
+        """The hold's end, once; None if it has ended already."""
+        if not self.ended.acquire(False):
+            return None
+        done = self.over or (self.reader is not None and self.reader.done)
+        if done and self.exchange.reply.usage is not None:
+            return self.exchange.complete()
+        if self.only_whole:
+            return None
+        if done:
+            return self.exchange.complete()
+        return self.exchange.interrupted(note, flag)
+
+    def post(self, note: str, flag: str) -> None:
+        outcome = self.outcome(note, flag)
+        if outcome is not None:
+            self.hold.post(outcome)
+
+
+def _watch(
+    response: Any, exchange: Exchange, hold: Hold, *, asynchronous: bool, only_whole: bool = False
+) -> None:
+    watch = _Watch(response, exchange, hold, only_whole)
+    # The functions must not keep the response alive: a stream that is dropped is collected,
+    # and ends its hold then.
+    ref = weakref.ref(response)
+    weakref.finalize(response, watch.post, "the stream was dropped before its end", "dropped")
+    if asynchronous:
+        response.aiter_bytes, response.aclose = _async_patches(ref, watch)
+    else:
+        response.iter_bytes, response.close = _sync_patches(ref, watch)
+
+
+def _sync_patches(ref: Callable[[], Any], watch: _Watch) -> tuple[Any, Any]:
+    def iter_bytes(chunk_size: int | None = None) -> Iterator[bytes]:
+        response = ref()
+        watch.source = type(response).iter_bytes(response, chunk_size)
+        try:
+            watch.reading = True
+            for data in watch.source:
+                out = watch.feed(data)
+                if out:
+                    watch.reading = False
+                    yield out
+                    watch.reading = True
+            out = watch.rest()
+            watch.reading = False
+            if out:
+                yield out
+        except GeneratorExit:
+            raise  # the consumer stopped; `close` follows
+        except BaseException as error:
+            _end(watch, f"the stream broke: {type(error).__name__}", "broken")
+            raise
+        _end(watch, "", "")
+
+    def close() -> None:
+        response = ref()
+        if response is None:
+            return  # it is being collected, and its finaliser ends the hold
+        if watch.reading:
+            type(response).close(response)
+            return
+        try:
+            if not watch.ended.locked() and watch.can_drain():
+                if watch.source is None:
+                    watch.source = type(response).iter_bytes(response)
+                for data in watch.source:
+                    watch.feed(data)
+                watch.rest()
+        except Exception as error:
+            _end(watch, f"the stream broke: {type(error).__name__}", "broken")
+        finally:
+            type(response).close(response)
+            _end(watch, "the stream was closed before its end", "closed_early")
+
+    return iter_bytes, close
+
+
+def _end(watch: _Watch, note: str, flag: str) -> None:
+    outcome = watch.outcome(note, flag)
+    if outcome is not None:
+        watch.hold.end(outcome)
+
+
+def _async_patches(ref: Callable[[], Any], watch: _Watch) -> tuple[Any, Any]:
+    async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        response = ref()
+        watch.source = type(response).aiter_bytes(response, chunk_size)
+        try:
+            watch.reading = True
+            async for data in watch.source:
+                out = watch.feed(data)
+                if out:
+                    watch.reading = False
+                    yield out
+                    watch.reading = True
+            out = watch.rest()
+            watch.reading = False
+            if out:
+                yield out
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            watch.post(f"the stream broke: {type(error).__name__}", "broken")
+            raise
+        outcome = watch.outcome("", "")
+        if outcome is not None:
+            await watch.hold.aend(outcome)
+
+    async def aclose() -> None:
+        response = ref()
+        if response is None:
+            return
+        if watch.reading:
+            await type(response).aclose(response)
+            return
+        try:
+            if not watch.ended.locked() and watch.can_drain():
+                if watch.source is None:
+                    watch.source = type(response).aiter_bytes(response)
+                async for data in watch.source:
+                    watch.feed(data)
+                watch.rest()
+        except Exception as error:
+            watch.post(f"the stream broke: {type(error).__name__}", "broken")
+        finally:
+            # Posted before anything else is awaited: a cancelled task may not get further.
+            watch.post("the stream was closed before its end", "closed_early")
+            await type(response).aclose(response)
+
+    return aiter_bytes, aclose
+
+
+# ── the client ─────────────────────────────────────────────────────────────────────────
+
+_classes_lock = threading.Lock()
+
+
+def meter_client(
+    meter: Meter, client: _Client, *, provider: str | None = None, send_attribution: bool = False
+) -> _Client:
+    """See `Meter.openai`."""
+    try:
+        from openai import AsyncOpenAI, OpenAI
+    except ImportError:
+        raise MissingExtra("The OpenAI client", "openai") from None
+    if not isinstance(client, (OpenAI, AsyncOpenAI)):
+        raise ConfigError(
+            f"meter.openai() takes an OpenAI or AsyncOpenAI client (or Azure's), not {type(client).__name__}"
+        )
+    base = type(client)
+    if issubclass(base, _Metered):
+        raise ConfigError("this client is metered already")
+    door = _Door(meter, provider or provider_for_url(str(client.base_url)), send_attribution)
+    mixin = _MeteredSync if isinstance(client, OpenAI) else _MeteredAsync
+    key = (base, door)
+    classes: dict[tuple[type, _Door], type] = meter.attached("openai.classes", dict)
+    with _classes_lock:
+        cls = classes.get(key)
+        if cls is None:
+            cls = type(
+                base.__name__,
+                (mixin, base),
+                {"_behest": door, "__module__": base.__module__, "__qualname__": base.__qualname__},
+            )
+            classes[key] = cls
+    metered: Any = object.__new__(cls)
+    for name, value in vars(client).items():
+        # Resources that the client has made already (client.chat) call back into it.
+        if getattr(value, "_client", None) is not client:
+            metered.__dict__[name] = value
+    return metered  # type: ignore[no-any-return]

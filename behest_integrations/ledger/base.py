@@ -1,0 +1,268 @@
+"""From many threads and tasks to one writer.
+
+SQLite takes one writer at a time, and its own way of waiting is to sleep. So inside a
+process operations queue up here: whoever gets the lock runs everything that is queued in
+one transaction, and the others find their results ready. An operation that comes from a
+finaliser while this very thread holds the lock is left for the lock's holder, which makes
+it safe to end a hold from the garbage collector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from ..errors import BehestError, StoreError
+from .book import Bucket, Entry, HoldRecord, Rows
+
+log = logging.getLogger("behest")
+
+T = TypeVar("T")
+Work = Callable[[Rows], T]
+_MOST_AT_ONCE = 128
+
+
+class _Op(Generic[T]):
+    __slots__ = ("done", "error", "notify", "result", "work")
+
+    def __init__(self, work: Work[T], notify: Callable[[_Op[T]], None] | None = None) -> None:
+        self.work = work
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self.done = False
+        self.notify = notify
+
+    def value(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]
+
+
+class Ledger(ABC):
+    """A store of holds, buckets and entries."""
+
+    inline_async = True
+    """Whether an operation is quick enough to run on the event loop's own thread."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._pid = os.getpid()
+        self._reset_locks()
+        if hasattr(os, "register_at_fork"):
+            ref = weakref.ref(self)
+
+            def after_fork() -> None:
+                ledger = ref()
+                if ledger is not None:
+                    ledger._after_fork()
+
+            os.register_at_fork(after_in_child=after_fork)
+
+    def _reset_locks(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._queue: deque[_Op[Any]] = deque()
+        self._wake = threading.Event()
+        self._worker: threading.Thread | None = None
+        self._closed = False
+
+    def _after_fork(self) -> None:
+        """In a forked child no other thread exists, and the parent's locks may be held."""
+        self._reset_locks()
+
+    # ── writing ────────────────────────────────────────────────────────────────────────
+
+    def submit(self, work: Work[T]) -> T:
+        """Run `work` in a transaction and return what it returns.
+
+        Raises:
+            StoreError: it could not be read or written; nothing of it was.
+        """
+        op: _Op[T] = _Op(work)
+        self._queue.append(op)
+        while not op.done:
+            with self._lock:
+                if not op.done:
+                    self._run_queue()
+        self._drain_late()
+        return op.value()
+
+    async def asubmit(self, work: Work[T]) -> T:
+        """`submit` for coroutines: the event loop goes on while the store is written."""
+        if self.inline_async:
+            return self.submit(work)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def notify(op: _Op[T]) -> None:
+            try:
+                loop.call_soon_threadsafe(_resolve, future, op)
+            except RuntimeError:
+                log.debug("the event loop closed before a store operation was reported")
+
+        self._queue.append(_Op(work, notify))
+        self._start_worker()
+        return await future
+
+    def post(self, work: Work[Any], failed: Callable[[BaseException], None]) -> None:
+        """Run `work` soon, from anywhere: also from a finaliser, also on an event loop."""
+
+        def notify(op: _Op[Any]) -> None:
+            if op.error is not None:
+                failed(op.error)
+
+        self._queue.append(_Op(work, notify))
+        if not self.inline_async:
+            self._start_worker()
+        else:
+            self._drain_late()
+
+    def flush(self) -> None:
+        """Return when everything posted before has been run."""
+        if self._owner != threading.get_ident():
+            self.submit(lambda rows: None)
+
+    def _drain_late(self) -> None:
+        # Posted while the lock was held, after its holder had looked for the last time.
+        while self._queue and self._owner != threading.get_ident() and self._lock.acquire(False):
+            try:
+                self._run_queue()
+            finally:
+                self._lock.release()
+
+    def _run_queue(self) -> None:
+        """Run everything queued. The lock is held."""
+        self._owner = threading.get_ident()
+        try:
+            while self._queue:
+                batch: list[_Op[Any]] = []
+                while self._queue and len(batch) < _MOST_AT_ONCE:
+                    batch.append(self._queue.popleft())
+                self._run_batch(batch)
+        finally:
+            self._owner = None
+
+    def _run_batch(self, batch: list[_Op[Any]]) -> None:
+        try:
+            self._attempt(batch)
+        except BaseException as error:
+            if len(batch) > 1 and isinstance(error, Exception) and not isinstance(error, StoreError):
+                # One bad operation must not take the others down: each on its own.
+                for op in batch:
+                    self._run_batch([op])
+                return
+            for op in batch:
+                op.error = error
+            if not isinstance(error, Exception):
+                self._finish(batch)
+                raise
+        self._finish(batch)
+
+    @staticmethod
+    def _finish(batch: Iterable[_Op[Any]]) -> None:
+        for op in batch:
+            op.done = True
+            if op.notify is not None:
+                op.notify(op)
+
+    def _attempt(self, batch: list[_Op[Any]]) -> None:
+        rows = self._begin()
+        try:
+            for op in batch:
+                op.error = None
+                op.result = op.work(rows)
+            self._commit()
+        except BaseException as error:
+            self._rollback()
+            if isinstance(error, BehestError) or not isinstance(error, Exception):
+                raise
+            raise self._explain(error) from error
+
+    def _start_worker(self) -> None:
+        self._wake.set()
+        if self._worker is None or not self._worker.is_alive():
+            with _WORKERS:
+                if self._worker is None or not self._worker.is_alive():
+                    self._worker = threading.Thread(
+                        target=_work, args=(weakref.ref(self), self._wake), name="behest-ledger", daemon=True
+                    )
+                    self._worker.start()
+
+    def close(self) -> None:
+        """Write what is queued and let go of the store."""
+        self._closed = True
+        try:
+            self.flush()
+        finally:
+            self._wake.set()
+
+    # ── what a store is made of ────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def _begin(self) -> Rows: ...
+
+    @abstractmethod
+    def _commit(self) -> None: ...
+
+    @abstractmethod
+    def _rollback(self) -> None: ...
+
+    def _explain(self, error: Exception) -> Exception:
+        """The error to raise for one that the store's own library raised."""
+        return error
+
+    # ── reading ────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
+        """Everything, as of one moment: for proofs and repairs."""
+
+    @abstractmethod
+    def rebuild(self, buckets: Iterable[Bucket]) -> None:
+        """Put these sums of spent and held in place of the stored ones, by bucket id."""
+
+    @abstractmethod
+    def reading(self) -> Any:
+        """A SQLAlchemy engine to run reports on."""
+
+
+_WORKERS = threading.Lock()
+_IDLE = 5.0
+
+
+def _work(ref: weakref.ref[Ledger], wake: threading.Event) -> None:
+    """The thread that writes for coroutines. It ends when it has been idle for a while."""
+    while True:
+        signalled = wake.wait(_IDLE)
+        ledger = ref()
+        if ledger is None or ledger._wake is not wake:
+            return
+        wake.clear()
+        if ledger._queue:
+            with ledger._lock:
+                try:
+                    ledger._run_queue()
+                except BaseException:
+                    log.exception("the ledger's writer failed")
+        elif not signalled:
+            with _WORKERS:
+                if not ledger._queue and ledger._worker is threading.current_thread():
+                    ledger._worker = None
+                    return
+        del ledger
+
+
+def _resolve(future: asyncio.Future[T], op: _Op[T]) -> None:
+    if future.cancelled():
+        return
+    if op.error is not None:
+        future.set_exception(op.error)
+    else:
+        future.set_result(op.result)  # type: ignore[arg-type]

@@ -1,0 +1,473 @@
+"""The rules of the books: reserve, settle, release, expire. Written once for every store.
+
+Each function runs inside one transaction of a store, on its `Rows`. It reads what it
+needs, decides, and only then writes, so a refusal needs no rollback. Functions return
+values and change nothing else: a transaction may be run again.
+
+Entries are append-only. Where the truth arrives after an assumption was booked, a reversal
+of the assumption and a new entry are added; sums over all entries are always right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from ..admission import Ask, BucketState, Denied, decide
+from ..errors import Reason
+
+Status = Literal["settled", "estimated", "assumed", "failed"]
+# A later report replaces an earlier one only if it knows more.
+_KNOWS: dict[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "settled": 3}
+
+
+class Claim(NamedTuple):
+    """What one budget has to do with one call.
+
+    Attributes:
+        budget: the budget's shape, the first part of its buckets' identity.
+        scope: the scope key.
+        start: the window's start in ms; 0 for a lifetime or a rolling window.
+        unit, limit, text: of the budget.
+        end: when the window ends, in ms.
+        rolling_ms, slot_ms: for a rolling window, else 0.
+        thresholds: fractions of the limit in percent, ascending, that fire an event.
+    """
+
+    budget: str
+    scope: str
+    start: int
+    unit: str
+    limit: int
+    text: str
+    end: int | None = None
+    rolling_ms: int = 0
+    slot_ms: int = 0
+    thresholds: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return (self.budget, self.scope, self.start)
+
+
+@dataclass
+class Bucket:
+    """A bucket's row."""
+
+    id: int
+    budget: str
+    scope: str
+    start: int
+    unit: str
+    spent: int = 0
+    held: int = 0
+    notified: int = 0
+
+
+@dataclass
+class HoldRecord:
+    """A hold's row: what is held where, and what to write down if nobody comes back.
+
+    Attributes:
+        bookings: (bucket id, unit, amount, rolling slot length in ms or 0).
+        call: the fields of the entry that are known before the call.
+    """
+
+    id: str
+    expires: int
+    bookings: list[tuple[int, str, int, int]]
+    call: dict[str, Any]
+
+
+@dataclass
+class Entry:
+    """One line of the ledger. Times in ms since 1970 UTC; cost in nano-dollars."""
+
+    call_id: str
+    at: int
+    status: str
+    started: int = 0
+    session_id: str | None = None
+    user_id: str | None = None
+    project: str | None = None
+    tenant: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    stage: str | None = None
+    operation: str = ""
+    provider: str | None = None
+    model: str = ""
+    service_tier: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    input_audio_tokens: int = 0
+    output_audio_tokens: int = 0
+    cost: int | None = None
+    calls: int = 1
+    output_limit: int | None = None
+    lowered_from: int | None = None
+    reversal: int = 0
+    flags: str = ""
+    note: str = ""
+    provider_id: str | None = None
+    bookings: list[tuple[int, str, int]] = field(default_factory=list)
+
+
+ADDITIVE = (
+    "input_tokens",
+    "output_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "input_audio_tokens",
+    "output_audio_tokens",
+    "calls",
+)
+
+
+class Rows(Protocol):
+    """What a store offers inside a transaction."""
+
+    def overrides(self) -> Mapping[str, int | None]: ...
+    def set_override(self, text: str, amount: int | None) -> None: ...
+    def drop_override(self, text: str) -> None: ...
+    def bucket(self, budget: str, scope: str, start: int) -> Bucket | None: ...
+    def bucket_by_id(self, id: int) -> Bucket | None: ...
+    def new_bucket(self, budget: str, scope: str, start: int, unit: str) -> Bucket: ...
+    def change_bucket(self, id: int, spent: int, held: int) -> None: ...
+    def set_notified(self, id: int, notified: int) -> None: ...
+    def rolling_spent(self, budget: str, scope: str, after: int) -> int: ...
+    def count_refusal(self, id: int, call: Mapping[str, Any], now: int) -> None: ...
+    def add_hold(self, hold: HoldRecord) -> None: ...
+    def take_hold(self, id: str) -> HoldRecord | None: ...
+    def extend_hold(self, id: str, expires: int) -> bool: ...
+    def expired_holds(self, now: int, most: int) -> list[str]: ...
+    def add_entry(self, entry: Entry) -> None: ...
+    def last_entry(self, call_id: str) -> Entry | None: ...
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """A hold was written.
+
+    Attributes:
+        output: the output limit to send.
+        amounts: what is held, by unit.
+    """
+
+    output: int
+    amounts: Mapping[str, int]
+    expires: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Nothing was written but the count of refusals."""
+
+    claim: Claim
+    limit: int
+    spent: int
+    held: int
+    asked: int
+    reason: Reason
+    events: tuple[ThresholdEvent, ...] = ()
+
+
+@dataclass(frozen=True)
+class ThresholdEvent:
+    """A bucket has reached a share of its limit. Fires once per bucket and share.
+
+    Attributes:
+        percent: which of the meter's thresholds.
+        budget: the budget's text; `scope` whom the bucket is for.
+        unit, spent, limit: the bucket, in its unit (nano-dollars for ``usd``).
+    """
+
+    percent: int
+    budget: str
+    scope: str
+    unit: str
+    spent: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class Booked:
+    """What a settle did.
+
+    Attributes:
+        written: whether anything was booked (False: it had been already).
+        replaced: whether an earlier assumption was taken back.
+        over: units in which more was booked than had been reserved.
+    """
+
+    written: bool
+    replaced: bool = False
+    over: tuple[str, ...] = ()
+    events: tuple[ThresholdEvent, ...] = ()
+
+
+def _limit(claim: Claim, overrides: Mapping[str, int | None]) -> int | None:
+    """The limit in force; None if the budget has been removed."""
+    return overrides.get(claim.text, claim.limit) if overrides else claim.limit
+
+
+def _spent(rows: Rows, claim: Claim, bucket: Bucket, now: int) -> int:
+    if not claim.rolling_ms:
+        return bucket.spent
+    # A slot counts until all of it has left the window; slots ahead of a clock that was
+    # set back count too.
+    return rows.rolling_spent(claim.budget, claim.scope, now - claim.rolling_ms - claim.slot_ms)
+
+
+def reserve(
+    rows: Rows,
+    *,
+    call_id: str,
+    claims: Sequence[Claim],
+    ask: Ask,
+    call: Mapping[str, Any],
+    now: int,
+    lease: int,
+    count: bool = True,
+    count_busy: bool = True,
+) -> Reserved | Refused:
+    """Hold the worst case in every bucket, or refuse and say which said no.
+
+    Args:
+        count, count_busy: whether a refusal (one that is only `busy`) is the caller's
+            answer, and so counted, or will be tried again.
+    """
+    overrides = rows.overrides()
+    live: list[tuple[Claim, Bucket | None]] = []
+    states: list[BucketState] = []
+    for claim in claims:
+        limit = _limit(claim, overrides)
+        if limit is None:
+            continue
+        bucket = rows.bucket(*claim.key)
+        live.append((claim, bucket))
+        if bucket is None:
+            states.append(BucketState(claim.unit, limit, 0, 0))
+        else:
+            states.append(BucketState(claim.unit, limit, _spent(rows, claim, bucket, now), bucket.held))
+    decision = decide(states, ask)
+    if isinstance(decision, Denied):
+        final = count and (count_busy or decision.reason != "busy")
+        return _refuse(rows, live, states, decision, call, now, final)
+    amounts = {unit: need.amount(decision.output) for unit, need in ask.needs.items()}
+    bookings = []
+    for claim, bucket in live:
+        if bucket is None:
+            bucket = rows.new_bucket(*claim.key, claim.unit)
+        amount = amounts[claim.unit]
+        rows.change_bucket(bucket.id, 0, amount)
+        bookings.append((bucket.id, claim.unit, amount, claim.slot_ms))
+    record = dict(call)
+    record["held"] = amounts
+    record["output_limit"] = decision.output if ask.want else None
+    if decision.output < ask.want:
+        record["lowered_from"] = ask.want
+    rows.add_hold(HoldRecord(call_id, now + lease, bookings, record))
+    return Reserved(decision.output, amounts, now + lease)
+
+
+def _refuse(
+    rows: Rows,
+    live: Sequence[tuple[Claim, Bucket | None]],
+    states: Sequence[BucketState],
+    denied: Denied,
+    call: Mapping[str, Any],
+    now: int,
+    final: bool,
+) -> Refused:
+    claim, bucket = live[denied.index]
+    state = states[denied.index]
+    events: tuple[ThresholdEvent, ...] = ()
+    if final:
+        if bucket is None:
+            bucket = rows.new_bucket(*claim.key, claim.unit)
+        rows.count_refusal(bucket.id, call, now)
+        if denied.reason == "exhausted":
+            # What is left is too little for any call: the budget is used up.
+            events = _thresholds(rows, claim, bucket, state.limit, state.spent, full=True)
+    return Refused(claim, state.limit, state.spent, state.held, denied.asked, denied.reason, events)
+
+
+def _thresholds(
+    rows: Rows, claim: Claim, bucket: Bucket, limit: int, spent: int, *, full: bool = False
+) -> tuple[ThresholdEvent, ...]:
+    if not claim.thresholds:
+        return ()
+    reached = [p for p in claim.thresholds if spent * 100 >= p * limit or (full and p <= 100)]
+    top = reached[-1] if reached else 0
+    if top == bucket.notified or (top < bucket.notified and not claim.rolling_ms):
+        return ()
+    # A rolling window can fall below a threshold and reach it again: that is a new event.
+    rows.set_notified(bucket.id, top)
+    return tuple(
+        ThresholdEvent(p, claim.text, claim.scope, claim.unit, spent, limit)
+        for p in reached
+        if p > bucket.notified
+    )
+
+
+def settle(
+    rows: Rows,
+    *,
+    entry: Entry,
+    amounts: Mapping[str, int],
+    claims: Sequence[Claim],
+    now: int,
+) -> Booked:
+    """Release the hold and book the truth; or replace what was assumed meanwhile.
+
+    Args:
+        entry: the line to write; its bookings are filled in here.
+        amounts: what to book, by unit; empty books nothing (a call that was not billed).
+        claims: the call's claims, for thresholds and for a hold that was never written.
+    """
+    hold = rows.take_hold(entry.call_id)
+    replaced = False
+    over: list[str] = []
+    if hold is not None:
+        parts = [(id, unit, held, slot) for id, unit, held, slot in hold.bookings]
+        for id, unit, held, slot in parts:
+            amount = amounts.get(unit, 0)
+            if amount > held and unit not in over:
+                over.append(unit)
+            entry.bookings.append((_book(rows, id, amount, held, slot, now), unit, amount))
+    else:
+        last = rows.last_entry(entry.call_id)
+        if last is not None:
+            if _KNOWS[last.status] >= _KNOWS[entry.status]:
+                return Booked(False)
+            replaced = True
+            _reverse(rows, last, now)
+            for id, unit, _amount in last.bookings:
+                amount = amounts.get(unit, 0)
+                rows.change_bucket(id, amount, 0)
+                entry.bookings.append((id, unit, amount))
+        else:
+            # The hold was never written: the store was out and the user chose to go on.
+            for claim in claims:
+                bucket = rows.bucket(*claim.key) or rows.new_bucket(*claim.key, claim.unit)
+                amount = amounts.get(claim.unit, 0)
+                entry.bookings.append(
+                    (_book(rows, bucket.id, amount, 0, claim.slot_ms, now), claim.unit, amount)
+                )
+    if over:
+        entry.flags = _flag(entry.flags, "over_bound")
+    rows.add_entry(entry)
+    return Booked(True, replaced, tuple(over), _events_after(rows, claims, now))
+
+
+def _events_after(rows: Rows, claims: Sequence[Claim], now: int) -> tuple[ThresholdEvent, ...]:
+    events: list[ThresholdEvent] = []
+    overrides: Mapping[str, int | None] | None = None
+    for claim in claims:
+        if not claim.thresholds:
+            continue
+        bucket = rows.bucket(*claim.key)
+        if bucket is None:
+            continue
+        if overrides is None:
+            overrides = rows.overrides()
+        limit = _limit(claim, overrides)
+        if limit is not None:
+            events += _thresholds(rows, claim, bucket, limit, _spent(rows, claim, bucket, now))
+    return tuple(events)
+
+
+def _book(rows: Rows, id: int, amount: int, held: int, slot: int, now: int) -> int:
+    """Book `amount` in place of what was `held`; the id of the bucket that it went to.
+
+    In a rolling window spending counts from the end of the call, in the slot of that time.
+    """
+    if not slot:
+        rows.change_bucket(id, amount, -held)
+        return id
+    rows.change_bucket(id, 0, -held)
+    head = rows.bucket_by_id(id)
+    assert head is not None
+    start = max(1, now // slot * slot)
+    into = rows.bucket(head.budget, head.scope, start) or rows.new_bucket(
+        head.budget, head.scope, start, head.unit
+    )
+    rows.change_bucket(into.id, amount, 0)
+    return into.id
+
+
+def _reverse(rows: Rows, last: Entry, now: int) -> None:
+    negative = Entry(**{**asdict(last), "at": now, "reversal": 1, "note": "replaced by a later report"})
+    for name in ADDITIVE:
+        setattr(negative, name, -getattr(last, name))
+    negative.cost = None if last.cost is None else -last.cost
+    negative.bookings = [(id, unit, -amount) for id, unit, amount in last.bookings]
+    for id, _unit, amount in last.bookings:
+        rows.change_bucket(id, -amount, 0)
+    rows.add_entry(negative)
+
+
+def cancel(rows: Rows, *, call_id: str) -> bool:
+    """Drop the hold of a call that never left; as if it had not been reserved."""
+    hold = rows.take_hold(call_id)
+    if hold is None:
+        return False
+    for id, _unit, held, _slot in hold.bookings:
+        rows.change_bucket(id, 0, -held)
+    return True
+
+
+def expire(rows: Rows, *, now: int, book: bool, most: int = 200) -> list[str]:
+    """End holds whose lease has run out; the call ids.
+
+    Args:
+        book: whether the worst case is booked (`assumed`), or nothing.
+    """
+    ids = rows.expired_holds(now, most)
+    for call_id in ids:
+        hold = rows.take_hold(call_id)
+        if hold is None:
+            continue
+        call = dict(hold.call)
+        held = call.pop("held", {}) if book else {}
+        call.pop("held", None)
+        entry = Entry(
+            **call,
+            call_id=call_id,
+            at=now,
+            status="assumed",
+            cost=held.get("usd") if book else 0,
+            calls=held.get("calls", 1) if book else 0,
+            input_tokens=held.get("input_tokens", 0),
+            output_tokens=held.get("output_tokens", 0),
+            note="the lease ran out before the outcome was known",
+            flags="expired",
+        )
+        for id, unit, amount, slot in hold.bookings:
+            booked = amount if book else 0
+            entry.bookings.append((_book(rows, id, booked, amount, slot, now), unit, booked))
+        rows.add_entry(entry)
+    return ids
+
+
+def _flag(flags: str, flag: str) -> str:
+    return f"{flags},{flag}" if flags else flag
+
+
+def encode(value: object) -> str:
+    """JSON for a row: compact, and with text as it is."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def merge_amounts(parts: Iterable[tuple[int, str, int]]) -> dict[int, int]:
+    """What a list of bookings adds to each bucket, by bucket id."""
+    totals: dict[int, int] = {}
+    for id, _unit, amount in parts:
+        totals[id] = totals.get(id, 0) + amount
+    return totals

@@ -1,0 +1,145 @@
+"""The books in memory: for tests and notebooks. They end with the process.
+
+A forked child would count on its own copy, and so pass the budget: there it refuses.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Iterable, Mapping
+from copy import copy, deepcopy
+from typing import Any
+
+from ..errors import StoreError
+from .base import Ledger
+from .book import Bucket, Entry, HoldRecord, encode
+
+
+class _MemoryRows:
+    def __init__(self) -> None:
+        self.buckets: dict[tuple[str, str, int], Bucket] = {}
+        self.by_id: dict[int, Bucket] = {}
+        self.slots: dict[tuple[str, str], list[int]] = {}
+        self.holds: dict[str, HoldRecord] = {}
+        self.entries: list[Entry] = []
+        self.last: dict[str, Entry] = {}
+        self.limits: dict[str, int | None] = {}
+        self.refusals: dict[tuple[int, str], dict[str, Any]] = {}
+
+    def overrides(self) -> Mapping[str, int | None]:
+        return self.limits
+
+    def set_override(self, text: str, amount: int | None) -> None:
+        self.limits[text] = amount
+
+    def drop_override(self, text: str) -> None:
+        self.limits.pop(text, None)
+
+    def bucket(self, budget: str, scope: str, start: int) -> Bucket | None:
+        return self.buckets.get((budget, scope, start))
+
+    def bucket_by_id(self, id: int) -> Bucket | None:
+        return self.by_id.get(id)
+
+    def new_bucket(self, budget: str, scope: str, start: int, unit: str) -> Bucket:
+        bucket = Bucket(len(self.by_id) + 1, budget, scope, start, unit)
+        self.buckets[budget, scope, start] = self.by_id[bucket.id] = bucket
+        if start:
+            bisect.insort(self.slots.setdefault((budget, scope), []), start)
+        return bucket
+
+    def change_bucket(self, id: int, spent: int, held: int) -> None:
+        bucket = self.by_id[id]
+        bucket.spent += spent
+        bucket.held += held
+
+    def set_notified(self, id: int, notified: int) -> None:
+        self.by_id[id].notified = notified
+
+    def rolling_spent(self, budget: str, scope: str, after: int) -> int:
+        starts = self.slots.get((budget, scope), [])
+        return sum(
+            self.buckets[budget, scope, start].spent for start in starts[bisect.bisect_right(starts, after) :]
+        )
+
+    def count_refusal(self, id: int, call: Mapping[str, Any], now: int) -> None:
+        who = {k: call.get(k) for k in ("session_id", "user_id", "project", "tenant", "model")}
+        row = self.refusals.setdefault((id, encode(who)), {**who, "bucket": id, "count": 0, "at": now})
+        row["count"] += 1
+        row["at"] = now
+
+    def add_hold(self, hold: HoldRecord) -> None:
+        self.holds[hold.id] = hold
+
+    def take_hold(self, id: str) -> HoldRecord | None:
+        return self.holds.pop(id, None)
+
+    def extend_hold(self, id: str, expires: int) -> bool:
+        if id not in self.holds:
+            return False
+        self.holds[id].expires = expires
+        return True
+
+    def expired_holds(self, now: int, most: int) -> list[str]:
+        due = sorted((h.expires, h.id) for h in self.holds.values() if h.expires <= now)
+        return [id for _, id in due[:most]]
+
+    def add_entry(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        if not entry.reversal:
+            self.last[entry.call_id] = entry
+
+    def last_entry(self, call_id: str) -> Entry | None:
+        entry = self.last.get(call_id)
+        return copy(entry) if entry is not None else None
+
+
+class MemoryLedger(Ledger):
+    """Books that live as long as the process."""
+
+    def __init__(self) -> None:
+        super().__init__("memory://")
+        self._rows = _MemoryRows()
+
+    def _begin(self) -> _MemoryRows:
+        if os.getpid() != self._pid:
+            raise StoreError(
+                "This meter keeps its books in memory and the process has forked: each process would "
+                "count on its own and together they would pass the budget. Use a file that they "
+                "share, e.g. Meter('sqlite:///behest.db'), or make the meter after the fork.",
+                retryable=False,
+            )
+        return self._rows
+
+    def _commit(self) -> None:
+        pass
+
+    def _rollback(self) -> None:
+        pass
+
+    def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
+        def read(rows: Any) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
+            return (
+                deepcopy(list(rows.by_id.values())),
+                deepcopy(list(rows.holds.values())),
+                deepcopy(rows.entries),
+            )
+
+        return self.submit(read)
+
+    def rebuild(self, buckets: Iterable[Bucket]) -> None:
+        def write(rows: Any) -> None:
+            for bucket in buckets:
+                rows.by_id[bucket.id].spent = bucket.spent
+                rows.by_id[bucket.id].held = bucket.held
+
+        self.submit(write)
+
+    def reading(self) -> Any:
+        """A database in memory with a copy of the books, so that reports are written once."""
+        from .sql import copy_into_database
+
+        buckets, holds, entries = self.snapshot()
+        refusals = self.submit(lambda rows: [dict(r) for r in rows.refusals.values()])  # type: ignore[attr-defined]
+        return copy_into_database(buckets, holds, entries, refusals)

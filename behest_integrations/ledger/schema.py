@@ -1,0 +1,118 @@
+"""The tables, as they are now. How they came to be so is under `migrations/`.
+
+Amounts are integers of their unit (nano-dollars for money), times are milliseconds since
+1970 UTC. No column holds a prompt or an answer.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+HEAD = "0001"
+"""The newest migration."""
+
+metadata = MetaData()
+_ID = BigInteger().with_variant(Integer, "sqlite")
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("shape", Text, primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("zone", Text, nullable=False),
+    Column("seen", BigInteger, nullable=False),
+)
+
+limits = Table(
+    "limits",
+    metadata,
+    Column("text", Text, primary_key=True),
+    Column("amount", BigInteger),
+)
+
+buckets = Table(
+    "buckets",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("budget", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("spent", BigInteger, nullable=False, default=0),
+    Column("held", BigInteger, nullable=False, default=0),
+    Column("notified", SmallInteger, nullable=False, default=0),
+    UniqueConstraint("budget", "scope", "start"),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("expires", BigInteger, nullable=False),
+    Column("bookings", Text, nullable=False),
+    Column("call", Text, nullable=False),
+)
+Index("holds_expires", holds.c.expires)
+
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("bucket", BigInteger, primary_key=True),
+    Column("who", Text, primary_key=True),
+    Column("session_id", Text),
+    Column("user_id", Text),
+    Column("project", Text),
+    Column("tenant", Text),
+    Column("model", Text),
+    Column("count", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("call_id", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("started", BigInteger, nullable=False),
+    Column("session_id", Text),
+    Column("user_id", Text),
+    Column("project", Text),
+    Column("tenant", Text),
+    Column("tags", JSON, nullable=False),
+    Column("stage", Text),
+    Column("operation", Text, nullable=False),
+    Column("provider", Text),
+    Column("model", Text, nullable=False),
+    Column("service_tier", Text),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cached_input_tokens", BigInteger, nullable=False),
+    Column("cache_write_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("input_audio_tokens", BigInteger, nullable=False),
+    Column("output_audio_tokens", BigInteger, nullable=False),
+    Column("cost", BigInteger),
+    Column("calls", SmallInteger, nullable=False),
+    Column("output_limit", BigInteger),
+    Column("lowered_from", BigInteger),
+    Column("reversal", SmallInteger, nullable=False),
+    Column("flags", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("provider_id", Text),
+    Column("bookings", JSON, nullable=False),
+)
+Index("entries_call", entries.c.call_id)
+Index("entries_at", entries.c.at)

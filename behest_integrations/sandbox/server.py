@@ -1,0 +1,617 @@
+"""The sandbox's HTTP side: OpenAI's wire, faults on demand, and a thread to run it in."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from ..errors import ConfigError, MissingExtra
+from .bill import Bill
+from .model import Answer, embedding, generate, prompt_tokens
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.routing import Route
+except ImportError:
+    raise MissingExtra("The sandbox provider's HTTP server", "sandbox") from None
+
+FaultKind = Literal["latency", "status", "timeout", "cut", "no_usage", "over_limit"]
+_FAULTS = ("latency", "status", "timeout", "cut", "no_usage", "over_limit")
+_MODELS = (
+    "gpt-4o",
+    "gpt-4o-mini",
+    "gpt-4.1-mini",
+    "gpt-4",
+    "gpt-5-mini",
+    "o4-mini",
+    "text-embedding-3-small",
+)
+
+
+@dataclass
+class _Fault:
+    kind: str
+    times: int
+    status: int = 500
+    billed: bool = True
+    seconds: float = 0.0
+    factor: int = 2
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One request, as far as billing goes."""
+
+    operation: str
+    model: str
+    session_id: str | None
+    user_id: str | None
+    input_tokens: int
+    cached_tokens: int
+
+
+class Sandbox:
+    """An offline provider; use it as `with Sandbox() as sandbox:`.
+
+    Args:
+        latency: seconds before an answer begins.
+        chunk_delay: seconds between the chunks of a stream.
+        output_tokens: how long answers are where the request's limit does not cut them.
+        chunk_tokens: tokens in each chunk of a stream.
+        abandoned: what is billed for a stream whose client hangs up: ``all`` of it (a
+            provider that goes on generating) or ``sent`` (what had been sent by then).
+        prices: USD per million tokens by model, (input, output), over the price list's.
+        host, port: where to listen; port 0 takes a free one.
+
+    Raises:
+        MissingExtra: the `sandbox` extra is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        latency: float = 0.0,
+        chunk_delay: float = 0.0,
+        output_tokens: int = 64,
+        chunk_tokens: int = 8,
+        abandoned: Literal["all", "sent"] = "all",
+        prices: Mapping[str, tuple[str, str]] | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        self.latency = latency
+        self.chunk_delay = chunk_delay
+        self.output_tokens = output_tokens
+        self.chunk_tokens = chunk_tokens
+        self.abandoned = abandoned
+        self.bill = Bill({m: (Decimal(i), Decimal(o)) for m, (i, o) in (prices or {}).items()})
+        self.requests = 0
+        """Requests received on billable paths, refused or not."""
+        self.host, self.port = host, port
+        self._faults: list[_Fault] = []
+        self._seen: set[tuple[str, str]] = set()
+        self._background: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._ids = itertools.count(1)
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._completions, methods=["POST"]),
+                Route("/v1/responses", self._responses, methods=["POST"]),
+                Route("/v1/responses/{id}", self._response, methods=["GET"]),
+                Route("/v1/embeddings", self._embeddings, methods=["POST"]),
+                Route("/v1/images/generations", self._images, methods=["POST"]),
+                Route("/v1/models", self._models),
+                Route("/openai/deployments/{deployment}/chat/completions", self._chat, methods=["POST"]),
+                Route("/sandbox/bill", self._show_bill),
+                Route("/sandbox/faults", self._add_fault, methods=["POST"]),
+            ]
+        )
+
+    # ── running ────────────────────────────────────────────────────────────────────────
+
+    @property
+    def base_url(self) -> str:
+        """What to give to a client as `base_url`."""
+        return f"http://{self.host}:{self.port}/v1"
+
+    def start(self) -> Sandbox:
+        """Serve from a thread of this process; returns when it accepts connections."""
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self.host, self.port))
+        listener.listen(1024)
+        self.port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            self.app, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=2
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listener]}, name="behest-sandbox", daemon=True
+        )
+        self._thread.start()
+        deadline = time.monotonic() + 10
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise RuntimeError("the sandbox did not start")
+            time.sleep(0.005)
+        return self
+
+    def stop(self) -> None:
+        """Stop serving; streams still open are cut off after two seconds."""
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join(10)
+            self._server = self._thread = None
+
+    def __enter__(self) -> Sandbox:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def run(self) -> None:
+        """Serve in the foreground until interrupted."""
+        uvicorn.run(self.app, host=self.host, port=self.port, log_level="warning", lifespan="off")
+
+    # ── faults ─────────────────────────────────────────────────────────────────────────
+
+    def fault(
+        self,
+        kind: FaultKind,
+        *,
+        times: int = 1,
+        status: int = 500,
+        billed: bool = True,
+        seconds: float = 0.0,
+        factor: int = 2,
+    ) -> None:
+        """Make the next `times` requests go wrong.
+
+        Args:
+            kind: ``latency`` (by `seconds`), ``status`` (answer with `status`; `billed` or
+                not), ``timeout`` (bill, then answer after `seconds`), ``cut`` (break a
+                stream half way, billed whole), ``no_usage`` (leave usage out),
+                ``over_limit`` (bill and report `factor` times the output).
+        """
+        if kind not in _FAULTS:
+            raise ConfigError(f"unknown fault {kind!r}: one of {', '.join(_FAULTS)}")
+        self._faults.append(_Fault(kind, times, status, billed, seconds, factor))
+
+    def _next_fault(self) -> _Fault | None:
+        while self._faults:
+            fault = self._faults[0]
+            if fault.times > 0:
+                fault.times -= 1
+                return fault
+            self._faults.pop(0)
+        return None
+
+    async def _add_fault(self, request: Request) -> Response:
+        try:
+            self.fault(**await request.json())
+        except (TypeError, ValueError) as error:
+            return _error(400, str(error))
+        return JSONResponse({"faults": len(self._faults)})
+
+    # ── billing ────────────────────────────────────────────────────────────────────────
+
+    async def _show_bill(self, request: Request) -> Response:
+        return JSONResponse(self.bill.as_json())
+
+    def _job(
+        self, request: Request, operation: str, body: Mapping[str, Any], prompt: Any, messages: int
+    ) -> _Job:
+        model = str(body.get("model") or request.path_params.get("deployment") or "")
+        tokens = prompt_tokens(prompt, model) + 3 * messages + 3
+        cached = 0
+        if tokens >= 1024:
+            # Like OpenAI's: prompts of 1,024 tokens and more, in steps of 128, by prefix.
+            prefix = (model, json.dumps(prompt, default=str)[:4096])
+            cached = tokens // 128 * 128 if prefix in self._seen else 0
+            self._seen.add(prefix)
+        return _Job(
+            operation,
+            model,
+            _header(request, "x-session-id"),
+            _header(request, "x-end-user-id"),
+            tokens,
+            cached,
+        )
+
+    def _charge(self, job: _Job, output: int, reasoning: int = 0, *, abandoned: bool = False) -> None:
+        self.bill.charge(
+            session_id=job.session_id,
+            user_id=job.user_id,
+            operation=job.operation,
+            model=job.model,
+            input_tokens=job.input_tokens,
+            cached_tokens=job.cached_tokens,
+            output_tokens=output,
+            reasoning_tokens=reasoning,
+            abandoned=abandoned,
+        )
+
+    async def _begin(self, job: _Job, output: int, fault: _Fault | None) -> Response | None:
+        """Wait, and fail where a fault says so; None to go on and answer."""
+        self.requests += 1
+        delay = self.latency + (fault.seconds if fault and fault.kind == "latency" else 0.0)
+        if delay:
+            await asyncio.sleep(delay)
+        if fault is not None and fault.kind in ("status", "timeout"):
+            if fault.billed:
+                self._charge(job, output)
+            if fault.kind == "status":
+                return _error(fault.status, "the sandbox was told to fail")
+            await asyncio.sleep(fault.seconds)
+            return _error(504, "the sandbox was told to be late")
+        return None
+
+    # ── the API ────────────────────────────────────────────────────────────────────────
+
+    async def _chat(self, request: Request) -> Response:
+        body = await _json(request)
+        if body is None or not isinstance(body.get("messages"), list) or not body["messages"]:
+            return _error(400, "messages is required")
+        messages = body["messages"]
+        prompt = [messages, body.get("tools"), body.get("response_format")]
+        job = self._job(request, "chat", body, prompt, len(messages))
+        limits = [body[k] for k in ("max_completion_tokens", "max_tokens") if body.get(k) is not None]
+        last = messages[-1] if isinstance(messages[-1], dict) else {}
+        offered = body.get("tools") or ()
+        tools = offered if last.get("role") != "tool" and body.get("tool_choice") != "none" else ()
+        form = body.get("response_format") or {}
+        schema = (form.get("json_schema") or {}).get("schema") if form.get("type") == "json_schema" else None
+        answers = [
+            generate(
+                messages, job.model, natural=self.output_tokens, limit=min(limits) if limits else None,
+                tools=tools, schema=schema, choice=i,
+            )
+            for i in range(body.get("n") or 1)
+        ]  # fmt: skip
+        fault = self._next_fault()
+        factor = fault.factor if fault and fault.kind == "over_limit" else 1
+        output = sum(a.tokens for a in answers) * factor
+        reasoning = sum(a.reasoning for a in answers)
+        failed = await self._begin(job, output, fault)
+        if failed is not None:
+            return failed
+        usage = {
+            "prompt_tokens": job.input_tokens,
+            "completion_tokens": output,
+            "total_tokens": job.input_tokens + output,
+            "prompt_tokens_details": {"cached_tokens": job.cached_tokens, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": reasoning, "audio_tokens": 0},
+        }
+        head = {"id": f"chatcmpl-{next(self._ids)}", "created": int(time.time()), "model": job.model}
+        if body.get("stream"):
+            asked = (body.get("stream_options") or {}).get("include_usage")
+            events = self._chat_events(head, answers, usage if asked else None, fault)
+            return self._stream(events, job, output, reasoning, fault, sum(a.tokens for a in answers))
+        self._charge(job, output, reasoning)
+        reply: dict[str, Any] = {**head, "object": "chat.completion", "service_tier": "default"}
+        reply["choices"] = [
+            {
+                "index": i,
+                "message": _message(a, str(head["id"])),
+                "finish_reason": _finish(a),
+                "logprobs": None,
+            }
+            for i, a in enumerate(answers)
+        ]
+        if not (fault and fault.kind == "no_usage"):
+            reply["usage"] = usage
+        return JSONResponse(reply)
+
+    def _chat_events(
+        self, head: dict[str, Any], answers: list[Answer], usage: dict[str, Any] | None, fault: _Fault | None
+    ) -> list[tuple[int, str]]:
+        """A chat stream's events, each with the tokens it brings."""
+        base = {**head, "object": "chat.completion.chunk", "service_tier": "default"}
+        pending = {"usage": None} if usage is not None else {}
+        events: list[tuple[int, str]] = []
+
+        def chunk(index: int, delta: dict[str, Any], finish: str | None, tokens: int) -> None:
+            choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
+            events.append((tokens, _sse({**base, "choices": [choice], **pending})))
+
+        for index, answer in enumerate(answers):
+            chunk(index, {"role": "assistant", "content": ""}, None, answer.reasoning)
+            if answer.tool is not None:
+                call = {
+                    "index": 0, "id": f"call_{head['id']}", "type": "function",
+                    "function": {"name": answer.tool[0], "arguments": answer.tool[1]},
+                }  # fmt: skip
+                chunk(index, {"tool_calls": [call]}, None, answer.tokens - answer.reasoning)
+            for at in range(0, len(answer.words), self.chunk_tokens):
+                piece = answer.words[at : at + self.chunk_tokens]
+                chunk(index, {"content": "".join(piece)}, None, len(piece))
+            chunk(index, {}, _finish(answer), 0)
+        if usage is not None and not (fault and fault.kind == "no_usage"):
+            events.append((0, _sse({**base, "choices": [], "usage": usage})))
+        events.append((0, "data: [DONE]\n\n"))
+        return events
+
+    def _stream(
+        self,
+        events: list[tuple[int, str]],
+        job: _Job,
+        output: int,
+        reasoning: int,
+        fault: _Fault | None,
+        generated: int,
+    ) -> Response:
+        async def body() -> AsyncIterator[str]:
+            sent, whole = 0, False
+            try:
+                for number, (tokens, event) in enumerate(events):
+                    if fault and fault.kind == "cut" and number >= len(events) // 2:
+                        raise ConnectionResetError("the sandbox was told to cut the stream")
+                    sent += tokens
+                    yield event
+                    # Also without a delay: the loop must get to notice a client's hang-up.
+                    await asyncio.sleep(self.chunk_delay)
+                whole = True
+            finally:
+                # Also when the client has hung up: what was made has been paid for.
+                everything = whole or self.abandoned == "all" or (fault is not None and fault.kind == "cut")
+                self._charge(job, output if everything else sent, reasoning, abandoned=not whole)
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    async def _completions(self, request: Request) -> Response:
+        body = await _json(request)
+        if body is None or body.get("prompt") is None:
+            return _error(400, "prompt is required")
+        prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        job = self._job(request, "completions", body, prompts, 0)
+        answers = [
+            generate(p, job.model, natural=self.output_tokens, limit=body.get("max_tokens") or 16, choice=i)
+            for p in prompts
+            for i in range(body.get("n") or 1)
+        ]
+        output = sum(a.tokens for a in answers)
+        fault = self._next_fault()
+        failed = await self._begin(job, output, fault)
+        if failed is not None:
+            return failed
+        usage = _plain_usage(job, output)
+        head = {
+            "id": f"cmpl-{next(self._ids)}",
+            "object": "text_completion",
+            "created": 0,
+            "model": job.model,
+        }
+        choices = [
+            {"index": i, "text": a.text, "finish_reason": _finish(a), "logprobs": None}
+            for i, a in enumerate(answers)
+        ]
+        if body.get("stream"):
+            events = [
+                (a.tokens, _sse({**head, "choices": [c]})) for a, c in zip(answers, choices, strict=False)
+            ]
+            if (body.get("stream_options") or {}).get("include_usage"):
+                events.append((0, _sse({**head, "choices": [], "usage": usage})))
+            events.append((0, "data: [DONE]\n\n"))
+            return self._stream(events, job, output, 0, fault, output)
+        self._charge(job, output)
+        return JSONResponse({**head, "choices": choices, "usage": usage})
+
+    async def _responses(self, request: Request) -> Response:
+        body = await _json(request)
+        if body is None or body.get("input") is None:
+            return _error(400, "input is required")
+        given = body["input"]
+        form = (body.get("text") or {}).get("format") or {}
+        prompt = [given, body.get("instructions"), body.get("tools"), form]
+        job = self._job(request, "responses", body, prompt, 1 if isinstance(given, str) else len(given))
+        previous = self._background.get(str(body.get("previous_response_id")))
+        if previous is not None:
+            before = previous[1]["usage"]
+            job = _Job(**{**job.__dict__, "input_tokens": job.input_tokens + before["total_tokens"]})
+        answered = isinstance(given, list) and any(
+            isinstance(i, dict) and i.get("type") == "function_call_output" for i in given
+        )
+        answer = generate(
+            given,
+            job.model,
+            natural=self.output_tokens,
+            limit=body.get("max_output_tokens"),
+            tools=() if answered else [t for t in body.get("tools") or () if t.get("type") == "function"],
+            schema=form.get("schema") if form.get("type") == "json_schema" else None,
+        )
+        fault = self._next_fault()
+        failed = await self._begin(job, answer.tokens, fault)
+        if failed is not None:
+            return failed
+        reply = self._response_object(body, job, answer)
+        if fault and fault.kind == "no_usage":
+            reply["usage"] = None
+        if body.get("background"):
+            self._charge(job, answer.tokens, answer.reasoning)
+            self._background[reply["id"]] = (time.monotonic() + max(self.latency, 0.05), reply)
+            return JSONResponse({**reply, "status": "queued", "output": [], "usage": None})
+        if body.get("stream"):
+            events = self._response_events(reply, answer)
+            return self._stream(events, job, answer.tokens, answer.reasoning, fault, answer.tokens)
+        self._charge(job, answer.tokens, answer.reasoning)
+        self._background[reply["id"]] = (0.0, reply)
+        return JSONResponse(reply)
+
+    def _response_object(self, body: Mapping[str, Any], job: _Job, answer: Answer) -> dict[str, Any]:
+        number = next(self._ids)
+        if answer.tool is not None:
+            output: dict[str, Any] = {
+                "type": "function_call", "id": f"fc_{number}", "call_id": f"call_{number}",
+                "status": "completed", "name": answer.tool[0], "arguments": answer.tool[1],
+            }  # fmt: skip
+        else:
+            content = {"type": "output_text", "text": answer.text, "annotations": []}
+            output = {
+                "type": "message", "id": f"msg_{number}", "role": "assistant", "status": "completed",
+                "content": [content],
+            }  # fmt: skip
+        return {
+            "id": f"resp_{number}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": job.model,
+            "status": "incomplete" if answer.truncated else "completed",
+            "incomplete_details": {"reason": "max_output_tokens"} if answer.truncated else None,
+            "error": None,
+            "instructions": body.get("instructions"),
+            "metadata": {},
+            "output": [output],
+            "parallel_tool_calls": True,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "tool_choice": "auto",
+            "tools": body.get("tools") or [],
+            "service_tier": "default",
+            "usage": {
+                "input_tokens": job.input_tokens,
+                "input_tokens_details": {"cached_tokens": job.cached_tokens},
+                "output_tokens": answer.tokens,
+                "output_tokens_details": {"reasoning_tokens": answer.reasoning},
+                "total_tokens": job.input_tokens + answer.tokens,
+            },
+        }
+
+    def _response_events(self, reply: dict[str, Any], answer: Answer) -> list[tuple[int, str]]:
+        numbers = itertools.count()
+        events: list[tuple[int, str]] = []
+
+        def event(kind: str, tokens: int = 0, **fields: Any) -> None:
+            data = {"type": kind, "sequence_number": next(numbers), **fields}
+            events.append((tokens, f"event: {kind}\n{_sse(data)}"))
+
+        item = reply["output"][0]
+        place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+        event("response.created", response={**reply, "status": "in_progress", "output": [], "usage": None})
+        event(
+            "response.output_item.added",
+            answer.reasoning,
+            output_index=0,
+            item={**item, "status": "in_progress"},
+        )
+        if item["type"] == "message":
+            part = item["content"][0]
+            event("response.content_part.added", part={**part, "text": ""}, **place)
+            for at in range(0, len(answer.words), self.chunk_tokens):
+                piece = answer.words[at : at + self.chunk_tokens]
+                event("response.output_text.delta", len(piece), delta="".join(piece), logprobs=[], **place)
+            event("response.output_text.done", text=answer.text, logprobs=[], **place)
+            event("response.content_part.done", part=part, **place)
+        event("response.output_item.done", output_index=0, item=item)
+        event(f"response.{reply['status']}", response=reply)
+        return events
+
+    async def _response(self, request: Request) -> Response:
+        found = self._background.get(request.path_params["id"])
+        if found is None:
+            return _error(404, "no such response")
+        ready, reply = found
+        if time.monotonic() < ready:
+            return JSONResponse({**reply, "status": "in_progress", "output": [], "usage": None})
+        return JSONResponse(reply)
+
+    async def _embeddings(self, request: Request) -> Response:
+        body = await _json(request)
+        if body is None or body.get("input") is None:
+            return _error(400, "input is required")
+        given = body["input"]
+        single = isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int))
+        texts = [given] if single else given
+        job = self._job(request, "embeddings", body, given, 0)
+        fault = self._next_fault()
+        failed = await self._begin(job, 0, fault)
+        if failed is not None:
+            return failed
+        self._charge(job, 0)
+        vectors = [embedding(t, body.get("dimensions") or 64) for t in texts]
+        packed = body.get("encoding_format") == "base64"
+        data = [
+            {
+                "object": "embedding",
+                "index": i,
+                "embedding": base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() if packed else v,
+            }
+            for i, v in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": job.input_tokens, "total_tokens": job.input_tokens}
+        return JSONResponse({"object": "list", "data": data, "model": job.model, "usage": usage})
+
+    async def _images(self, request: Request) -> Response:
+        """Not a picture: enough to see whether such calls are let through."""
+        self.requests += 1
+        return JSONResponse({"created": 0, "data": [{"url": "http://127.0.0.1/none.png"}]})
+
+    async def _models(self, request: Request) -> Response:
+        models = [*_MODELS, *self.bill.prices]
+        data = [{"id": m, "object": "model", "created": 0, "owned_by": "sandbox"} for m in models]
+        return JSONResponse({"object": "list", "data": data})
+
+
+def _header(request: Request, name: str) -> str | None:
+    """A header's value; ids in any script travel as UTF-8."""
+    value = request.headers.get(name)
+    if value is None:
+        return None
+    with suppress(UnicodeError):
+        return value.encode("latin-1").decode("utf-8")
+    return value
+
+
+async def _json(request: Request) -> dict[str, Any] | None:
+    try:
+        body = await request.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _sse(data: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+def _error(status: int, message: str) -> Response:
+    kind = (
+        "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+    )
+    body = {"error": {"message": message, "type": kind, "code": None, "param": None}}
+    return JSONResponse(body, status_code=status)
+
+
+def _finish(answer: Answer) -> str:
+    return "length" if answer.truncated else "tool_calls" if answer.tool else "stop"
+
+
+def _message(answer: Answer, id: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text or None, "refusal": None}
+    if answer.tool is not None:
+        function = {"name": answer.tool[0], "arguments": answer.tool[1]}
+        message["tool_calls"] = [{"id": f"call_{id}", "type": "function", "function": function}]
+    return message
+
+
+def _plain_usage(job: _Job, output: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": job.input_tokens,
+        "completion_tokens": output,
+        "total_tokens": job.input_tokens + output,
+    }

@@ -1,0 +1,117 @@
+"""How many tokens a text is: exactly where the tokenizer is known, from above elsewhere.
+
+A byte-level BPE token stands for at least one byte of UTF-8, so the number of bytes is an
+upper bound of the number of tokens for every such tokenizer. With the `tokenizer` extra,
+OpenAI models whose encoding is published are counted exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+# Published in OpenAI's tiktoken (tiktoken/model.py): model name prefix → encoding.
+_ENCODINGS = (
+    ("gpt-4o", "o200k_base"),
+    ("chatgpt-4o", "o200k_base"),
+    ("gpt-4.1", "o200k_base"),
+    ("gpt-4.5", "o200k_base"),
+    ("gpt-5", "o200k_base"),
+    ("o1", "o200k_base"),
+    ("o3", "o200k_base"),
+    ("o4-mini", "o200k_base"),
+    ("gpt-4", "cl100k_base"),
+    ("gpt-3.5-turbo", "cl100k_base"),
+    ("text-embedding-3-", "cl100k_base"),
+    ("text-embedding-ada-002", "cl100k_base"),
+)
+
+
+@lru_cache(maxsize=8)
+def _encoder(encoding: str) -> Callable[[str], list[int]] | None:
+    try:
+        from bpe_openai import get_encoding
+
+        return get_encoding(encoding).encode_ordinary  # type: ignore[no-any-return]
+    except (ImportError, ValueError, LookupError):
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _encoding_name(model: str) -> str | None:
+    name = model.removeprefix("ft:")
+    if name.startswith(("gpt-5.", "gpt-4-vision")):
+        return None  # not in the published table
+    return next((encoding for prefix, encoding in _ENCODINGS if name.startswith(prefix)), None)
+
+
+def exact_counter(model: str) -> Callable[[str], int] | None:
+    """Counts the tokens of a text for `model`; None where its encoding is not known here."""
+    encoding = _encoding_name(model)
+    encode = _encoder(encoding) if encoding else None
+    if encode is None:
+        return None
+    return lambda text: len(encode(text))
+
+
+def byte_length(text: str) -> int:
+    """Bytes of UTF-8; lone surrogates count as the three bytes they would take."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def bound_tokens(text: str, model: str) -> int:
+    """Tokens of `text`: exact where the encoding is known, else at most this many."""
+    count = exact_counter(model)
+    return byte_length(text) if count is None else count(text)
+
+
+def estimate_tokens(text: str, model: str) -> int:
+    """Tokens of `text`: exact where the encoding is known, else a third of its bytes.
+
+    English takes about 4.4 bytes a token and Chinese 4.0, so the estimate errs upward.
+    """
+    count = exact_counter(model)
+    return -(-byte_length(text) // 3) if count is None else count(text)
+
+
+def bound_json(value: Any, model: str) -> int:
+    """Tokens of a JSON value as a provider may render it, from above.
+
+    Without a tokenizer: the bytes of its JSON. With one: every string and number counted
+    on its own, and two tokens for each key, brace and separator around them.
+    """
+    count = exact_counter(model)
+    if count is None:
+        return byte_length(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain))
+    total = 0
+    for text in _leaves(value):
+        total += count(text) + 2
+    return total
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield ""
+        for key, inner in value.items():
+            yield str(key)
+            yield from _leaves(inner)
+    elif isinstance(value, (list, tuple)):
+        yield ""
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """pydantic models and other mappings that callers leave inside a request."""
+    dump = getattr(value, "model_dump", None)
+    if dump is not None:
+        return dump(mode="json", exclude_unset=True)
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    return str(value)
