@@ -758,7 +758,7 @@ class Meter:
                 return Hold(self, plan, call_id, now, claims, None)
             if isinstance(result, Reserved):
                 return Hold(self, plan, call_id, now, claims, result)
-            self._announce(result.events, plan.budgets)
+            self._announce(result.events)
             if not sweep:
                 sweep = True  # holds of the dead may be in the way
                 continue
@@ -874,14 +874,15 @@ class Meter:
                 "booked and the budget admits no more than it has left; check the model's price",
                 ", ".join(booked.over),
             )
-        self._announce(booked.events, ())
+        self._announce(booked.events)
 
-    def _announce(self, events: Iterable[ThresholdEvent], budgets: Iterable[Budget]) -> None:
-        for event in events:
+    def _announce(self, events: Iterable[ThresholdEvent]) -> None:
+        for raw in events:
+            event = replace(raw, scope=describe_scope(Budget.parse(raw.budget), raw.scope))
             log.warning(
                 'budget "%s"%s has reached %d %%: %s of %s',
                 event.budget,
-                f" [{event.scope}]" if event.scope else "",
+                f" for {event.scope}" if event.scope else "",
                 event.percent,
                 format_amount(event.spent, event.unit),
                 format_amount(event.limit, event.unit),

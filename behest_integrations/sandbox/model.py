@@ -15,50 +15,12 @@ from typing import Any
 
 from ..tokens import exact_counter
 
-# Each is one token, with the blank before it, in the encodings that OpenAI publishes.
-_WORDS = tuple(
-    [
-        "the",
-        "cost",
-        "of",
-        "a",
-        "call",
-        "is",
-        "known",
-        "before",
-        "it",
-        "is",
-        "made",
-        "and",
-        "the",
-        "budget",
-        "holds",
-        "so",
-        "that",
-        "no",
-        "one",
-        "is",
-        "surprised",
-        "by",
-        "the",
-        "bill",
-        "at",
-        "the",
-        "end",
-        "of",
-        "the",
-        "month",
-        "while",
-        "every",
-        "token",
-        "has",
-        "a",
-        "name",
-        "and",
-        "a",
-        "place",
-    ]
+_SENTENCE = (
+    "the cost of a call is known before it is made and the budget holds so that no one is "
+    "surprised by the bill at the end of the month while every token has a name and a place"
 )
+# Each is one token, with the blank before it, in the encodings that OpenAI publishes.
+_WORDS = tuple(_SENTENCE.split())
 
 
 def count_tokens(text: str, model: str) -> int:
