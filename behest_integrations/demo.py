@@ -103,7 +103,7 @@ def tell(out: Console) -> Callable[[ThresholdEvent], None]:
 
 
 def _chat_all(out: Console, meter: Meter, client: object) -> list[tuple[str, BudgetExceeded]]:
-    limit = toto_nano("0.05")
+    limit = to_nano("0.05")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(30),
@@ -159,7 +159,7 @@ def _compare(out: Console, meter: Meter, bill: dict[str | None, Decimal]) -> boo
     footers = [
         ("session", "total"), ("user", ""), ("calls", count(ours.total.calls)),
         ("tokens", count(ours.total.input_tokens + ours.total.output_tokens)),
-        ("ledger", format_usd(ours.total.cost)), ("provider's bill", format_usd(toto_nano(billed_total))),
+        ("ledger", format_usd(ours.total.cost)), ("provider's bill", format_usd(to_nano(billed_total))),
         ("", ""),
     ]  # fmt: skip
     for i, (header, footer) in enumerate(footers):
@@ -175,8 +175,8 @@ def _compare(out: Console, meter: Meter, bill: dict[str | None, Decimal]) -> boo
         )  # fmt: skip
     out.print()
     out.print(table)
-    cap = toto_nano("0.18")
-    held = billed_total * NANO <= cap and all(to_nano(cost) <= toto_nano("0.05") for cost in bill.values())
+    cap = to_nano("0.18")
+    held = billed_total * NANO <= cap and all(to_nano(cost) <= to_nano("0.05") for cost in bill.values())
     used = Decimal(ours.total.cost * 100) / cap
     out.print(f"\n{used:.1f} % of the $0.18 were used.", highlight=False)
     if agreed and held:

@@ -91,6 +91,8 @@ def _run(ledger: Ledger, steps: _Steps[T]) -> T:
                 step = steps.send(answer)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+    finally:
+        steps.close()  # after a cancellation: the steps undo what they had begun
 
 
 async def _arun(ledger: Ledger, steps: _Steps[T]) -> T:
@@ -110,6 +112,8 @@ async def _arun(ledger: Ledger, steps: _Steps[T]) -> T:
                 step = steps.send(answer)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+    finally:
+        steps.close()  # after a cancellation: the steps undo what they had begun
 
 
 @dataclass(frozen=True)
@@ -751,6 +755,11 @@ class Meter:
                 result: Reserved | Refused = yield self._reserve_work(
                     call_id, claims, plan, now, sweep, waiting
                 )
+            except GeneratorExit:
+                # Cancelled while the store was asked, and it may have said yes: operations
+                # are run in order, so this one finds the hold if there is one.
+                self._ledger.post(lambda rows: cancel(rows, call_id=call_id), _log_failed)
+                raise
             except StoreError as error:
                 if self._on_store_error == "refuse":
                     raise
@@ -839,6 +848,10 @@ class Meter:
     def _write_steps(self, work: Callable[[Rows], Booked]) -> _Steps[None]:
         try:
             booked = yield work
+        except GeneratorExit:
+            # Cancelled meanwhile: it is being written, or is written again, which is the same.
+            self._unwritten.append(work)
+            raise
         except StoreError as error:
             self._keep(work, error)
             return
@@ -860,6 +873,9 @@ class Meter:
                 return
             try:
                 booked = yield work
+            except GeneratorExit:
+                self._unwritten.appendleft(work)
+                raise
             except StoreError as error:
                 self._unwritten.appendleft(work)
                 self._retry_at = time.monotonic() + 1.0
@@ -1113,6 +1129,10 @@ def _one_of(value: T, known: tuple[T, ...], name: str) -> T:
     if value not in known:
         raise ConfigError(f"{name} is one of {', '.join(map(repr, known))}, not {value!r}")
     return value
+
+
+def _log_failed(error: BaseException) -> None:
+    log.error("a hold could not be dropped and will end by its lease: %s", error)
 
 
 def _when(ms: int | None) -> datetime | None:

@@ -1,0 +1,77 @@
+"""Helpers for tests: clients of a sandbox, and what must hold after any run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openai import AsyncOpenAI, OpenAI
+
+from behest_integrations import BudgetExceeded, Meter
+from behest_integrations.budgets import to_nano
+from behest_integrations.ledger.book import Entry
+from behest_integrations.reports import report, verify
+from behest_integrations.sandbox import Sandbox
+
+HELLO: Any = [{"role": "user", "content": "hello there"}]
+# gpt-4 answers of 490 tokens cost $0.0294 and their prompts about $0.0003: the $0.03 call.
+MODEL, ANSWER = "gpt-4", 490
+
+
+def client(sandbox: Sandbox, **options: Any) -> OpenAI:
+    return OpenAI(base_url=sandbox.base_url, api_key="none", **{"max_retries": 0, **options})
+
+
+def aclient(sandbox: Sandbox, **options: Any) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=sandbox.base_url, api_key="none", **{"max_retries": 0, **options})
+
+
+def entries(meter: Meter) -> list[Entry]:
+    meter.flush()
+    return meter.ledger.snapshot()[2]
+
+
+def holds(meter: Meter) -> int:
+    return len(meter.ledger.snapshot()[1])
+
+
+def assert_sound(meter: Meter) -> None:
+    """No hold is left, and the buckets equal the ledger."""
+    meter.flush()
+    assert holds(meter) == 0
+    assert verify(meter.ledger) == []
+
+
+def assert_agrees(meter: Meter, sandbox: Sandbox) -> None:
+    """The ledger equals the provider's bill to the nano-dollar."""
+    assert report(meter.ledger).total.cost == to_nano(sandbox.bill.total())
+
+
+def until_exhausted(call: Any, *, most: int = 400, pause: float = 0.01) -> int:
+    """Call on and on until the budget is used up, trying again while it is only busy."""
+    import time
+
+    made = 0
+    for _ in range(most):
+        try:
+            call()
+            made += 1
+        except BudgetExceeded as error:
+            if not error.busy:
+                return made
+            time.sleep(pause)
+    raise AssertionError(f"not exhausted after {most} tries")
+
+
+async def auntil_exhausted(call: Any, *, most: int = 400, pause: float = 0.01) -> int:
+    import asyncio
+
+    made = 0
+    for _ in range(most):
+        try:
+            await call()
+            made += 1
+        except BudgetExceeded as error:
+            if not error.busy:
+                return made
+            await asyncio.sleep(pause)
+    raise AssertionError(f"not exhausted after {most} tries")
