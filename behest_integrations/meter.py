@@ -317,7 +317,7 @@ class Outcome:
     flags: tuple[str, ...] = ()
 
 
-_RANKS = {"assumed": 0, "estimated": 1, "failed": 2, "cancelled": 2, "settled": 3}
+_RANKS = {"assumed": 0, "estimated": 1, "failed": 2, "cancelled": 2, "settled": 2}
 
 
 class Meter:

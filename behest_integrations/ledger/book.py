@@ -19,8 +19,9 @@ from ..admission import Ask, BucketState, Denied, decide
 from ..errors import Reason
 
 Status = Literal["settled", "estimated", "assumed", "failed"]
-# A later report replaces an earlier one only if it knows more.
-_KNOWS: dict[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "settled": 3}
+# A later report replaces an earlier one only if it knows more. What the provider has said,
+# billed or not, is final: the room that a failed call gave back may be spent already.
+_KNOWS: dict[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "settled": 2}
 
 
 class Claim(NamedTuple):
