@@ -408,6 +408,8 @@ class Meter:
         self._contexts: OrderedDict[str, int] = OrderedDict()
         self._contexts_lock = threading.Lock()
         self._attached: dict[str, Any] = {}
+        self.finalizers: set[weakref.finalize[..., Any]] = set()
+        """What doors would have the garbage collector do, done at exit if it has not been."""
         self._ledger = store if isinstance(store, Ledger) else _open(store, store_timeout, durability)
         self._remember_budgets()
         _register(self)
@@ -1167,6 +1169,8 @@ def _register(meter: Meter) -> None:
 def _flush_all() -> None:
     for meter in list(_meters):
         try:
+            for finalizer in list(meter.finalizers):
+                finalizer()
             meter.flush()
         except Exception as error:
             # Their holds are in the store and will be booked at the worst case.

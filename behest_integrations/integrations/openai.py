@@ -319,6 +319,11 @@ class _Watch:
         """Whether the body is being read right now: the HTTP library closes a response
         itself when it has read all of it, and that is not an early end."""
         self.ended = threading.Lock()
+        self.finalizer = weakref.finalize(
+            response, self.post, "the stream was dropped before its end", "dropped"
+        )
+        self.finalizer.atexit = False  # the meter's own exit runs it, before its last write
+        exchange.meter.finalizers.add(self.finalizer)
 
     def feed(self, data: bytes) -> bytes:
         if self.reader is not None:
@@ -345,6 +350,7 @@ class _Watch:
         """The hold's end, once; None if it has ended already."""
         if not self.ended.acquire(False):
             return None
+        self.exchange.meter.finalizers.discard(self.finalizer)
         done = self.over or (self.reader is not None and self.reader.done)
         if done and self.exchange.reply.usage is not None:
             return self.exchange.complete()
@@ -367,7 +373,6 @@ def _watch(
     # The functions must not keep the response alive: a stream that is dropped is collected,
     # and ends its hold then.
     ref = weakref.ref(response)
-    weakref.finalize(response, watch.post, "the stream was dropped before its end", "dropped")
     if asynchronous:
         response.aiter_bytes, response.aclose = _async_patches(ref, watch)
     else:

@@ -1,0 +1,185 @@
+"""kill -9 in mid-call: the cap holds, the books stay sound, nothing billed goes missing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from support import ANSWER, HELLO, MODEL, assert_sound, client
+
+from behest_integrations import BudgetExceeded, Meter, StoreError, Usage
+from behest_integrations.reports import report, verify
+from behest_integrations.sandbox import Sandbox
+from behest_integrations.wire import RequestBound
+
+CAP = Decimal(12)
+LEASE = 2.0
+
+
+def _worker(url: str, store: str) -> None:
+    """Call until the budget is used up; each call is a session of its own, known to both sides."""
+    from openai import OpenAI
+
+    meter = Meter(store, budgets=[f"${CAP}"], lease=LEASE)
+    metered = meter.openai(OpenAI(base_url=url, api_key="none", max_retries=0), send_attribution=True)
+    while True:
+        with meter.session(uuid.uuid4().hex):
+            try:
+                metered.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=ANSWER)
+            except BudgetExceeded as error:
+                if not error.busy:
+                    return
+                time.sleep(0.02)
+
+
+def test_twenty_kills_of_eight_processes(sqlite_store: str) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["openai", "behest_integrations", "sqlalchemy", "genai_prices"])
+    rng = random.Random(20)
+    with Sandbox(latency=0.05, output_tokens=ANSWER) as sandbox:
+        Meter(sqlite_store, budgets=[f"${CAP}"], lease=LEASE).close()
+
+        def start() -> multiprocessing.Process:
+            process = context.Process(target=_worker, args=(sandbox.base_url, sqlite_store), daemon=True)
+            process.start()
+            return process  # type: ignore[return-value]
+
+        workers = [start() for _ in range(8)]
+        deadline = time.monotonic() + 30
+        while sandbox.requests < 8 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for _ in range(20):
+            time.sleep(rng.uniform(0.02, 0.12))
+            victim = rng.choice([w for w in workers if w.is_alive()])
+            assert victim.pid is not None
+            os.kill(victim.pid, signal.SIGKILL)
+            workers.remove(victim)
+            workers.append(start())
+        before = sandbox.requests
+        for worker in workers:
+            worker.join(60)
+            assert worker.exitcode == 0
+        assert before < sandbox.requests, "the kills came too late to be in mid-call"
+        time.sleep(LEASE + 0.1)
+        with Meter(sqlite_store, budgets=[f"${CAP}"], lease=LEASE) as meter:
+            meter.sweep()
+            assert_sound(meter)
+            assert sandbox.bill.total() <= CAP
+            written = {line.key[0] for line in report(meter.ledger).lines}
+            billed = {line.session_id for line in sandbox.bill.lines}
+            assert billed <= written, "the provider billed a call that has no entry"
+            assumed = [e for e in meter.ledger.snapshot()[2] if e.status == "assumed"]
+            assert assumed, "no call was killed in flight; the test has shown nothing"
+            booked = Decimal(report(meter.ledger).total.cost) / 10**9
+            assert sandbox.bill.total() <= booked <= CAP
+
+
+_KILLED_WHILE_WRITING = """
+import sys
+from behest_integrations import Meter, Price, Usage
+from behest_integrations.wire import RequestBound
+meter = Meter(sys.argv[1], budgets=["$1000"], prices={"m": Price(input="1", output="1")}, lease=0.5)
+print("ready", flush=True)
+while True:
+    hold = meter.reserve(meter.plan("chat", "m", RequestBound(1000, output_limit=1000)))
+    hold.settle(Usage(100, 100))
+"""
+
+
+def test_killed_while_it_writes(sqlite_store: str) -> None:
+    """No half of a transaction is ever seen, wherever in a write the process dies."""
+    rng = random.Random(3)
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _KILLED_WHILE_WRITING, sqlite_store], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.05, 0.25))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        with Meter(sqlite_store, budgets=["$1000"]) as meter:
+            assert verify(meter.ledger) == []
+    time.sleep(0.6)
+    with Meter(sqlite_store, budgets=["$1000"]) as meter:
+        meter.sweep()
+        assert_sound(meter)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_shares_the_file_but_not_the_connection(sqlite_store: str) -> None:
+    with Sandbox() as sandbox, Meter(sqlite_store, budgets=["2 calls"]) as meter:
+        metered = meter.openai(client(sandbox))
+        metered.chat.completions.create(model=MODEL, messages=HELLO)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                metered.chat.completions.create(model=MODEL, messages=HELLO)
+                try:
+                    metered.chat.completions.create(model=MODEL, messages=HELLO)
+                except BudgetExceeded:
+                    code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        with pytest.raises(BudgetExceeded):
+            metered.chat.completions.create(model=MODEL, messages=HELLO)
+        assert_sound(meter)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_books_in_memory_refuse_to_be_forked() -> None:
+    meter = Meter("memory://", budgets=["2 calls"])
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            meter.reserve(meter.plan("chat", "gpt-4", RequestBound(1)))
+        except StoreError as error:
+            code = 0 if "forked" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_what_is_dropped_at_exit_is_written(tmp_path: Path) -> None:
+    """A program that ends with a stream half read still books it."""
+    store = f"sqlite:///{tmp_path}/ledger.db"
+    with Sandbox(output_tokens=400) as sandbox:
+        program = f"""
+from openai import OpenAI
+from behest_integrations import Meter
+meter = Meter({store!r}, budgets=["$1"])
+client = meter.openai(OpenAI(base_url={sandbox.base_url!r}, api_key="none"))
+stream = client.chat.completions.create(
+    model="gpt-4", messages=[{{"role": "user", "content": "x"}}], max_tokens=400, stream=True)
+next(iter(stream))
+"""
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+        with Meter(store, budgets=["$1"]) as meter:
+            (entry,) = meter.ledger.snapshot()[2]
+            assert entry.status == "assumed"
+            assert_sound(meter)
+
+
+def test_the_price_of_being_late_is_nothing(sqlite_store: str) -> None:
+    """A live call that outlasts its lease is booked once, at what it really cost."""
+    with Meter(sqlite_store, budgets=["$1"], lease=0.2) as meter:
+        hold = meter.reserve(meter.plan("chat", "gpt-4", RequestBound(100, output_limit=100)))
+        time.sleep(0.25)
+        other = meter.reserve(meter.plan("chat", "gpt-4", RequestBound(100, output_limit=100)))
+        hold.settle(Usage(10, 10))
+        other.settle(Usage(10, 10))
+        assert meter.spend()[0].spent == 2 * (10 * 30_000 + 10 * 60_000)
+        assert_sound(meter)
