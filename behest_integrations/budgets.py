@@ -24,6 +24,8 @@ from functools import cached_property, lru_cache
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from pydantic_core import to_json
+
 from .attribution import Attribution, check_id
 from .errors import BudgetSyntaxError, ConfigError
 
@@ -238,7 +240,7 @@ class Budget:
         values: list[str | None] = [_attribute(scope, who, model) for scope in self.per]
         if self.stage is not None:
             values.append(self.stage)
-        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+        return to_json(values).decode()
 
     def window_at(self, now_ms: int, default_zone: str = "UTC") -> Window:
         """The window that `now_ms` lies in.

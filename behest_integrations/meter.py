@@ -740,7 +740,9 @@ class Meter:
         return await _arun(self._ledger, self._reserve_steps(plan))
 
     def _reserve_steps(self, plan: Plan) -> _Steps[Hold]:
-        call_id = os.urandom(12).hex()
+        # Ids that grow with time keep the store's trees together; the rest is random, so that
+        # processes, and children of a fork, never share one.
+        call_id = f"{self._clock():012x}{os.urandom(8).hex()}"
         deadline = time.monotonic() + self._wait if self._wait else 0.0
         pause = 0.005
         sweep = False

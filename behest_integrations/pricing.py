@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -100,10 +100,6 @@ class PriceTable:
                 break
             chosen = rates
         return chosen
-
-    def reachable(self, input_tokens: int) -> list[Rates]:
-        """The rates that a prompt of at most `input_tokens` may be billed at."""
-        return [self.tiers[0][1]] + [r for start, r in self.tiers[1:] if input_tokens > start]
 
 
 @dataclass(frozen=True)
@@ -201,6 +197,9 @@ class ModelPricing:
     context_window: int | None
     has_output: bool
     valid_until: float
+    _bounds: dict[tuple[str | None, bool, bool], tuple[tuple[int, int, int, int], ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def cost(self, usage: Usage, service_tier: str | None = None) -> int:
         """Nano-dollars for `usage`, rounded half to even."""
@@ -223,14 +222,34 @@ class ModelPricing:
             input_audio, output_audio: whether tokens of audio can occur.
         """
         fixed = per_output = 0
-        pinned = service_tier not in (None, "auto")
-        for tier, table in self.worst:
-            if pinned and tier is not None and tier != service_tier:
-                continue
-            for rates in table.reachable(input_tokens):
-                fixed = max(fixed, rates.request + input_tokens * rates.dearest_input(audio=input_audio))
-                per_output = max(per_output, rates.dearest_output(audio=output_audio))
+        for start, request, per_input, per_out in self._dearest(service_tier, input_audio, output_audio):
+            if input_tokens > start or not start:
+                fixed = max(fixed, request + input_tokens * per_input)
+                per_output = max(per_output, per_out)
         return fixed, per_output
+
+    def _dearest(
+        self, service_tier: str | None, input_audio: bool, output_audio: bool
+    ) -> tuple[tuple[int, int, int, int], ...]:
+        """(prompt over, per request, per input token, per output token) of all that could apply."""
+        key = (service_tier, input_audio, output_audio)
+        found = self._bounds.get(key)
+        if found is None:
+            pinned = service_tier not in (None, "auto")
+            found = self._bounds[key] = tuple(
+                {
+                    (
+                        start,
+                        rates.request,
+                        rates.dearest_input(audio=input_audio),
+                        rates.dearest_output(audio=output_audio),
+                    )
+                    for tier, table in self.worst
+                    if not pinned or tier is None or tier == service_tier
+                    for start, rates in table.tiers
+                }
+            )
+        return found
 
 
 class Pricing:
@@ -309,12 +328,8 @@ class Pricing:
             raise UnknownPrice(model, provider)
         if soon:
             worst = (*listed.worst, *((None, p.table()) for p in soon))
-            return ModelPricing(**{**_as_dict(listed), "worst": worst, "valid_until": midnight.timestamp()})
+            return replace(listed, worst=worst, valid_until=midnight.timestamp(), _bounds={})
         return listed
-
-
-def _as_dict(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def provider_for_url(url: str) -> str | None:

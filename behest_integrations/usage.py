@@ -24,10 +24,9 @@ class Usage:
     output_audio_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{f.name} is a whole number of tokens, not {value!r}")
+        for name, value in self.__dict__.items():
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} is a whole number of tokens, not {value!r}")
 
     @property
     def total_tokens(self) -> int:

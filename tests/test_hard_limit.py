@@ -230,9 +230,10 @@ def test_a_budget_of_tokens(store: str) -> None:
 
 def test_calls_per_minute(store: str) -> None:
     """Against a clock that stands still, so that no window turns over in the middle."""
-    with provider() as sandbox, Meter(
-        store, budgets=["25 calls/minute per user"], clock=lambda: 1_800_000_030_000
-    ) as meter:
+    with (
+        provider() as sandbox,
+        Meter(store, budgets=["25 calls/minute per user"], clock=lambda: 1_800_000_030_000) as meter,
+    ):
         metered = meter.openai(client(sandbox))
 
         def work(_: int) -> None:
@@ -283,7 +284,9 @@ def test_threads_and_tasks_and_changes_of_the_limit_at_once(sqlite_store: str) -
             with suppress(AssertionError):
                 for _ in range(30):
                     until_exhausted(
-                        lambda: metered.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=ANSWER)
+                        lambda: metered.chat.completions.create(
+                            model=MODEL, messages=HELLO, max_tokens=ANSWER
+                        )
                     )
                     if not changer.is_alive():
                         break

@@ -218,7 +218,7 @@ class Books(RuleBasedStateMachine):
         return ([(b.id, b.spent, b.held) for b in buckets if b.spent or b.held], len(holds), len(entries))
 
     def bundle(self, name: str) -> Any:
-        return self.bundles[name] if name in self.bundles else []
+        return self.bundles.get(name, [])
 
     # ── what must be true ──────────────────────────────────────────────────────────────
 
@@ -241,7 +241,9 @@ class Books(RuleBasedStateMachine):
             # In any interval of its length, not only in the one that ends now.
             slots = sorted((b.start, b.spent) for b in buckets if b.budget == budget.shape and b.start)
             for start, _ in slots:
-                inside = sum(s for at, s in slots if start <= at <= start + budget.rolling_ms - budget.slot_ms)
+                inside = sum(
+                    s for at, s in slots if start <= at <= start + budget.rolling_ms - budget.slot_ms
+                )
                 assert inside <= self.highest[text], "a rolling window was passed"
         in_flight = {h.id for h in holds}
         assert in_flight == {c for c, cost in self.booked.items() if cost is None}  # invariant 4

@@ -82,14 +82,17 @@ class _Call:
         return options
 
     def send_attribution(self, options: Any) -> None:
-        headers = dict(options.headers) if isinstance(options.headers, Mapping) else {}
-        ids = {n.lower(): n for n in headers}
+        given = options.headers
+        headers = dict(given) if isinstance(given, Mapping) else {}
         if self.door.send_attribution and self.exchange is not None:
             who = self.exchange.plan.who
+            names = {n.lower(): n for n in headers}
             for name, value in (("X-Session-Id", who.session_id), ("X-End-User-Id", who.user_id)):
                 if value is not None:
-                    headers.pop(ids.get(name.lower(), name), None)
+                    headers.pop(names.get(name.lower(), name), None)
                     headers[name] = value
+        if not headers:
+            return
         for name, value in headers.items():
             # The HTTP libraries take text for ASCII; ids in any script go as UTF-8 bytes.
             if (
@@ -98,8 +101,7 @@ class _Call:
                 and not value.isascii()
             ):
                 headers[name] = value.encode()
-        if headers:
-            options.headers = headers
+        options.headers = headers
 
     def take(self) -> Hold | None:
         """The open hold, which the caller will now end."""

@@ -27,6 +27,9 @@ log = logging.getLogger("behest")
 T = TypeVar("T")
 Work = Callable[[Rows], T]
 _MOST_AT_ONCE = 128
+_MOST_FOR_LOOPS = 8
+"""Operations of coroutines in one transaction: all of them resume at once, and a loop that
+resumes many at once is a loop that stalls."""
 
 
 class _Op(Generic[T]):
@@ -137,13 +140,13 @@ class Ledger(ABC):
             finally:
                 self._lock.release()
 
-    def _run_queue(self) -> None:
+    def _run_queue(self, most: int = _MOST_AT_ONCE) -> None:
         """Run everything queued. The lock is held."""
         self._owner = threading.get_ident()
         try:
             while self._queue:
                 batch: list[_Op[Any]] = []
-                while self._queue and len(batch) < _MOST_AT_ONCE:
+                while self._queue and len(batch) < most:
                     batch.append(self._queue.popleft())
                 self._run_batch(batch)
         finally:
@@ -248,7 +251,7 @@ def _work(ref: weakref.ref[Ledger], wake: threading.Event) -> None:
         if ledger._queue:
             with ledger._lock:
                 try:
-                    ledger._run_queue()
+                    ledger._run_queue(_MOST_FOR_LOOPS)
                 except BaseException:
                     log.exception("the ledger's writer failed")
         elif not signalled:

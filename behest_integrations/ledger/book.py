@@ -10,10 +10,11 @@ of the assumption and a new entry are added; sums over all entries are always ri
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic_core import to_json
 
 from ..admission import Ask, BucketState, Denied, decide
 from ..errors import Reason
@@ -136,6 +137,9 @@ class Rows(Protocol):
     def overrides(self) -> Mapping[str, int | None]: ...
     def set_override(self, text: str, amount: int | None) -> None: ...
     def drop_override(self, text: str) -> None: ...
+    def load(self, keys: Sequence[tuple[str, str, int]]) -> None:
+        """Say which buckets will be asked for, so that they can be fetched at once."""
+
     def bucket(self, budget: str, scope: str, start: int) -> Bucket | None: ...
     def bucket_by_id(self, id: int) -> Bucket | None: ...
     def new_bucket(self, budget: str, scope: str, start: int, unit: str) -> Bucket: ...
@@ -244,13 +248,14 @@ def reserve(
             answer, and so counted, or will be tried again.
     """
     overrides = rows.overrides()
+    rows.load([claim.key for claim in claims])
     live: list[tuple[Claim, Bucket | None]] = []
     states: list[BucketState] = []
     for claim in claims:
         limit = _limit(claim, overrides)
         if limit is None:
             continue
-        bucket = rows.bucket(*claim.key)
+        bucket = rows.bucket(claim.budget, claim.scope, claim.start)
         live.append((claim, bucket))
         if bucket is None:
             states.append(BucketState(claim.unit, limit, 0, 0))
@@ -333,11 +338,11 @@ def settle(
         claims: the call's claims, for thresholds and for a hold that was never written.
     """
     hold = rows.take_hold(entry.call_id)
+    rows.load([claim.key for claim in claims])
     replaced = False
     over: list[str] = []
     if hold is not None:
-        parts = [(id, unit, held, slot) for id, unit, held, slot in hold.bookings]
-        for id, unit, held, slot in parts:
+        for id, unit, held, slot in hold.bookings:
             amount = amounts.get(unit, 0)
             if amount > held and unit not in over:
                 over.append(unit)
@@ -369,18 +374,17 @@ def settle(
 
 def _events_after(rows: Rows, claims: Sequence[Claim], now: int) -> tuple[ThresholdEvent, ...]:
     events: list[ThresholdEvent] = []
-    overrides: Mapping[str, int | None] | None = None
     for claim in claims:
         if not claim.thresholds:
             continue
-        bucket = rows.bucket(*claim.key)
+        bucket = rows.bucket(claim.budget, claim.scope, claim.start)
         if bucket is None:
             continue
-        if overrides is None:
-            overrides = rows.overrides()
+        spent = _spent(rows, claim, bucket, now)
+        overrides = rows.overrides()
         limit = _limit(claim, overrides)
         if limit is not None:
-            events += _thresholds(rows, claim, bucket, limit, _spent(rows, claim, bucket, now))
+            events += _thresholds(rows, claim, bucket, limit, spent)
     return tuple(events)
 
 
@@ -463,7 +467,7 @@ def _flag(flags: str, flag: str) -> str:
 
 def encode(value: object) -> str:
     """JSON for a row: compact, and with text as it is."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return to_json(value).decode()
 
 
 def merge_amounts(parts: Iterable[tuple[int, str, int]]) -> dict[int, int]:

@@ -64,7 +64,6 @@ def upgrade() -> None:
         sa.Column("bookings", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index("entries_at", "entries", ["at"], unique=False)
     op.create_index("entries_call", "entries", ["call_id"], unique=False)
     op.create_table(
         "holds",
@@ -73,8 +72,8 @@ def upgrade() -> None:
         sa.Column("bookings", sa.Text(), nullable=False),
         sa.Column("call", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_with_rowid=False,
     )
-    op.create_index("holds_expires", "holds", ["expires"], unique=False)
     op.create_table(
         "limits",
         sa.Column("text", sa.Text(), nullable=False),
