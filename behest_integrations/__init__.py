@@ -18,7 +18,8 @@ from .errors import (
     UnknownPrice,
 )
 from .ledger.book import ThresholdEvent
-from .meter import Balance, Meter
+from .meter import Meter
+from .planning import Balance
 from .pricing import Price
 from .usage import Usage
 

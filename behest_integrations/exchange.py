@@ -12,7 +12,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from .attribution import NOBODY, Attribution
-from .meter import Hold, Meter, Outcome, Plan
+from .calls import Hold, Outcome
+from .meter import Meter
+from .planning import Plan
 from .tokens import estimate_tokens
 from .usage import Usage
 from .wire import (

@@ -1,42 +1,27 @@
-"""The one path down: bound → reserve → settle or release, sync and async.
-
-The logic is written once, as generators that say which store operation or pause they
-need; two small drivers run them, one blocking and one on an event loop.
-"""
+"""The one path down: bound → reserve → settle or release, sync and async."""
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
 import os
 import random
-import threading
 import time
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextvars import ContextVar, Token
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import attribution as who_module
-from .admission import Ask, Need
-from .attribution import NOBODY, Attribution, SessionScope, check_id, decorate
-from .budgets import (
-    Budget,
-    check_zone,
-    describe_scope,
-    format_amount,
-    parse_allowance,
-)
-from .errors import BudgetExceeded, ConfigError, Shortfall, StoreError, Unbounded, UnknownPrice
+from .attribution import NOBODY, Attribution, SessionScope, check_id
+from .budgets import Budget, describe_scope, format_amount, parse_allowance
+from .calls import Hold, Outcome, booking
+from .errors import BudgetExceeded, ConfigError, Shortfall, StoreError
 from .ledger.base import Ledger, Work
 from .ledger.book import (
     Booked,
-    Bucket,
     Claim,
     Entry,
     Refused,
@@ -48,9 +33,12 @@ from .ledger.book import (
     reserve,
     settle,
 )
-from .pricing import FEMTO_PER_NANO, ModelPricing, Price, Pricing
+from .planning import Balance, Plan, Planner, as_budget, distinct, when
+from .pricing import Price, Pricing
+from .stages import StageScope
+from .steps import Pause, Steps, arun, run
 from .usage import Usage
-from .wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
+from .wire import RequestBound
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -62,262 +50,6 @@ log = logging.getLogger("behest")
 T = TypeVar("T")
 OnUnknown = Literal["assume", "estimate", "release"]
 OnStoreError = Literal["refuse", "allow"]
-
-_UNBOUNDED_UNITS = ("usd", "tokens", "input_tokens", "output_tokens")
-_MAX_REMEMBERED = 10_000
-
-
-class _Pause(NamedTuple):
-    seconds: float
-
-
-_Steps = Generator["_Pause | Work[Any]", Any, T]
-
-
-def _run(ledger: Ledger, steps: _Steps[T]) -> T:
-    """Drive `steps` to the end, blocking."""
-    try:
-        step = next(steps)
-        while True:
-            try:
-                answer: Any = None
-                if isinstance(step, _Pause):
-                    time.sleep(step.seconds)
-                else:
-                    answer = ledger.submit(step)
-            except Exception as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(answer)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    finally:
-        steps.close()  # after a cancellation: the steps undo what they had begun
-
-
-async def _arun(ledger: Ledger, steps: _Steps[T]) -> T:
-    """Drive `steps` to the end, on the event loop."""
-    try:
-        step = next(steps)
-        while True:
-            try:
-                answer: Any = None
-                if isinstance(step, _Pause):
-                    await asyncio.sleep(step.seconds)
-                else:
-                    answer = await ledger.asubmit(step)
-            except Exception as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(answer)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    finally:
-        steps.close()  # after a cancellation: the steps undo what they had begun
-
-
-@dataclass(frozen=True)
-class Balance:
-    """One bucket as it stands. Amounts are in the budget's unit (nano-dollars for ``usd``).
-
-    Attributes:
-        budget: the budget's text, with the limit now in force.
-        scope: whom the bucket is for ("" for everyone).
-        resets_at: when the window turns over; None: never, or rolling.
-    """
-
-    budget: str
-    scope: str
-    unit: str
-    limit: int
-    spent: int
-    held: int
-    resets_at: datetime | None
-
-    @property
-    def left(self) -> int:
-        """What is neither spent nor held, never below 0."""
-        return max(0, self.limit - self.spent - self.held)
-
-    def __str__(self) -> str:
-        whom = f" ({self.scope})" if self.scope else ""
-        return (
-            f"{self.budget}{whom}: {format_amount(self.spent, self.unit)} spent, "
-            f"{format_amount(self.held, self.unit)} held, {format_amount(self.left, self.unit)} left"
-        )
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """A block of code with budgets of its own, as entered once."""
-
-    meter: int
-    name: str
-    path: str
-    budgets: tuple[Budget, ...]
-
-
-_stages: ContextVar[tuple[_Stage, ...]] = ContextVar("behest_stages", default=())
-
-
-class StageScope:
-    """Budgets for a block of code; see `Meter.budget`. Works as `with`, `async with`, decorator."""
-
-    def __init__(self, meter: Meter, budgets: Sequence[Budget], name: str) -> None:
-        self._meter = meter
-        self._budgets = tuple(budgets)
-        self._name = name
-        self._run: str | None = None
-        self._tokens: list[Token[tuple[_Stage, ...]]] = []
-
-    def __enter__(self) -> StageScope:
-        outer = _stages.get()
-        if self._run is None:
-            self._run = f"{self._name}#{os.urandom(6).hex()}"
-        path = f"{outer[-1].path}/{self._name}" if outer else self._name
-        budgets = tuple(replace(b, stage=self._run) for b in self._budgets)
-        self._tokens.append(_stages.set((*outer, _Stage(id(self._meter), self._name, path, budgets))))
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        _stages.reset(self._tokens.pop())
-
-    async def __aenter__(self) -> StageScope:
-        return self.__enter__()
-
-    async def __aexit__(self, *exc: object) -> None:
-        self.__exit__()
-
-    def __call__(self, function: Callable[..., Any]) -> Any:
-        return decorate(function, lambda: StageScope(self._meter, self._budgets, self._name))
-
-    def spend(self) -> list[Balance]:
-        """The stage's own budgets as they stand."""
-        budgets = [replace(b, stage=self._run) for b in self._budgets]
-        return self._meter._ledger.submit(
-            lambda rows: self._meter._balances(rows, budgets, who_module.current(), "")
-        )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A call before it is made: who, what, and the worst that it may come to."""
-
-    operation: str
-    model: str
-    provider: str | None
-    who: Attribution
-    stage: str | None
-    budgets: tuple[Budget, ...]
-    ask: Ask
-    pricing: ModelPricing | None
-    allowance: Mapping[str, int]
-    sends_limit: bool
-    fields: Mapping[str, Any]
-
-
-class Hold:
-    """A call in flight and what is reserved for it. Ends exactly once, however often told.
-
-    Attributes:
-        id: the call's id, also of its entry.
-        output_limit: the output tokens to ask the provider for (per choice); None: as sent.
-        lowered_from: what the caller wanted, if less than that fits.
-        amounts: what is held, by unit.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_meter",
-        "_rank",
-        "amounts",
-        "claims",
-        "id",
-        "lowered_from",
-        "output_limit",
-        "plan",
-        "started",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        meter: Meter,
-        plan: Plan,
-        id: str,
-        started: int,
-        claims: Sequence[Claim],
-        reserved: Reserved | None,
-    ) -> None:
-        self._meter = meter
-        self.plan = plan
-        self.id = id
-        self.started = started
-        self.claims = claims
-        want = plan.ask.want
-        output = reserved.output if reserved else want
-        self.amounts: Mapping[str, int] = (
-            reserved.amounts if reserved else {u: n.amount(want) for u, n in plan.ask.needs.items()}
-        )
-        self.output_limit = output if plan.sends_limit else None
-        self.lowered_from = want if output < want else None
-        self._rank = -1
-
-    # Each way to end, once for blocking callers and once for coroutines; `post` is for
-    # finalisers and cancelled tasks, which must not wait.
-
-    def settle(self, usage: Usage, **said: Any) -> None:
-        """Book the provider's own usage. `said`: see `Outcome`."""
-        self.end(Outcome("settled", usage, **said))
-
-    async def asettle(self, usage: Usage, **said: Any) -> None:
-        """`settle` for coroutines."""
-        await self.aend(Outcome("settled", usage, **said))
-
-    def release(self) -> None:
-        """The call never left: drop the hold as if it had not been reserved."""
-        self.end(Outcome("cancelled"))
-
-    def end(self, outcome: Outcome) -> None:
-        """End the hold with any outcome."""
-        steps = self._meter._end_steps(self, outcome)
-        if steps is not None:
-            _run(self._meter._ledger, steps)
-
-    async def aend(self, outcome: Outcome) -> None:
-        """`end` for coroutines."""
-        steps = self._meter._end_steps(self, outcome)
-        if steps is not None:
-            await _arun(self._meter._ledger, steps)
-
-    def post(self, outcome: Outcome) -> None:
-        """`end` soon, without waiting: for finalisers and cancelled tasks."""
-        self._meter._post_end(self, outcome)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a call ended.
-
-    Attributes:
-        status: ``settled`` (the provider's usage), ``estimated`` (counted by us),
-            ``assumed`` (unknown: the worst case is booked), ``failed`` (the provider says
-            that it was not billed) or ``cancelled`` (it never left).
-        usage: for the first two.
-        model, service_tier, provider_id: as the reply says.
-        note: for people: what happened. Never text of a prompt or an answer.
-        flags: short words for queries.
-    """
-
-    status: Literal["settled", "estimated", "assumed", "failed", "cancelled"]
-    usage: Usage | None = None
-    model: str | None = None
-    service_tier: str | None = None
-    provider_id: str | None = None
-    note: str = ""
-    flags: tuple[str, ...] = ()
-
-
-_RANKS = {"assumed": 0, "estimated": 1, "failed": 2, "cancelled": 2, "settled": 2}
 
 
 class Meter:
@@ -384,29 +116,29 @@ class Meter:
     ) -> None:
         if isinstance(budgets, (str, Budget)):
             budgets = [budgets]
-        self.timezone = check_zone(timezone)
-        self._budgets = _distinct(_as_budget(b) for b in budgets)
         self.pricing = Pricing(prices, aliases)
-        self._allow = {name: parse_allowance(amount) for name, amount in (allow or {}).items()}
-        self._default_output = _at_least(1, default_output_tokens, "default_output_tokens")
-        self._min_output = _at_least(1, min_output_tokens, "min_output_tokens")
-        self._lower = lower_limits
+        self._planner = Planner(
+            owner=self,
+            budgets=budgets,
+            pricing=self.pricing,
+            allow=allow or {},
+            zone=timezone,
+            default_output=default_output_tokens,
+            min_output=min_output_tokens,
+            lower=lower_limits,
+            service_tier=service_tier,
+            defaults=Attribution(project=project, tenant=tenant),
+            thresholds=thresholds,
+        )
         self._wait = _not_negative(wait, "wait")
         self._lease_ms = int(_not_negative(lease, "lease") * 1000)
         self.on_unknown = _one_of(on_unknown, ("assume", "estimate", "release"), "on_unknown")
         self._on_store_error = _one_of(on_store_error, ("refuse", "allow"), "on_store_error")
-        if any(isinstance(t, bool) or not isinstance(t, int) or t < 1 for t in thresholds):
-            raise ConfigError(f"thresholds are whole percentages of at least 1: {thresholds!r}")
-        self._thresholds = tuple(sorted(set(thresholds)))
         self._on_threshold = on_threshold
-        self._service_tier = service_tier
-        self._defaults = Attribution(project=project, tenant=tenant)
         self._clock = clock or (lambda: int(time.time() * 1000))
         self._next_sweep = 0
         self._unwritten: deque[Callable[[Rows], Booked]] = deque()
         self._retry_at = 0.0
-        self._contexts: OrderedDict[str, int] = OrderedDict()
-        self._contexts_lock = threading.Lock()
         self._attached: dict[str, Any] = {}
         self.finalizers: set[weakref.finalize[..., Any]] = set()
         """What doors would have the garbage collector do, done at exit if it has not been."""
@@ -459,7 +191,7 @@ class Meter:
             raise ConfigError(f"a stage's name has no '/' and no '#': {name!r}")
         if not budgets:
             raise ConfigError("a stage needs at least one budget, e.g. meter.budget('$2', name='research')")
-        return StageScope(self, _distinct(_as_budget(b) for b in budgets), name)
+        return StageScope(self, distinct(budgets), name)
 
     # ── budgets ────────────────────────────────────────────────────────────────────────
 
@@ -468,7 +200,7 @@ class Meter:
         """The budgets in force, with the limits that were set since."""
         overrides = self._ledger.submit(lambda rows: dict(rows.overrides()))
         current = []
-        for budget in self._budgets:
+        for budget in self._planner.budgets:
             amount = overrides.get(str(budget), budget.amount)
             if amount is not None:
                 current.append(replace(budget, amount=amount))
@@ -480,8 +212,8 @@ class Meter:
         Raises:
             ConfigError: it does not parse, or counts what another one counts.
         """
-        added = _as_budget(budget)
-        self._budgets = _distinct([*self._budgets, added])
+        added = as_budget(budget)
+        self._planner.budgets = distinct([*self._planner.budgets, added])
         self._remember_budgets()
         return added
 
@@ -518,17 +250,17 @@ class Meter:
         self._ledger.submit(lambda rows: rows.drop_override(str(found)))
 
     def _configured(self, budget: str | Budget) -> Budget:
-        wanted = _as_budget(budget)
-        for candidate in self._budgets:
+        wanted = as_budget(budget)
+        for candidate in self._planner.budgets:
             if candidate == wanted:
                 return candidate
-        known = ", ".join(f'"{b}"' for b in self._budgets) or "none"
+        known = ", ".join(f'"{b}"' for b in self._planner.budgets) or "none"
         raise ConfigError(f'no budget "{wanted}" in this meter; configured: {known}')
 
     def _remember_budgets(self) -> None:
         remember = getattr(self._ledger, "remember_budgets", None)
-        if remember is not None and self._budgets:
-            listed = [(b.shape, str(b), b.zone or self.timezone) for b in self._budgets]
+        if remember is not None and self._planner.budgets:
+            listed = [(b.shape, str(b), b.zone or self._planner.zone) for b in self._planner.budgets]
             try:
                 remember(listed, self._clock())
             except StoreError as error:
@@ -553,49 +285,19 @@ class Meter:
         Raises:
             StoreError: the store cannot be read.
         """
-        who = self._who(
+        planner, now = self._planner, self._clock()
+        who = planner.who(
             who_module.session(session, user=user, project=project, tenant=tenant, tags=tags).attribution
         )
-        budgets = [b for b in self._applicable(who, model) if model or "model" not in b.per]
-        return self._ledger.submit(lambda rows: self._balances(rows, budgets, who, model))
+        budgets = [b for b in planner.applicable(who, model) if model or "model" not in b.per]
+        return self._ledger.submit(lambda rows: planner.balances(rows, budgets, who, model, now))
 
-    def _balances(self, rows: Rows, budgets: Iterable[Budget], who: Attribution, model: str) -> list[Balance]:
-        now = self._clock()
-        overrides = rows.overrides()
-        found = []
-        for budget in budgets:
-            claim = self._claim(budget, who, model, now)
-            limit = overrides.get(claim.text, claim.limit)
-            if limit is None:
-                continue
-            bucket = rows.bucket(*claim.key) or Bucket(0, *claim.key, claim.unit)
-            spent = bucket.spent
-            if claim.rolling_ms:
-                spent = rows.rolling_spent(claim.budget, claim.scope, now - claim.rolling_ms - claim.slot_ms)
-            found.append(
-                Balance(
-                    str(replace(budget, amount=limit, stage=None)),
-                    describe_scope(budget, claim.scope),
-                    claim.unit,
-                    limit,
-                    spent,
-                    bucket.held,
-                    _when(claim.end),
-                )
-            )
-        return found
+    def stage_balances(self, budgets: Sequence[Budget]) -> list[Balance]:
+        """For `StageScope.spend`."""
+        who, now = self._planner.who(NOBODY), self._clock()
+        return self._ledger.submit(lambda rows: self._planner.balances(rows, budgets, who, "", now))
 
     # ── planning ───────────────────────────────────────────────────────────────────────
-
-    def _who(self, explicit: Attribution) -> Attribution:
-        return explicit.over(who_module.current()).over(self._defaults)
-
-    def _applicable(self, who: Attribution, model: str) -> list[Budget]:
-        found = [b for b in self._budgets if not b.filters or b.applies_to(who, model)]
-        for stage in _stages.get():
-            if stage.meter == id(self):
-                found += [b for b in stage.budgets if b.applies_to(who, model)]
-        return found
 
     def plan(
         self,
@@ -621,108 +323,11 @@ class Meter:
             UnknownPrice: a budget in dollars applies and the model has no price.
             Unbounded: a budget applies that something in the request cannot be bounded in.
         """
-        who = who.over(who_module.current()).over(fallback).over(self._defaults)
-        budgets = self._applicable(who, model)
-        units = {b.unit for b in budgets}
-        pricing = self._price(model, provider, required="usd" in units and operation in METERED_OPERATIONS)
-        if pricing is not None and bound.output_limit != 0 and not pricing.has_output and "usd" in units:
-            raise UnknownPrice(model, provider, "(It has a price for input tokens only.)")
-        features = dict(bound.features)
-        if operation not in METERED_OPERATIONS:
-            features.setdefault(
-                operation, f"Calls to {operation!r} are not billed by tokens known beforehand"
-            )
-        inputs = self._input_bound(bound, pricing)
-        if inputs is None:
-            inputs = bound.extra_input
-            features.setdefault(*STORED_CONTEXT)
-        allowance = self._allowance(features, units)
-        limited = bound.output_limit != 0 and bool(bound.limit_fields)
-        want = bound.output_limit if bound.output_limit is not None else self._default_output
-        sends_limit = limited and not units.isdisjoint(("usd", "tokens", "output_tokens"))
-        floor = min(self._min_output, want) if sends_limit and self._lower else want
-        ask = Ask(_needs(bound, inputs, pricing, allowance, self._service_tier), want, floor)
-        stages = _stages.get()
-        stage = next((s.path for s in reversed(stages) if s.meter == id(self)), None)
-        fields: dict[str, Any] = {
-            "session_id": who.session_id,
-            "user_id": who.user_id,
-            "project": who.project,
-            "tenant": who.tenant,
-            "tags": who.tags,
-            "stage": stage,
-            "operation": operation,
-            "provider": pricing.provider if pricing else provider,
-            "model": model,
-        }
-        return Plan(
-            operation,
-            model,
-            provider,
-            who,
-            stage,
-            tuple(budgets),
-            ask,
-            pricing,
-            allowance,
-            sends_limit,
-            fields,
-        )
-
-    def _price(self, model: str, provider: str | None, *, required: bool) -> ModelPricing | None:
-        try:
-            return self.pricing.find(model, provider)
-        except UnknownPrice:
-            if required:
-                raise
-            return None
-
-    def _allowance(self, features: Mapping[str, str], units: set[Any]) -> dict[str, int]:
-        total: dict[str, int] = {}
-        for feature, why in features.items():
-            allowed = self._allow.get(feature)
-            for unit in _UNBOUNDED_UNITS:
-                if unit in units and (allowed is None or (unit == "usd" and "usd" not in allowed)):
-                    raise Unbounded(feature, why, unit=unit)
-            for unit, amount in (allowed or {}).items():
-                total[unit] = total.get(unit, 0) + amount
-        return total
-
-    def _input_bound(self, bound: RequestBound, pricing: ModelPricing | None) -> int | None:
-        if bound.input_tokens is not None:
-            return bound.input_tokens
-        if bound.previous is not None:
-            # A response's own input included all before it, and its output is added now.
-            with self._contexts_lock:
-                before = self._contexts.get(bound.previous)
-            if before is not None:
-                return before + bound.extra_input
-        return pricing.context_window if pricing is not None else None
+        return self._planner.plan(operation, model, bound, provider=provider, who=who, fallback=fallback)
 
     def remember_context(self, response_id: str | None, usage: Usage | None) -> None:
         """Note how long a stored conversation has become, to bound what continues it."""
-        if response_id and usage is not None:
-            with self._contexts_lock:
-                self._contexts[response_id] = usage.total_tokens
-                while len(self._contexts) > _MAX_REMEMBERED:
-                    self._contexts.popitem(last=False)
-
-    def _claim(self, budget: Budget, who: Attribution, model: str, now: int) -> Claim:
-        rolling = budget.rolling_ms
-        window = None if rolling else budget.window_at(now, self.timezone)
-        shape = f"stage {budget.shape}" if budget.stage is not None else budget.shape
-        return Claim(
-            shape,
-            budget.scope_key(who, model),
-            window.start if window else 0,
-            budget.unit,
-            budget.amount,
-            budget.text,
-            window.end if window else None,
-            rolling,
-            budget.slot_ms if rolling else 0,
-            self._thresholds,
-        )
+        self._planner.remember_context(response_id, usage)
 
     # ── reserving ──────────────────────────────────────────────────────────────────────
 
@@ -733,13 +338,13 @@ class Meter:
             BudgetExceeded: it does not fit in one of them.
             StoreError: the store is out (unless ``on_store_error="allow"``).
         """
-        return _run(self._ledger, self._reserve_steps(plan))
+        return run(self._ledger, self._reserve_steps(plan))
 
     async def areserve(self, plan: Plan) -> Hold:
         """`reserve` for coroutines."""
-        return await _arun(self._ledger, self._reserve_steps(plan))
+        return await arun(self._ledger, self._reserve_steps(plan))
 
-    def _reserve_steps(self, plan: Plan) -> _Steps[Hold]:
+    def _reserve_steps(self, plan: Plan) -> Steps[Hold]:
         # Ids that grow with time keep the store's trees together; the rest is random, so that
         # processes, and children of a fork, never share one.
         call_id = f"{self._clock():012x}{os.urandom(8).hex()}"
@@ -754,7 +359,7 @@ class Meter:
             if sweep:
                 self._next_sweep = now + 1000
             waiting = bool(deadline) and time.monotonic() < deadline
-            claims = [self._claim(b, plan.who, plan.model, now) for b in plan.budgets]
+            claims = [self._planner.claim(b, plan.who, plan.model, now) for b in plan.budgets]
             try:
                 result: Reserved | Refused = yield self._reserve_work(
                     call_id, claims, plan, now, sweep, waiting
@@ -777,7 +382,7 @@ class Meter:
                 continue
             if result.reason != "busy" or not waiting:
                 raise self._exceeded(result, plan)
-            yield _Pause(pause * (0.5 + random.random()))
+            yield Pause(pause * (0.5 + random.random()))
             pause = min(pause * 1.5, 0.1)
             sweep = False
 
@@ -812,7 +417,7 @@ class Meter:
             spent=refused.spent,
             held=refused.held,
             asked=refused.asked,
-            resets_at=_when(claim.end),
+            resets_at=when(claim.end),
         )
         error = BudgetExceeded(shortfall, refused.reason)
         log.info("%s", error)
@@ -820,18 +425,14 @@ class Meter:
 
     # ── ending ─────────────────────────────────────────────────────────────────────────
 
-    def _end_steps(self, hold: Hold, outcome: Outcome) -> _Steps[None] | None:
-        rank = _RANKS[outcome.status]
-        if rank <= hold._rank:
-            return None
-        hold._rank = rank
-        return self._write_steps(self._end_work(hold, outcome))
+    def ending(self, hold: Hold, outcome: Outcome) -> Steps[None] | None:
+        """The steps that end `hold`; None if nothing new was learnt."""
+        return self._write_steps(self._end_work(hold, outcome)) if hold.takes(outcome) else None
 
-    def _post_end(self, hold: Hold, outcome: Outcome) -> None:
-        rank = _RANKS[outcome.status]
-        if rank <= hold._rank:
+    def post_end(self, hold: Hold, outcome: Outcome) -> None:
+        """End `hold` soon, without waiting."""
+        if not hold.takes(outcome):
             return
-        hold._rank = rank
         work = self._end_work(hold, outcome)
 
         def failed(error: BaseException) -> None:
@@ -849,7 +450,7 @@ class Meter:
 
         return run
 
-    def _write_steps(self, work: Callable[[Rows], Booked]) -> _Steps[None]:
+    def _write_steps(self, work: Callable[[Rows], Booked]) -> Steps[None]:
         try:
             booked = yield work
         except GeneratorExit:
@@ -867,7 +468,7 @@ class Meter:
         self._retry_at = time.monotonic() + 1.0
         log.error("an entry could not be written and is kept to be retried: %s", error)
 
-    def _retry_steps(self) -> _Steps[None]:
+    def _retry_steps(self) -> Steps[None]:
         if time.monotonic() < self._retry_at:
             return
         while self._unwritten:
@@ -921,7 +522,7 @@ class Meter:
         flags = list(outcome.flags)
         if status == "assumed" and self.on_unknown == "release":
             flags.append("released")
-        amounts, usage, cost = self._amounts(hold, outcome)
+        amounts, usage, cost = booking(hold, outcome, self._planner, release=self.on_unknown == "release")
         if plan.allowance and status != "failed":
             flags.append("allowance")
             status = "estimated" if status == "settled" else status
@@ -950,43 +551,6 @@ class Meter:
 
         return work
 
-    def _amounts(self, hold: Hold, outcome: Outcome) -> tuple[Mapping[str, int], dict[str, Any], int | None]:
-        """(what to book by unit, the entry's tokens, its cost in nano-dollars)."""
-        plan = hold.plan
-        if outcome.status == "failed":
-            return {}, {}, 0
-        if outcome.usage is None:
-            if self.on_unknown == "release":
-                return {}, {}, 0
-            held = dict(hold.amounts)
-            tokens = {n: held.get(n, 0) for n in ("input_tokens", "output_tokens")}
-            return held, tokens, held.get("usd")
-        usage = outcome.usage
-        amounts = {
-            "tokens": usage.total_tokens,
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "calls": 1,
-        }
-        # An allowance is booked as given: what it is for is not in the reply's usage.
-        cost = plan.allowance.get("usd")
-        pricing = self._reply_pricing(plan, outcome.model)
-        if pricing is not None and plan.operation in METERED_OPERATIONS:
-            cost = pricing.cost(usage, outcome.service_tier) + (cost or 0)
-        if cost is not None:
-            amounts["usd"] = cost
-        return amounts, {n: getattr(usage, n) for n in _USAGE_FIELDS}, cost
-
-    def _reply_pricing(self, plan: Plan, model: str | None) -> ModelPricing | None:
-        """The pricing of the model that answered, where it names another than was asked."""
-        own = plan.pricing
-        if model is None or model == plan.model or (own is not None and own.source != "genai-prices"):
-            return own
-        try:
-            return self.pricing.find(model, plan.provider)
-        except UnknownPrice:
-            return own
-
     # ── keeping house ──────────────────────────────────────────────────────────────────
 
     def sweep(self) -> int:
@@ -1009,7 +573,7 @@ class Meter:
         """
         self._ledger.flush()
         self._retry_at = 0.0
-        _run(self._ledger, self._retry_steps())
+        run(self._ledger, self._retry_steps())
         if self._unwritten:
             raise StoreError(f"{len(self._unwritten)} entries could not be written yet; they are kept")
 
@@ -1067,62 +631,6 @@ class Meter:
         return meter_client(self, client, provider=provider, send_attribution=send_attribution)
 
 
-_USAGE_FIELDS = (
-    "input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens",
-    "reasoning_tokens", "input_audio_tokens", "output_audio_tokens",
-)  # fmt: skip
-
-
-def _needs(
-    bound: RequestBound,
-    inputs: int,
-    pricing: ModelPricing | None,
-    allowance: Mapping[str, int],
-    service_tier: str | None,
-) -> dict[str, Need]:
-    out, extra = (0 if bound.output_limit == 0 else bound.choices), bound.extra_output
-    needs = {
-        "tokens": Need(inputs + extra + allowance.get("tokens", 0), out),
-        "input_tokens": Need(inputs + allowance.get("input_tokens", 0)),
-        "output_tokens": Need(extra + allowance.get("output_tokens", 0), out),
-        "calls": Need(1),
-    }
-    if pricing is not None or "usd" in allowance:
-        fixed = rate = 0
-        if pricing is not None:
-            fixed, rate = pricing.bound(
-                inputs,
-                service_tier=bound.service_tier or service_tier,
-                input_audio=bound.input_audio,
-                output_audio=bound.output_audio,
-            )
-        fixed += rate * extra + allowance.get("usd", 0) * FEMTO_PER_NANO
-        needs["usd"] = Need(fixed, rate * out, FEMTO_PER_NANO)
-    return needs
-
-
-def _as_budget(value: str | Budget) -> Budget:
-    return value if isinstance(value, Budget) else Budget.parse(value)
-
-
-def _distinct(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
-    found: dict[str, Budget] = {}
-    for budget in budgets:
-        other = found.setdefault(budget.shape, budget)
-        if other is not budget:
-            raise ConfigError(
-                f'"{other}" and "{budget}" count the same thing; keep one, or name one, '
-                f'e.g. "{budget} as second"'
-            )
-    return tuple(found.values())
-
-
-def _at_least(least: int, value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return value
-
-
 def _not_negative(value: float, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10**9:
         raise ConfigError(f"{name} must be a number of seconds of at least 0, not {value!r}")
@@ -1137,10 +645,6 @@ def _one_of(value: T, known: tuple[T, ...], name: str) -> T:
 
 def _log_failed(error: BaseException) -> None:
     log.error("a hold could not be dropped and will end by its lease: %s", error)
-
-
-def _when(ms: int | None) -> datetime | None:
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, timezone.utc)
 
 
 DEFAULT_STORE = "sqlite:///behest.db"

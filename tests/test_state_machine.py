@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from behest_integrations import Budget, BudgetExceeded, Meter, Price, Usage
 from behest_integrations.budgets import to_nano
-from behest_integrations.meter import Hold, Outcome
+from behest_integrations.calls import Hold, Outcome
 from behest_integrations.reports import repair, verify
 from behest_integrations.wire import RequestBound
 

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
+from ..calls import Hold, Outcome
 from ..errors import ConfigError, MissingExtra
 from ..exchange import Exchange
-from ..meter import Hold, Meter, Outcome
+from ..meter import Meter
 from ..pricing import provider_for_url
 from ..wire import SSEReader, operation_of
 

@@ -109,7 +109,8 @@ def report(
         ConfigError: an unknown group.
         StoreError: the store cannot be read.
     """
-    keys, hourly = [], -1
+    keys: list[sa.ColumnElement[Any]] = []
+    hourly = -1
     for name in by:
         if name in _COLUMNS:
             keys.append(_COLUMNS[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 
 from rich.console import Console
@@ -42,7 +42,7 @@ def report_table(report: Report) -> Table:
     for i, name in enumerate(report.by):
         table.add_column(name, footer="total" if i == 0 else "", overflow="fold", min_width=8)
     total = report.total
-    optional = [
+    optional: list[tuple[str, int, Callable[[Line], str]]] = [
         ("unpriced", total.unpriced, lambda x: count(x.unpriced)),
         ("failed", total.failed, lambda x: count(x.failed)),
         ("refused", total.refused, lambda x: count(x.refused)),
