@@ -110,7 +110,10 @@ def from_headers(headers: Mapping[str, Any] | None) -> Attribution:
         key = name.lower()
         if key in (SESSION_HEADER, USER_HEADER):
             if isinstance(value, bytes):
-                value = value.decode("utf-8")
+                try:
+                    value = value.decode("utf-8")
+                except UnicodeDecodeError:
+                    raise ConfigError(f"{name} is not UTF-8: {value!r}") from None
             if isinstance(value, str) and value.strip():
                 found[key] = value.strip(" \t")
     if not found:
@@ -153,15 +156,20 @@ def decorate(function: _F, scope: Callable[[], Any]) -> _F:
             inner, entered = function(*args, **kwargs), scope()
             # The scope is entered anew around each step: a generator shares its
             # consumer's context, so it must not stay entered while suspended.
+            step: Callable[[Any], Any] = inner.asend
             value: Any = None
             try:
                 while True:
                     with entered:
                         try:
-                            item = await inner.asend(value)
+                            item = await step(value)
                         except StopAsyncIteration:
                             return
-                    value = yield item
+                    try:
+                        value = yield item
+                        step = inner.asend
+                    except Exception as error:
+                        value, step = error, inner.athrow
             finally:
                 await inner.aclose()
 
@@ -177,15 +185,20 @@ def decorate(function: _F, scope: Callable[[], Any]) -> _F:
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             inner, entered = function(*args, **kwargs), scope()
+            step: Callable[[Any], Any] = inner.send
             value: Any = None
             try:
                 while True:
                     with entered:
                         try:
-                            item = inner.send(value)
+                            item = step(value)
                         except StopIteration as stop:
                             return stop.value
-                    value = yield item
+                    try:
+                        value = yield item
+                        step = inner.send
+                    except Exception as error:
+                        value, step = error, inner.throw
             finally:
                 inner.close()
 

@@ -79,30 +79,24 @@ class _Call:
         body = self.exchange.reserved(hold)
         if options.files is None and (options.json_data is not None or options.extra_json is not None):
             options.json_data, options.extra_json = body, None
-        self.send_attribution(options)
         return options
 
-    def send_attribution(self, options: Any) -> None:
-        given = options.headers
-        headers = dict(given) if isinstance(given, Mapping) else {}
+    def attribution_headers(self, options: Any) -> dict[str, str]:
+        """The headers to send that say who the call is for.
+
+        Taken out of `options`: the SDK takes a header's text for ASCII, and ids may be in any
+        script, so these are put on the request that it has built, as UTF-8.
+        """
+        given = options.headers if isinstance(options.headers, Mapping) else {}
+        names = (SESSION_HEADER, USER_HEADER)
+        sent = {n.lower(): v for n, v in given.items() if n.lower() in names and isinstance(v, str)}
         if self.door.send_attribution and self.exchange is not None:
             who = self.exchange.plan.who
-            names = {n.lower(): n for n in headers}
-            for name, value in (("X-Session-Id", who.session_id), ("X-End-User-Id", who.user_id)):
-                if value is not None:
-                    headers.pop(names.get(name.lower(), name), None)
-                    headers[name] = value
-        if not headers:
-            return
-        for name, value in headers.items():
-            # The HTTP libraries take text for ASCII; ids in any script go as UTF-8 bytes.
-            if (
-                name.lower() in (SESSION_HEADER, USER_HEADER)
-                and isinstance(value, str)
-                and not value.isascii()
-            ):
-                headers[name] = value.encode()
-        options.headers = headers
+            ids = ((SESSION_HEADER, who.session_id), (USER_HEADER, who.user_id))
+            sent.update({name: value for name, value in ids if value is not None})
+        if sent and given:
+            options.headers = {n: v for n, v in given.items() if n.lower() not in sent}
+        return sent
 
     def take(self) -> Hold | None:
         """The open hold, which the caller will now end."""
@@ -162,6 +156,9 @@ _call: ContextVar[_Call | _Follow | bool] = ContextVar("behest_openai_call", def
 """What the SDK is doing in this context: a call, a look at one, something free (True), or
 nothing (False)."""
 
+_counted: ContextVar[bool] = ContextVar("behest_openai_counted", default=False)
+"""Whether the websocket that is being opened has been counted already."""
+
 
 def _begin(client: Any, options: Any) -> _Call | _Follow | bool:
     operation = operation_of(options.method, options.url)
@@ -190,9 +187,31 @@ class _Metered:
 
     _behest: _Door
 
+    def _build_request(self, options: Any, **kwargs: Any) -> Any:
+        call = _call.get()
+        headers = call.attribution_headers(options) if isinstance(call, _Call) else {}
+        request = super()._build_request(options, **kwargs)  # type: ignore[misc]
+        if headers:
+            request.headers.encoding = "utf-8"
+            for name, value in headers.items():
+                request.headers[name] = value
+        return request
+
+    # Websockets (realtime, responses over websockets) are no requests, and nothing in them
+    # can be read or stopped: they are counted, or refused, before they connect. Then the SDK
+    # asks for a fresh key (2.x), prepares the options of a request that it does not make
+    # (3.x), or reads the authentication headers alone (responses in 2.x).
+
+    @property
+    def auth_headers(self) -> Any:
+        if _counted.get():
+            _counted.set(False)
+        elif _call.get() is False:
+            exchange = self._websocket_plan()
+            self._behest.meter.reserve(exchange.plan).end(exchange.complete())
+        return super().auth_headers  # type: ignore[misc]
+
     def _websocket_plan(self) -> Exchange:
-        # Not a request: the SDK asks for a fresh key right before it opens a websocket
-        # (realtime, responses over websockets), where nothing can be read or stopped.
         client: Any = self
         return Exchange(
             self._behest.meter,
@@ -216,8 +235,10 @@ class _MeteredSync(_Metered):
                 hold.end(Outcome("cancelled"))
 
     def _prepare_options(self, options: Any) -> Any:
-        options = super()._prepare_options(options)  # type: ignore[misc]
         call = _call.get()
+        if call is False:
+            return self._outside_requests(lambda: super(_MeteredSync, self)._prepare_options(options))  # type: ignore[misc]
+        options = super()._prepare_options(options)  # type: ignore[misc]
         if not isinstance(call, _Call):
             return options
         exchange = call.plan(options)
@@ -245,9 +266,18 @@ class _MeteredSync(_Metered):
 
     def _refresh_api_key(self) -> Any:
         if _call.get() is False:
-            exchange = self._websocket_plan()
-            self._behest.meter.reserve(exchange.plan).end(exchange.complete())
+            return self._outside_requests(super()._refresh_api_key)  # type: ignore[misc]
         return super()._refresh_api_key()  # type: ignore[misc]
+
+    def _outside_requests(self, go_on: Callable[[], Any]) -> Any:
+        exchange = self._websocket_plan()
+        self._behest.meter.reserve(exchange.plan).end(exchange.complete())
+        _counted.set(True)
+        token = _call.set(True)
+        try:
+            return go_on()
+        finally:
+            _call.reset(token)
 
 
 class _MeteredAsync(_Metered):
@@ -263,8 +293,10 @@ class _MeteredAsync(_Metered):
                 hold.post(Outcome("cancelled"))
 
     async def _prepare_options(self, options: Any) -> Any:
-        options = await super()._prepare_options(options)  # type: ignore[misc]
         call = _call.get()
+        if call is False:
+            return await self._outside_requests(lambda: super(_MeteredAsync, self)._prepare_options(options))  # type: ignore[misc]
+        options = await super()._prepare_options(options)  # type: ignore[misc]
         if not isinstance(call, _Call):
             return options
         exchange = call.plan(options)
@@ -293,10 +325,19 @@ class _MeteredAsync(_Metered):
 
     async def _refresh_api_key(self) -> Any:
         if _call.get() is False:
-            exchange = self._websocket_plan()
-            hold = await self._behest.meter.areserve(exchange.plan)
-            await hold.aend(exchange.complete())
+            return await self._outside_requests(super()._refresh_api_key)  # type: ignore[misc]
         return await super()._refresh_api_key()  # type: ignore[misc]
+
+    async def _outside_requests(self, go_on: Callable[[], Any]) -> Any:
+        exchange = self._websocket_plan()
+        hold = await self._behest.meter.areserve(exchange.plan)
+        await hold.aend(exchange.complete())
+        _counted.set(True)
+        token = _call.set(True)
+        try:
+            return await go_on()
+        finally:
+            _call.reset(token)
 
 
 # ── streams ────────────────────────────────────────────────────────────────────────────

@@ -177,20 +177,23 @@ class Sandbox:
         *,
         times: int = 1,
         status: int = 500,
-        billed: bool = True,
+        billed: bool | None = None,
         seconds: float = 0.0,
         factor: int = 2,
     ) -> None:
         """Make the next `times` requests go wrong.
 
         Args:
-            kind: ``latency`` (by `seconds`), ``status`` (answer with `status`; `billed` or
-                not), ``timeout`` (bill, then answer after `seconds`), ``cut`` (break a
+            kind: ``latency`` (by `seconds`), ``status`` (answer with `status`),
+                ``timeout`` (bill, then answer after `seconds`), ``cut`` (break a
                 stream half way, billed whole), ``no_usage`` (leave usage out),
                 ``over_limit`` (bill and report `factor` times the output).
+            billed: whether a ``status`` is billed all the same; None: 5xx is, 4xx is not.
         """
         if kind not in _FAULTS:
             raise ConfigError(f"unknown fault {kind!r}: one of {', '.join(_FAULTS)}")
+        if billed is None:
+            billed = kind == "timeout" or status >= 500
         self._faults.append(_Fault(kind, times, status, billed, seconds, factor))
 
     def _next_fault(self) -> _Fault | None:

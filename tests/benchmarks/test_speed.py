@@ -19,7 +19,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from behest_integrations import Meter, Usage
+from behest_integrations import Meter, Usage, session
 from behest_integrations.wire import RequestBound
 
 if int(openai.__version__.split(".")[0]) >= 3:
@@ -169,24 +169,14 @@ def test_reserve_and_settle_against_raw_sqlite(tmp_path: Path, threads: int) -> 
     bound = RequestBound(100, output_limit=200, limit_fields=("max_tokens",))
 
     def pair() -> None:
-        with session:
+        with session("conversation-1", user="user-1"):
             plan = meter.plan("chat", "gpt-4o-mini", bound, provider="openai")
             meter.reserve(plan).settle(Usage(80, 60))
 
-    session = meter.session("conversation-1", user="user-1")
-    with session:
-        pass
-    from behest_integrations import session as scope
-
-    def thread_pair() -> None:
-        with scope("conversation-1", user="user-1"):
-            plan = meter.plan("chat", "gpt-4o-mini", bound, provider="openai")
-            meter.reserve(plan).settle(Usage(80, 60))
-
-    measure(thread_pair, threads, 0.3)
+    measure(pair, threads, 0.3)
     rounds = []
     for _ in range(3):
-        rounds.append((measure(raw.pair, threads, 1.0), measure(thread_pair, threads, 1.0)))
+        rounds.append((measure(raw.pair, threads, 1.0), measure(pair, threads, 1.0)))
     theirs = [statistics.median(r[0][i] for r in rounds) for i in range(3)]
     ours = [statistics.median(r[1][i] for r in rounds) for i in range(3)]
     say(
