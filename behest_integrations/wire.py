@@ -397,8 +397,7 @@ class Reply:
         if isinstance(status, str):
             self.pending = status in ("queued", "in_progress")
         if self.keep_text:
-            for piece in _texts(body):
-                self.text.append(piece)
+            self.text.extend(filter(None, _texts(body)))
 
 
 def _texts(body: Mapping[str, Any]) -> Iterator[str]:

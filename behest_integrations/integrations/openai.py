@@ -410,6 +410,22 @@ class _Watch:
             self.hold.post(outcome)
 
 
+class _Pieces:
+    """A body in the pieces that its reader asked for: of `size` bytes, or as they come."""
+
+    def __init__(self, size: int | None) -> None:
+        self.size = size
+        self.left = b""
+
+    def cut(self, data: bytes, *, last: bool = False) -> list[bytes]:
+        if self.size is None:
+            return [data] if data else []
+        data = self.left + data
+        whole = len(data) if last else len(data) // self.size * self.size
+        self.left = data[whole:]
+        return [data[i : i + self.size] for i in range(0, whole, self.size)]
+
+
 def _watch(
     response: Any, exchange: Exchange, hold: Hold, *, asynchronous: bool, only_whole: bool = False
 ) -> None:
@@ -426,18 +442,18 @@ def _watch(
 def _sync_patches(ref: Callable[[], Any], watch: _Watch) -> tuple[Any, Any]:
     def iter_bytes(chunk_size: int | None = None) -> Iterator[bytes]:
         response = ref()
-        watch.source = type(response).iter_bytes(response, chunk_size)
+        watch.source = type(response).iter_bytes(response)
+        pieces = _Pieces(chunk_size)
         try:
             watch.reading = True
             for data in watch.source:
-                out = watch.feed(data)
-                if out:
+                for out in pieces.cut(watch.feed(data)):
                     watch.reading = False
                     yield out
                     watch.reading = True
-            out = watch.rest()
+            last = pieces.cut(watch.rest(), last=True)
             watch.reading = False
-            if out:
+            for out in last:
                 yield out
         except GeneratorExit:
             raise  # the consumer stopped; `close` follows
@@ -478,18 +494,18 @@ def _end(watch: _Watch, note: str, flag: str) -> None:
 def _async_patches(ref: Callable[[], Any], watch: _Watch) -> tuple[Any, Any]:
     async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
         response = ref()
-        watch.source = type(response).aiter_bytes(response, chunk_size)
+        watch.source = type(response).aiter_bytes(response)
+        pieces = _Pieces(chunk_size)
         try:
             watch.reading = True
             async for data in watch.source:
-                out = watch.feed(data)
-                if out:
+                for out in pieces.cut(watch.feed(data)):
                     watch.reading = False
                     yield out
                     watch.reading = True
-            out = watch.rest()
+            last = pieces.cut(watch.rest(), last=True)
             watch.reading = False
-            if out:
+            for out in last:
                 yield out
         except GeneratorExit:
             raise
