@@ -40,8 +40,11 @@ def round_nano(femto: int) -> int:
 
 
 def _femto(usd: Decimal, per: int) -> int:
-    """Femto-dollars per unit of a price per `per` units; rounded up where not exact."""
-    scaled = usd * FEMTO / per
+    """Femto-dollars per unit of a price per `per` units; rounded up where not exact.
+
+    Less than a millionth of that is what is left of somebody's float in the price list.
+    """
+    scaled = round(usd * FEMTO / per, 6)
     whole = int(scaled)
     return whole + (whole < scaled)
 
