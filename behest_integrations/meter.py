@@ -94,7 +94,7 @@ class Meter:
         store: str | Ledger | None = None,
         *,
         budgets: Iterable[str | Budget] = (),
-        prices: Mapping[str, Price | Iterable[Price]] | None = None,
+        prices: Mapping[str, Price | Sequence[Price]] | None = None,
         aliases: Mapping[str, str] | None = None,
         allow: Mapping[str, str | list[str] | tuple[str, ...]] | None = None,
         timezone: str = "UTC",

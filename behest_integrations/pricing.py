@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
@@ -265,12 +265,12 @@ class Pricing:
 
     def __init__(
         self,
-        prices: Mapping[str, Price | Iterable[Price]] | None = None,
+        prices: Mapping[str, Price | Sequence[Price]] | None = None,
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         self._own: dict[str, tuple[Price, ...]] = {}
         for model, given in (prices or {}).items():
-            listed = (given,) if isinstance(given, Price) else tuple(given)
+            listed = tuple(given) if isinstance(given, (list, tuple)) else (given,)
             if not listed or not all(isinstance(p, Price) for p in listed):
                 raise ConfigError(f"the price of {model!r} is a Price or a list of them, not {given!r}")
             self._own[model] = tuple(sorted(listed, key=lambda p: p.start or date.min))

@@ -311,14 +311,13 @@ def _thresholds(
         return ()
     reached = [p for p in claim.thresholds if spent * 100 >= p * limit or (full and p <= 100)]
     top = reached[-1] if reached else 0
-    if top == bucket.notified or (top < bucket.notified and not claim.rolling_ms):
+    before = bucket.notified
+    if top == before or (top < before and not claim.rolling_ms):
         return ()
     # A rolling window can fall below a threshold and reach it again: that is a new event.
     rows.set_notified(bucket.id, top)
     return tuple(
-        ThresholdEvent(p, claim.text, claim.scope, claim.unit, spent, limit)
-        for p in reached
-        if p > bucket.notified
+        ThresholdEvent(p, claim.text, claim.scope, claim.unit, spent, limit) for p in reached if p > before
     )
 
 
@@ -354,8 +353,10 @@ def settle(
                 return Booked(False)
             replaced = True
             _reverse(rows, last, now)
-            for id, unit, _amount in last.bookings:
+            for id, unit, assumed in last.bookings:
                 amount = amounts.get(unit, 0)
+                if last.status == "assumed" and amount > assumed > 0 and unit not in over:
+                    over.append(unit)
                 rows.change_bucket(id, amount, 0)
                 entry.bookings.append((id, unit, amount))
         else:

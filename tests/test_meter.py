@@ -1,0 +1,507 @@
+"""The meter on its own: holds, waiting, changing budgets, thresholds, stages, balances."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import assert_sound, entries, holds
+
+from behest_integrations import (
+    Budget,
+    BudgetExceeded,
+    ConfigError,
+    Meter,
+    Price,
+    ThresholdEvent,
+    Usage,
+    session,
+)
+from behest_integrations.admission import Ask, BucketState, Denied, Granted, Need, decide
+from behest_integrations.calls import Hold, Outcome
+from behest_integrations.reports import stages
+from behest_integrations.wire import RequestBound
+
+# $1 per million tokens: a token costs 1,000 nano-dollars.
+PRICES = {"m": Price(input="1", output="1")}
+DAY = 86_400_000
+
+
+class Clock:
+    """Milliseconds since 1970, moved by hand."""
+
+    def __init__(self, at: datetime) -> None:
+        self.now = int(at.timestamp() * 1000)
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(datetime(2026, 11, 24, 12, tzinfo=timezone.utc))
+
+
+def hold(meter: Meter, tokens: int = 1000, model: str = "m") -> Hold:
+    """Reserve for a prompt of `tokens` and no output."""
+    return meter.reserve(meter.plan("chat", model, RequestBound(tokens, output_limit=0)))
+
+
+def spend(meter: Meter, tokens: int = 1000) -> None:
+    hold(meter, tokens).settle(Usage(tokens))
+
+
+# ── holds ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_held_counts_until_the_truth_is_known(store: str) -> None:
+    with Meter(store, budgets=["$0.003"], prices=PRICES) as meter:
+        first, _second = hold(meter), hold(meter)
+        with pytest.raises(BudgetExceeded) as caught:
+            hold(meter, 1001)
+        assert caught.value.busy
+        assert caught.value.shortfall.held == 2_000_000
+        first.settle(Usage(10))
+        hold(meter, 1990).release()
+        (balance,) = meter.spend()
+        assert (balance.spent, balance.held, balance.left) == (10_000, 1_000_000, 1_990_000)
+        assert str(balance) == "$0.003: $0.00001 spent, $0.001 held, $0.00199 left"
+
+
+def test_a_hold_ends_once_however_often_it_is_told(store: str) -> None:
+    with Meter(store, budgets=["$1"], prices=PRICES) as meter:
+        it = hold(meter)
+        it.settle(Usage(10))
+        it.settle(Usage(20))
+        it.release()
+        it.end(Outcome("assumed"))
+        assert [(e.status, e.cost) for e in entries(meter)] == [("settled", 10_000)]
+        assert_sound(meter)
+
+
+def test_a_late_settle_replaces_the_assumption(store: str, clock: Clock) -> None:
+    with Meter(store, budgets=["$1/day", "$1"], prices=PRICES, lease=60, clock=clock) as meter:
+        it = hold(meter)
+        clock.now += 61_000
+        assert meter.sweep() == 1
+        assert [(e.status, e.cost, e.flags) for e in entries(meter)] == [("assumed", 1_000_000, "expired")]
+        it.settle(Usage(10))
+        lines = [(e.status, e.cost, e.reversal) for e in entries(meter)]
+        assert lines == [("assumed", 1_000_000, 0), ("assumed", -1_000_000, 1), ("settled", 10_000, 0)]
+        assert [b.spent for b in meter.spend()] == [10_000, 10_000]
+        assert_sound(meter)
+
+
+def test_holds_of_the_dead_are_found_by_the_next_call(store: str, clock: Clock) -> None:
+    with Meter(store, budgets=["2 calls"], lease=60, clock=clock) as meter:
+        hold(meter), hold(meter)
+        clock.now += 61_000
+        with pytest.raises(BudgetExceeded) as caught:
+            hold(meter)
+        assert not caught.value.busy  # they were booked at the worst case
+        assert [e.status for e in entries(meter)] == ["assumed", "assumed"]
+
+
+def test_release_by_choice_books_nothing(store: str, clock: Clock) -> None:
+    with Meter(store, budgets=["1 calls"], lease=60, clock=clock, on_unknown="release") as meter:
+        hold(meter)
+        clock.now += 61_000
+        hold(meter).end(Outcome("assumed"))
+        hold(meter)
+        assert [e.calls for e in entries(meter)] == [0, 0]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_caller_may_wait_for_calls_in_flight(store: str, asynchronous: bool) -> None:
+    with Meter(store, budgets=["1 calls per session"], wait=10) as meter:
+        it = hold(meter)
+        threading.Timer(0.1, it.release).start()
+        if asynchronous:
+            plan = meter.plan("chat", "m", RequestBound(1, output_limit=0))
+            asyncio.run(meter.areserve(plan)).release()
+        else:
+            hold(meter).release()
+
+
+def test_waiting_ends(store: str) -> None:
+    with Meter(store, budgets=["1 calls"], wait=0.15) as meter:
+        hold(meter)
+        started = time.monotonic()
+        with pytest.raises(BudgetExceeded):
+            hold(meter)
+        assert 0.1 < time.monotonic() - started < 5
+
+
+def test_nobody_waits_for_what_cannot_help(store: str) -> None:
+    with Meter(store, budgets=["1 calls"], wait=60) as meter:
+        spend(meter)
+        with pytest.raises(BudgetExceeded):
+            hold(meter)
+
+
+def test_a_task_cancelled_while_it_reserves_leaves_no_hold(sqlite_store: str) -> None:
+    async def run(meter: Meter) -> None:
+        plan = meter.plan("chat", "m", RequestBound(1, output_limit=0))
+        for steps in range(12):
+            task = asyncio.ensure_future(meter.areserve(plan))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            found = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(found[0], Hold):
+                found[0].release()
+
+    with Meter(sqlite_store, budgets=["1000 calls"]) as meter:
+        asyncio.run(run(meter))
+        assert_sound(meter)
+        assert meter.spend()[0].spent == 0
+
+
+# ── the pure decision ──────────────────────────────────────────────────────────────────
+
+needs = st.builds(Need, st.integers(0, 10**6), st.integers(0, 1000), st.sampled_from([1, 10**6]))
+states = st.lists(
+    st.builds(
+        BucketState,
+        st.sampled_from(["usd", "tokens"]),
+        st.integers(0, 10**6),
+        st.integers(0, 10**6),
+        st.integers(0, 10**6),
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=400)
+@given(
+    states, st.fixed_dictionaries({"usd": needs, "tokens": needs}), st.integers(0, 500), st.integers(0, 500)
+)
+def test_a_grant_fits_everywhere_and_one_token_more_would_not(
+    found: list[BucketState], wanted: dict[str, Need], a: int, b: int
+) -> None:
+    ask = Ask(wanted, max(a, b), min(a, b))
+    decision = decide(found, ask)
+
+    def fits(output: int) -> bool:
+        return all(s.spent + s.held + wanted[s.unit].amount(output) <= s.limit for s in found)
+
+    if isinstance(decision, Granted):
+        assert ask.floor <= decision.output <= ask.want
+        assert fits(decision.output)
+        assert decision.output == ask.want or not fits(decision.output + 1)
+    else:
+        assert isinstance(decision, Denied)
+        assert not fits(ask.floor)
+
+
+# ── budgets that change ────────────────────────────────────────────────────────────────
+
+
+def test_a_budget_is_raised_lowered_and_removed_in_flight(store: str) -> None:
+    with Meter(store, budgets=["3 calls per session"]) as meter:
+        spend(meter), spend(meter)
+        meter.set_limit("3 calls per session", "1 calls")  # below what is spent: admits no more
+        with pytest.raises(BudgetExceeded, match="limit 1 call"):
+            hold(meter)
+        assert meter.budgets == (Budget.parse("1 calls per session"),)
+        meter.set_limit("3 calls per session", 4)
+        spend(meter)
+        meter.remove_budget("3 calls per session")
+        spend(meter), spend(meter)
+        assert meter.budgets == ()
+        assert meter.spend() == []
+        meter.reset_limit("3 calls per session")
+        with pytest.raises(BudgetExceeded):
+            hold(meter)
+        assert_sound(meter)
+
+
+def test_a_change_reaches_every_meter_on_the_store(sqlite_store: str) -> None:
+    with Meter(sqlite_store, budgets=["5 calls"]) as one, Meter(sqlite_store, budgets=["5 calls"]) as other:
+        one.set_limit("5 calls", "0 calls")
+        with pytest.raises(BudgetExceeded):
+            hold(other)
+
+
+def test_a_budget_is_added(store: str) -> None:
+    with Meter(store) as meter:
+        spend(meter)
+        assert meter.add_budget("1 calls") == Budget.parse("1 calls")
+        spend(meter)
+        with pytest.raises(BudgetExceeded):
+            hold(meter)
+
+
+def test_a_changed_amount_in_the_configuration_keeps_what_was_spent(sqlite_store: str) -> None:
+    with Meter(sqlite_store, budgets=["5 calls per user"]) as meter:
+        spend(meter), spend(meter)
+    with Meter(sqlite_store, budgets=["3 calls per user"]) as meter:
+        spend(meter)
+        with pytest.raises(BudgetExceeded):
+            hold(meter)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.set_limit("9 calls", "1 calls"), 'configured: "5 calls"'),
+        (lambda m: m.set_limit("5 calls", "$5"), "not an amount of calls"),
+        (lambda m: m.set_limit("5 calls", -1), "amount"),
+        (lambda m: m.add_budget("7 calls"), "count the same thing"),
+        (lambda m: m.budget(name="x"), "at least one budget"),
+        (lambda m: m.budget("$1", name="a/b"), "no '/'"),
+    ],
+)
+def test_impossible_changes_are_refused_and_change_nothing(change: Any, says: str) -> None:
+    with Meter("memory://", budgets=["5 calls"]) as meter:
+        with pytest.raises(ConfigError, match=says):
+            change(meter)
+        assert meter.budgets == (Budget.parse("5 calls"),)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budgets": ["5 calls", "6 calls"]},
+        {"budgets": ["5 cals"]},
+        {"timezone": "Mars/Olympus"},
+        {"default_output_tokens": 0},
+        {"min_output_tokens": "16"},
+        {"wait": -1},
+        {"lease": "long"},
+        {"on_unknown": "hope"},
+        {"on_store_error": "ignore"},
+        {"durability": "forever"},
+        {"thresholds": (0.5,)},
+        {"allow": {"images": "cheap"}},
+        {"prices": {"m": 5}},
+        {"project": ""},
+        {"store": "mysql://x"},
+        {"store": "sqlite://"},
+        {"store": 5},
+    ],
+)
+def test_impossible_settings_are_refused_at_once(options: dict[str, Any], tmp_path: Any) -> None:
+    with pytest.raises(ConfigError):
+        Meter(**{"store": f"sqlite:///{tmp_path}/b.db", **options})
+
+
+# ── windows ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_day_turns_over_at_midnight_where_the_user_lives(store: str, clock: Clock) -> None:
+    with Meter(store, budgets=["1 calls/day"], timezone="Asia/Tokyo", clock=clock) as meter:
+        spend(meter)
+        with pytest.raises(BudgetExceeded) as caught:
+            hold(meter)
+        assert caught.value.resets_at == datetime(2026, 11, 24, 15, tzinfo=timezone.utc)
+        assert "resets at 2026-11-24 15:00:00 UTC" in str(caught.value)
+        clock.now = int(caught.value.resets_at.timestamp() * 1000)
+        spend(meter)
+
+
+def test_a_call_counts_in_the_window_in_which_it_was_let_through(store: str, clock: Clock) -> None:
+    with Meter(store, budgets=["2 calls/day"], clock=clock) as meter:
+        it = hold(meter)
+        clock.now += DAY
+        it.settle(Usage(1))
+        spend(meter), spend(meter)
+        assert_sound(meter)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.sampled_from([60, 90, 3600]),
+    limit=st.integers(1, 6),
+    gaps=st.lists(st.integers(0, 2_000_000), min_size=5, max_size=40),
+)
+def test_a_rolling_window_admits_no_more_in_any_interval(length: int, limit: int, gaps: list[int]) -> None:
+    clock = Clock(datetime(2026, 1, 1, tzinfo=timezone.utc))
+    budget = Budget(limit, "calls", rolling=timedelta(seconds=length))
+    admitted: list[int] = []
+    with Meter("memory://", budgets=[budget], clock=clock) as meter:
+        for gap in gaps:
+            clock.now += gap % (length * 700)
+            try:
+                spend(meter, 1)
+                admitted.append(clock.now)
+            except BudgetExceeded:
+                pass
+        # Everything is free again one window, and the slot that it ends in, later.
+        clock.now += length * 1000 + budget.slot_ms + 1
+        spend(meter, 1)
+    for i, at in enumerate(admitted):
+        assert sum(1 for other in admitted[i:] if other - at < length * 1000) <= limit
+
+
+# ── thresholds ─────────────────────────────────────────────────────────────────────────
+
+
+def test_thresholds_fire_once_per_bucket(store: str, caplog: pytest.LogCaptureFixture) -> None:
+    events: list[ThresholdEvent] = []
+    with Meter(store, budgets=["10 calls per user"], on_threshold=events.append) as meter:
+        for user in ("ada", "bob"):
+            with session(user=user):
+                for _ in range(10):
+                    spend(meter)
+                for _ in range(3):
+                    with pytest.raises(BudgetExceeded):
+                        hold(meter)
+    assert [(e.percent, e.scope, e.spent) for e in events] == [
+        (50, "user ada", 5), (80, "user ada", 8), (100, "user ada", 10),
+        (50, "user bob", 5), (80, "user bob", 8), (100, "user bob", 10),
+    ]  # fmt: skip
+    assert 'budget "10 calls per user" for user ada has reached 80 %: 8 calls of 10 calls' in caplog.text
+
+
+def test_a_budget_with_too_little_left_for_any_call_has_been_reached(store: str) -> None:
+    events: list[ThresholdEvent] = []
+    with Meter(store, budgets=["$0.0015"], prices=PRICES, on_threshold=events.append) as meter:
+        spend(meter)
+        with pytest.raises(BudgetExceeded):
+            hold(meter)
+    assert [e.percent for e in events] == [50, 80, 100]
+
+
+def test_thresholds_fire_once_over_threads_and_processes_worth_of_meters(sqlite_store: str) -> None:
+    events: list[ThresholdEvent] = []
+    meters = [Meter(sqlite_store, budgets=["100 calls"], on_threshold=events.append) for _ in range(4)]
+
+    def work(meter: Meter) -> None:
+        for _ in range(25):
+            spend(meter)
+
+    threads = [threading.Thread(target=work, args=(m,)) for m in meters]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for meter in meters:
+        meter.close()
+    assert sorted(e.percent for e in events) == [50, 80, 100]
+
+
+def test_a_callback_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_event: ThresholdEvent) -> None:
+        raise ZeroDivisionError
+
+    with Meter("memory://", budgets=["1 calls"], on_threshold=broken) as meter:
+        spend(meter)
+        assert "on_threshold failed" in caplog.text
+        assert_sound(meter)
+
+
+# ── stages ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_stage_caps_a_block_within_what_already_applies(store: str) -> None:
+    with Meter(store, budgets=["5 calls per session"]) as meter, session("s"):
+        with meter.budget("2 calls", name="research") as research:
+            spend(meter), spend(meter)
+            with pytest.raises(BudgetExceeded) as caught:
+                hold(meter)
+            assert caught.value.budget == "2 calls"
+            assert "stage research" in str(caught.value)
+            (balance,) = research.spend()
+            assert (balance.spent, balance.left) == (2, 0)
+        with meter.budget("9 calls", name="write"):
+            for _ in range(3):
+                spend(meter)
+            with pytest.raises(BudgetExceeded, match="5 calls per session"):
+                hold(meter)
+        assert_sound(meter)
+
+
+def test_stages_nest_and_reports_show_the_tree(store: str) -> None:
+    with Meter(store, prices=PRICES) as meter:
+        with meter.budget("$1", name="research"):
+            spend(meter)
+            for _ in range(2):
+                with meter.budget("$0.002", "5 calls", name="search"):
+                    spend(meter)
+                    with pytest.raises(BudgetExceeded, match="stage search"):
+                        hold(meter, 2000)
+            with meter.budget("$1", name="rank"):
+                spend(meter)
+        spend(meter)
+        (root,) = stages(meter.ledger)
+        assert (root.name, root.line.calls, root.line.cost) == ("research", 4, 4_000_000)
+        assert {n.name: n.line.calls for n in root.children} == {"search": 2, "rank": 1}
+        assert [e.stage for e in entries(meter)][-1] is None
+        assert_sound(meter)
+
+
+def test_a_decorated_function_has_its_budget_at_each_call(store: str) -> None:
+    with Meter(store) as meter:
+
+        @meter.budget("1 calls", name="step")
+        def step() -> None:
+            spend(meter)
+
+        @meter.budget("1 calls", name="astep")
+        async def astep() -> None:
+            plan = meter.plan("chat", "m", RequestBound(1, output_limit=0))
+            await (await meter.areserve(plan)).asettle(Usage(1))
+            with pytest.raises(BudgetExceeded):
+                await meter.areserve(plan)
+
+        step(), step()
+        asyncio.run(astep())
+        assert [e.stage for e in entries(meter)] == ["step", "step", "astep"]
+
+
+def test_a_stage_of_one_meter_is_nothing_to_another(store: str) -> None:
+    with Meter(store) as meter, Meter("memory://") as other, meter.budget("0 calls", name="s"):
+        spend(other)
+
+
+def test_tasks_inside_a_stage_share_its_budget(store: str) -> None:
+    async def run(meter: Meter) -> int:
+        plan = meter.plan("chat", "m", RequestBound(1, output_limit=0))
+
+        async def one() -> bool:
+            try:
+                await (
+                    await meter.areserve(meter.plan("chat", "m", RequestBound(1, output_limit=0)))
+                ).asettle(Usage(1))
+            except BudgetExceeded:
+                return False
+            return True
+
+        assert plan.budgets == ()
+        async with meter.budget("3 calls", name="fan-out"):
+            return sum(await asyncio.gather(*(one() for _ in range(10))))
+
+    with Meter(store) as meter:
+        assert asyncio.run(run(meter)) == 3
+
+
+# ── balances ───────────────────────────────────────────────────────────────────────────
+
+
+def test_spend_shows_every_budget_of_those_asked_for(store: str) -> None:
+    with Meter(store, budgets=["$1 per session", "10 calls/day per user"], prices=PRICES) as meter:
+        with session("s", user="u"):
+            spend(meter)
+            assert [b.spent for b in meter.spend()] == [1_000_000, 1]
+        with session("t", user="u"):
+            spend(meter)
+        lines = meter.spend("s", user="u")
+        assert [(b.scope, b.spent) for b in lines] == [("session s", 1_000_000), ("user u", 2)]
+        assert lines[0].resets_at is None
+        assert lines[1].resets_at is not None
+        assert [b.spent for b in meter.spend("nobody")] == [0, 0]
+
+
+def test_a_meter_in_a_with_block_writes_what_is_left(sqlite_store: str) -> None:
+    with Meter(sqlite_store, budgets=["9 calls"]) as meter:
+        hold(meter).post(Outcome("settled", Usage(1)))
+    with Meter(sqlite_store, budgets=["9 calls"]) as meter:
+        assert len(entries(meter)) == 1
+        assert holds(meter) == 0
