@@ -270,6 +270,12 @@ class Budget:
         return max(1, self.rolling_ms // _ROLLING_SLOTS)
 
 
+def budget_of_shape(shape: str, unit: str) -> Budget:
+    """A budget from its buckets' identity: what it counts, with an amount of nothing."""
+    words = shape.removeprefix("stage ")
+    return Budget.parse(f"$0{words[3:]}" if unit == "usd" else f"0 {words}")
+
+
 def describe_scope(budget: Budget, scope_key: str) -> str:
     """A scope key for people: ``user u-7 and model gpt-4o``; "" for everyone."""
     return describe_scope_parts(budget.per, scope_key)

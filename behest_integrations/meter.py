@@ -571,11 +571,21 @@ class Meter:
         Raises:
             StoreError: the store is still out; nothing is lost, it is kept.
         """
-        self._ledger.flush()
-        self._retry_at = 0.0
-        run(self._ledger, self._retry_steps())
+        problem = "the store is out"
+        try:
+            self._ledger.flush()
+            self._retry_at = 0.0
+            run(self._ledger, self._retry_steps())
+        except StoreError as error:
+            if not self._unwritten:
+                raise
+            problem = str(error)
         if self._unwritten:
-            raise StoreError(f"{len(self._unwritten)} entries could not be written yet; they are kept")
+            count = len(self._unwritten)
+            raise StoreError(
+                f"{count} {'entry' if count == 1 else 'entries'} could not be written yet and "
+                f"{'is' if count == 1 else 'are'} kept: {problem}"
+            )
 
     @property
     def unwritten(self) -> int:

@@ -88,6 +88,7 @@ class Ledger(ABC):
         Raises:
             StoreError: it could not be read or written; nothing of it was.
         """
+        self._check_open()
         op: _Op[T] = _Op(work)
         self._queue.append(op)
         while not op.done:
@@ -101,6 +102,7 @@ class Ledger(ABC):
         """`submit` for coroutines: the event loop goes on while the store is written."""
         if self.inline_async:
             return self.submit(work)
+        self._check_open()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -129,7 +131,7 @@ class Ledger(ABC):
 
     def flush(self) -> None:
         """Return when everything posted before has been run."""
-        if self._owner != threading.get_ident():
+        if not self._closed and self._owner != threading.get_ident():
             self.submit(lambda rows: None)
 
     def _drain_late(self) -> None:
@@ -200,11 +202,15 @@ class Ledger(ABC):
 
     def close(self) -> None:
         """Write what is queued and let go of the store."""
-        self._closed = True
         try:
             self.flush()
         finally:
+            self._closed = True
             self._wake.set()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"the ledger {self.url} has been closed: make a new Meter", retryable=False)
 
     # ── what a store is made of ────────────────────────────────────────────────────────
 
@@ -227,9 +233,16 @@ class Ledger(ABC):
     def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
         """Everything, as of one moment: for proofs and repairs."""
 
-    @abstractmethod
-    def rebuild(self, buckets: Iterable[Bucket]) -> None:
-        """Put these sums of spent and held in place of the stored ones, by bucket id."""
+    def rebuild(
+        self, wanted: Callable[[list[Bucket], list[HoldRecord], list[Entry]], Iterable[Bucket]]
+    ) -> None:
+        """Replace the sums of some buckets, in one transaction with what they are made from."""
+
+        def write(rows: Rows) -> None:
+            for bucket in list(wanted(*rows.everything())):
+                rows.set_sums(bucket.id, bucket.spent, bucket.held)
+
+        self.submit(write)
 
     @abstractmethod
     def reading(self) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
@@ -97,6 +97,12 @@ class _MemoryRows:
         entry = self.last.get(call_id)
         return copy(entry) if entry is not None else None
 
+    def everything(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
+        return list(self.by_id.values()), list(self.holds.values()), self.entries
+
+    def set_sums(self, id: int, spent: int, held: int) -> None:
+        self.by_id[id].spent, self.by_id[id].held = spent, held
+
 
 class MemoryLedger(Ledger):
     """Books that live as long as the process."""
@@ -122,22 +128,7 @@ class MemoryLedger(Ledger):
         pass
 
     def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
-        def read(rows: Any) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
-            return (
-                deepcopy(list(rows.by_id.values())),
-                deepcopy(list(rows.holds.values())),
-                deepcopy(rows.entries),
-            )
-
-        return self.submit(read)
-
-    def rebuild(self, buckets: Iterable[Bucket]) -> None:
-        def write(rows: Any) -> None:
-            for bucket in buckets:
-                rows.by_id[bucket.id].spent = bucket.spent
-                rows.by_id[bucket.id].held = bucket.held
-
-        self.submit(write)
+        return self.submit(lambda rows: deepcopy(rows.everything()))
 
     def reading(self) -> Any:
         """A database in memory with a copy of the books, so that reports are written once."""

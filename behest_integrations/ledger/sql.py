@@ -13,7 +13,7 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
@@ -95,6 +95,11 @@ _LAST_ENTRY = _Statement(
     .where(_e.c.call_id == _P("i"), _e.c.reversal == sa.literal_column("0"))
     .order_by(_e.c.id.desc()),
     "i",
+)
+_ALL_BUCKETS = _Statement(sa.select(_b).order_by(_b.c.id))
+_ALL_HOLDS = _Statement(sa.select(_h.c.id, _h.c.expires, _h.c.bookings, _h.c.call))
+_ALL_ENTRIES = _Statement(
+    sa.select(*(sa.type_coerce(_e.c[name], sa.Text()).label(name) for name in _ENTRY_ORDER)).order_by(_e.c.id)
 )
 _OVERRIDE_UPSERT = insert(_l).values(text=_P("t"), amount=_P("a"))
 _SET_OVERRIDE = _Statement(
@@ -216,6 +221,10 @@ class _SQLRows:
         bucket.spent += spent
         bucket.held += held
         self._changed.add(id)
+
+    def everything(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
+        self.flush()
+        return _read_all(self._run)
 
     def set_sums(self, id: int, spent: int, held: int) -> None:
         bucket = self.bucket_by_id(id)
@@ -510,17 +519,9 @@ class SQLLedger(Ledger):
         return self._engine
 
     def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
-        with self.reading().connect() as connection:
-            return read_all(connection)
-
-    def rebuild(self, buckets: Iterable[Bucket]) -> None:
-        wanted = [(b.id, b.spent, b.held) for b in buckets]
-
-        def write(rows: Any) -> None:
-            for values in wanted:
-                rows.set_sums(*values)
-
-        self.submit(write)
+        with self.reading().connect() as connection, connection.begin():
+            driver: Any = connection.connection.driver_connection
+            return _read_all(driver.execute)
 
     def remember_budgets(self, budgets: Iterable[tuple[str, str, str]], now: int) -> None:
         """Write down which budgets are in force, (shape, text, zone), for those who only read."""
@@ -585,16 +586,14 @@ def upgrade(engine: sa.Engine, path: Path) -> None:
             ) from error
 
 
-def read_all(connection: sa.Connection) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
+def _read_all(run: Callable[[str], Any]) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
     """Every bucket, hold and entry, from one transaction."""
-    buckets = [Bucket(*row) for row in connection.execute(sa.select(_b).order_by(_b.c.id))]
+    buckets = [Bucket(*row) for row in run(_ALL_BUCKETS.sql)]
     holds = [
-        HoldRecord(row.id, row.expires, [tuple(b) for b in json.loads(row.bookings)], json.loads(row.call))
-        for row in connection.execute(sa.select(_h))
+        HoldRecord(id, expires, [tuple(b) for b in from_json(bookings)], from_json(call))
+        for id, expires, bookings, call in run(_ALL_HOLDS.sql)
     ]
-    columns = [_e.c[name] for name in _ENTRY_ORDER]
-    entries = [_entry(row) for row in connection.execute(sa.select(*columns).order_by(_e.c.id))]
-    return buckets, holds, entries
+    return buckets, holds, [_entry(row) for row in run(_ALL_ENTRIES.sql)]
 
 
 def copy_into_database(

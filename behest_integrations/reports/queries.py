@@ -257,7 +257,7 @@ def buckets(ledger: Ledger, *, now_ms: int, everything: bool = False) -> list[Bu
     """
     from dataclasses import replace
 
-    from ..budgets import Budget, describe_scope
+    from ..budgets import Budget, budget_of_shape, describe_scope
 
     b, known, limits = schema.buckets, schema.budgets, schema.limits
     found: list[BucketLine] = []
@@ -283,8 +283,7 @@ def buckets(ledger: Ledger, *, now_ms: int, everything: bool = False) -> list[Bu
             text = str(budget if limit is None else replace(budget, amount=limit))
         else:
             # A stage's budget, or one that is configured no more: its shape says what it counts.
-            words = f"$0{shape[3:]}" if row.unit == "usd" else f"0 {shape}"
-            budget, limit, text = Budget.parse(words), None, shape
+            budget, limit, text = budget_of_shape(row.budget, row.unit), None, shape
         spent = row.spent
         if budget.rolling_ms:
             if row.start:
@@ -297,8 +296,7 @@ def buckets(ledger: Ledger, *, now_ms: int, everything: bool = False) -> list[Bu
             end = window.end if budget.window else None
         if end is not None and end <= now_ms and not everything:
             continue
-        stage = "stage" if row.budget.startswith("stage ") else None
-        scope = describe_scope(replace(budget, stage=stage), row.scope)
+        scope = describe_scope(budget, row.scope)
         found.append(
             BucketLine(text, scope, row.unit, row.start, end, limit, spent, row.held, counted.get(row.id, 0))
         )
