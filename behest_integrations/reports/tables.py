@@ -12,7 +12,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ..budgets import format_amount, format_usd
-from .queries import BucketLine, Line, Report, StageNode
+from ..ledger import Ledger
+from .queries import BucketLine, Line, Report, StageNode, report
 
 
 def console() -> Console:
@@ -36,12 +37,12 @@ def _name(value: str | None) -> Text:
     return Text("(none)", style="dim italic") if value is None else Text(value)
 
 
-def report_table(report: Report) -> Table:
+def report_table(found: Report) -> Table:
     """A report's lines, and their total."""
     table = Table(box=None, pad_edge=False, show_footer=True, header_style="bold", footer_style="bold")
-    for i, name in enumerate(report.by):
+    for i, name in enumerate(found.by):
         table.add_column(name, footer="total" if i == 0 else "", overflow="fold", min_width=8)
-    total = report.total
+    total = found.total
     optional: list[tuple[str, int, Callable[[Line], str]]] = [
         ("unpriced", total.unpriced, lambda x: count(x.unpriced)),
         ("failed", total.failed, lambda x: count(x.failed)),
@@ -59,7 +60,7 @@ def report_table(report: Report) -> Table:
     ]
     for header, footer in right:
         table.add_column(header, footer=footer, justify="right", no_wrap=True)
-    for line in report.lines:
+    for line in found.lines:
         table.add_row(
             *(_name(k) for k in line.key),
             count(line.calls),
@@ -69,6 +70,11 @@ def report_table(report: Report) -> Table:
             format_usd(line.cost),
         )
     return table
+
+
+def print_report(ledger: Ledger, by: Sequence[str] = ("session",)) -> None:
+    """Print what was spent, by session, user, model, …: see `report`."""
+    console().print(report_table(report(ledger, by)))
 
 
 def stage_tree(nodes: Sequence[StageNode]) -> Tree:
