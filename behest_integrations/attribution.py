@@ -25,7 +25,7 @@ MAX_TAGS = 64
 SESSION_HEADER = "x-session-id"
 USER_HEADER = "x-end-user-id"
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def check_id(value: object, what: str) -> str:
@@ -142,11 +142,11 @@ class SessionScope:
     async def __aexit__(self, *exc: object) -> None:
         self.__exit__()
 
-    def __call__(self, function: _F) -> _F:
+    def __call__(self, function: F) -> F:
         return decorate(function, lambda: SessionScope(self.attribution))
 
 
-def decorate(function: _F, scope: Callable[[], Any]) -> _F:
+def decorate(function: F, scope: Callable[[], Any]) -> F:
     """Run each call of `function` inside a fresh `scope()`; sync, async and generators."""
     wrapped: Any
     if inspect.isasyncgenfunction(function):

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .budgets import NANO, format_usd, to_nano
-from .errors import BudgetExceeded, MissingExtra
+from .errors import BudgetExceeded, ConfigError, MissingExtra
 from .ledger.book import ThresholdEvent
 from .meter import Meter
 from .reports import report
@@ -53,6 +53,7 @@ def run(store: str | None, *, latency: float) -> int:
         latency: seconds that the provider takes to answer.
 
     Raises:
+        ConfigError: the file exists already.
         MissingExtra: the `openai` or the `sandbox` extra is not installed.
     """
     try:
@@ -67,14 +68,12 @@ def run(store: str | None, *, latency: float) -> int:
     logging.getLogger("behest").propagate = False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(store).absolute() if store else Path(folder) / "behest.db"
-        before = path.exists()
+        if path.exists():
+            raise ConfigError(f"{path} exists already: give --store a file that does not.")
         with (
             Sandbox(latency=latency, output_tokens=400) as provider,
             Meter(f"sqlite:///{path}", budgets=[PER_SESSION, IN_ALL], on_threshold=tell(out)) as meter,
         ):
-            if before:
-                out.print(f"{path} has a ledger already; give another --store.", style="red")
-                return 2
             client = meter.openai(
                 OpenAI(base_url=provider.base_url, api_key="not-needed", max_retries=0),
                 provider="openai",

@@ -43,7 +43,7 @@ from .wire import RequestBound
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
-    _Client = TypeVar("_Client", OpenAI, AsyncOpenAI)
+    _Client = TypeVar("_Client", bound=OpenAI | AsyncOpenAI)
 
 log = logging.getLogger("behest")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .attribution import decorate
+from .attribution import F, decorate
 from .budgets import Budget
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class StageScope:
     async def __aexit__(self, *exc: object) -> None:
         self.__exit__()
 
-    def __call__(self, function: Callable[..., Any]) -> Any:
+    def __call__(self, function: F) -> F:
         return decorate(function, lambda: StageScope(self._meter, self._budgets, self._name))
 
     def spend(self) -> list[Balance]:

@@ -32,7 +32,7 @@ from ..wire import SSEReader, operation_of
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
-    _Client = TypeVar("_Client", OpenAI, AsyncOpenAI)
+    _Client = TypeVar("_Client", bound=OpenAI | AsyncOpenAI)
 
 _RESPONSE_PATH = re.compile(r"/responses/([^/]+)(?:/cancel)?$")
 

@@ -1,0 +1,205 @@
+"""The package as people get it: light to import, whole without extras, typed, true to its README,
+and nobody's prompts in its books."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import client
+
+import behest_integrations
+from behest_integrations import Meter
+from behest_integrations.sandbox import Sandbox
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "behest_integrations"
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, **env}
+    )
+
+
+FRAMEWORKS = ("openai", "langchain_core", "langgraph", "llama_index", "starlette", "uvicorn", "httpx", "rich")
+
+
+def test_importing_it_imports_no_framework_and_little_else() -> None:
+    said = python("import sys, behest_integrations; print(' '.join(sys.modules))")
+    loaded = set(said.stdout.split())
+    assert not loaded & {*FRAMEWORKS, "sqlalchemy", "alembic", "genai_prices", "click"}
+
+
+# In the place of packages that are not installed: whoever imports one is told so.
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in %r:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def test_it_works_without_any_extra(tmp_path: Path) -> None:
+    code = WITHOUT % ((*FRAMEWORKS[:-1], "bpe_openai"),) + (
+        "from behest_integrations import Meter, Usage\n"
+        "from behest_integrations.wire import bound_request\n"
+        f"meter = Meter('sqlite:///{tmp_path}/b.db', budgets=['$1 per session'])\n"
+        "body = {'model': 'gpt-4o', 'messages': [{'role': 'user', 'content': 'hello'}]}\n"
+        "meter.reserve(meter.plan('chat', 'gpt-4o', bound_request('chat', body))).settle(Usage(9, 9))\n"
+        "print(meter.spend()[0])\n"
+        "from behest_integrations.cli import main\n"
+        f"main(['report', '--store', '{tmp_path}/b.db'])\n"
+    )
+    said = python(code)
+    assert said.returncode == 0, said.stderr
+    assert "$1 per session" in said.stdout
+
+
+def test_a_missing_extra_says_what_to_install() -> None:
+    missing = WITHOUT % (("openai",),)
+    said = python(missing + "from behest_integrations import Meter\nMeter('memory://').openai(object())")
+    assert "pip install 'behest-integrations[openai]'" in said.stderr
+    said = python(missing + "from behest_integrations.cli import main; main(['demo'])")
+    assert "pip install 'behest-integrations[openai,sandbox]'" in said.stderr
+    assert "Traceback" not in said.stderr
+    said = python(WITHOUT % (("starlette",),) + "import behest_integrations.sandbox")
+    assert "pip install 'behest-integrations[sandbox]'" in said.stderr
+
+
+def imports_of(path: Path) -> set[str]:
+    """The package's own modules that a file imports, as dotted names."""
+    found = set()
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            found.add(".".join([*base, *(node.module or "").split(".")]).rstrip("."))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return found
+
+
+CORE = [
+    p
+    for p in PACKAGE.rglob("*.py")
+    if not {"integrations", "gateway", "sandbox", "reports"} & set(p.relative_to(PACKAGE).parts)
+    and p.name not in ("cli.py", "demo.py")
+]
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_core_imports_no_framework_and_no_reports(path: Path) -> None:
+    found = imports_of(path)
+    assert not {name.split(".")[0] for name in found} & {
+        "langchain_core",
+        "llama_index",
+        "starlette",
+        "httpx",
+    }
+    allowed = {"behest_integrations.integrations.openai"} if path.name == "meter.py" else set()
+    assert (
+        not {n for n in found if re.match(r"behest_integrations\.(integrations|reports|gateway)", n)}
+        - allowed
+    )
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "integrations").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_no_adapter_imports_another(path: Path) -> None:
+    assert not {n for n in imports_of(path) if n.startswith("behest_integrations.integrations")}
+
+
+def test_money_is_never_a_float() -> None:
+    """No float literal and no float() where money is counted."""
+    for name in ("admission.py", "pricing.py", "calls.py", "ledger/book.py", "ledger/memory.py"):
+        tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "float") or (
+                ast.unparse(node) == "float('inf')"  # a moment that never comes
+            ), f"{name}:{node.lineno}"
+            assert not (isinstance(node, ast.Constant) and isinstance(node.value, float)), f"{name}: {node}"
+
+
+SECRET = "the-secret-of-the-prompt"
+
+
+def test_prompts_and_answers_are_never_written_anywhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("openai").setLevel(logging.CRITICAL)  # the SDK's own debug log does tell
+    with Sandbox() as sandbox, Meter(f"sqlite:///{tmp_path}/b.db", budgets=["$0.01"]) as meter:
+        metered = meter.openai(client(sandbox))
+        answers = []
+        for _ in range(2):
+            sandbox.fault("status", status=500)
+            for stream in (False, True):
+                try:
+                    reply = metered.chat.completions.create(
+                        model="gpt-4o",
+                        messages=[{"role": "user", "content": SECRET}],
+                        max_tokens=40,
+                        stream=stream,  # type: ignore[call-overload]
+                        user=SECRET,
+                    )
+                except Exception as error:
+                    assert SECRET not in str(error)
+                    continue
+                if not stream:
+                    answers.append(reply.choices[0].message.content)
+                else:
+                    answers += [c.choices[0].delta.content for c in reply]
+    answers = [a for a in answers if a and len(a) > 20]
+    assert answers
+    written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    ours = "".join(r.getMessage() for r in caplog.records if r.name.startswith("behest"))
+    for words in [SECRET, *answers]:
+        assert words.encode() not in written
+        assert words not in ours
+
+
+def test_the_readme_is_true() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for text in re.search(r"```text\n(\$0.*?)```", readme, re.DOTALL)[1].strip().splitlines():  # type: ignore[index]
+        assert str(behest_integrations.Budget.parse(text)) == text
+    for quickstart in re.findall(r"\]\((quickstarts/[^)]+)\)", readme):
+        assert (ROOT / quickstart).is_file()
+    assert {p.name for p in (ROOT / "quickstarts").glob("*.py")} == set(
+        re.findall(r"\(quickstarts/([^)]+\.py)\)", readme)
+    )
+    from behest_integrations.cli import main
+
+    for command in re.findall(r"^(?:\.venv/bin/)?behest (\w+)", readme, re.MULTILINE):
+        assert command in main.commands
+
+
+def test_the_readmes_python_runs() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(from behest.*?)```", readme, re.DOTALL)[1]  # type: ignore[index]
+    with Sandbox() as sandbox:
+        said = python(code, OPENAI_API_KEY="none", OPENAI_BASE_URL=sandbox.base_url, BEHEST_STORE="memory://")
+        assert said.returncode == 0, said.stderr
+        assert len(sandbox.bill.lines) == 1
+
+
+def test_it_is_typed_and_its_version_is_that_of_the_distribution() -> None:
+    from importlib.metadata import version
+
+    assert (PACKAGE / "py.typed").exists()
+    assert version("behest-integrations") == behest_integrations.__version__
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in behest_integrations.__all__:
+        value = getattr(behest_integrations, name)
+        assert name == "__version__" or value.__doc__, name

@@ -1,0 +1,51 @@
+"""Every quickstart runs as a newcomer would run it: from the repository, without a key."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from behest_integrations.sandbox import Sandbox
+
+ROOT = Path(__file__).parent.parent
+QUICKSTARTS = sorted((ROOT / "quickstarts").glob("*.py"))
+# What each must show, besides ending well.
+SHOWS = {
+    "openai_client.py": [
+        "One call:",
+        "A streamed one:",
+        "Stopped before call",
+        "session conversation-42",
+        "total",
+    ],
+}
+
+
+def run(path: Path, folder: Path, **env: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        capture_output=True, text=True, timeout=120, cwd=folder, env={**clean, **env},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", QUICKSTARTS, ids=lambda p: p.name)
+def test_a_quickstart_runs_offline(path: Path, tmp_path: Path) -> None:
+    said = run(path, tmp_path)
+    for words in SHOWS[path.name]:
+        assert words in said
+    assert "No OPENAI_API_KEY" in said
+
+
+@pytest.mark.parametrize("path", QUICKSTARTS, ids=lambda p: p.name)
+def test_a_quickstart_with_a_key_asks_the_provider_it_is_told(path: Path, tmp_path: Path) -> None:
+    with Sandbox(output_tokens=4000) as provider:
+        said = run(path, tmp_path, OPENAI_API_KEY="none", OPENAI_BASE_URL=provider.base_url)
+        assert provider.requests > 1
+    assert "No OPENAI_API_KEY" not in said

@@ -1,0 +1,65 @@
+"""What an editor sees: checked by mypy, never run.
+
+A metered client keeps the type that it had, so that it completes and type-checks as before.
+"""
+
+from datetime import datetime
+
+from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
+from openai.types.chat import ChatCompletion
+from typing_extensions import assert_type
+
+from behest_integrations import Attribution, Balance, Budget, BudgetExceeded, Meter, Price, Usage
+
+
+class House(OpenAI):
+    def greet(self) -> str:
+        return "hello"
+
+
+meter = Meter(
+    "memory://",
+    budgets=["$1 per session", Budget(5, "calls", "minute", per=("user",))],
+    prices={"own": Price(input="1", output=2)},
+)
+assert_type(meter.openai(OpenAI()), OpenAI)
+assert_type(meter.openai(AsyncOpenAI()), AsyncOpenAI)
+assert_type(meter.openai(AzureOpenAI()), AzureOpenAI)
+assert_type(meter.openai(AsyncAzureOpenAI()), AsyncAzureOpenAI)
+assert_type(meter.openai(House()).greet(), str)
+assert_type(
+    meter.openai(OpenAI()).chat.completions.create(
+        model="gpt-4o", messages=[{"role": "user", "content": "hello"}]
+    ),
+    ChatCompletion,
+)
+meter.openai("a client")  # type: ignore[type-var]
+
+with meter.session("s", user="u", tags={"a": "b"}) as who:
+    assert_type(who, Attribution)
+
+
+@meter.session("s")
+def decorated(x: int) -> str:
+    return str(x)
+
+
+@meter.budget("$1", name="stage")
+async def staged(x: int) -> str:
+    return str(x)
+
+
+assert_type(decorated(1), str)
+decorated("1")  # type: ignore[arg-type]
+assert_type(meter.spend(), list[Balance])
+assert_type(meter.spend()[0].resets_at, datetime | None)
+assert_type(Usage(1, 2).total_tokens, int)
+try:
+    pass
+except BudgetExceeded as error:
+    assert_type(error.resets_at, datetime | None)
+    assert_type(error.shortfall.left, int)
+
+
+async def run() -> None:
+    assert_type(await staged(1), str)
