@@ -140,7 +140,7 @@ class Meter:
         self._unwritten: deque[Callable[[Rows], Booked]] = deque()
         self._retry_at = 0.0
         self._attached: dict[str, Any] = {}
-        self.finalizers: set[weakref.finalize[..., Any]] = set()
+        self.finalizers: set[Callable[[], None]] = set()
         """What doors would have the garbage collector do, done at exit if it has not been."""
         self._ledger = store if isinstance(store, Ledger) else _open(store, store_timeout, durability)
         self._remember_budgets()

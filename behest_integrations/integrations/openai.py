@@ -363,11 +363,9 @@ class _Watch:
         """Whether the body is being read right now: the HTTP library closes a response
         itself when it has read all of it, and that is not an early end."""
         self.ended = threading.Lock()
-        self.finalizer = weakref.finalize(
-            response, self.post, "the stream was dropped before its end", "dropped"
-        )
-        self.finalizer.atexit = False  # the meter's own exit runs it, before its last write
-        exchange.meter.finalizers.add(self.finalizer)
+        weakref.finalize(response, self.dropped).atexit = False
+        # At exit the meter sees to it, before its last write.
+        exchange.meter.finalizers.add(self.dropped)
 
     def feed(self, data: bytes) -> bytes:
         if self.reader is not None:
@@ -394,7 +392,7 @@ class _Watch:
         """The hold's end, once; None if it has ended already."""
         if not self.ended.acquire(False):
             return None
-        self.exchange.meter.finalizers.discard(self.finalizer)
+        self.exchange.meter.finalizers.discard(self.dropped)
         done = self.over or (self.reader is not None and self.reader.done)
         if done and self.exchange.reply.usage is not None:
             return self.exchange.complete()
@@ -403,6 +401,9 @@ class _Watch:
         if done:
             return self.exchange.complete()
         return self.exchange.interrupted(note, flag)
+
+    def dropped(self) -> None:
+        self.post("the stream was dropped before its end", "dropped")
 
     def post(self, note: str, flag: str) -> None:
         outcome = self.outcome(note, flag)

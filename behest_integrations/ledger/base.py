@@ -198,7 +198,10 @@ class Ledger(ABC):
                     self._worker = threading.Thread(
                         target=_work, args=(weakref.ref(self), self._wake), name="behest-ledger", daemon=True
                     )
-                    self._worker.start()
+                    try:
+                        self._worker.start()
+                    except RuntimeError:  # the interpreter is ending: the flush at exit writes it
+                        self._worker = None
 
     def close(self) -> None:
         """Write what is queued and let go of the store."""
