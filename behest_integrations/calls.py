@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import CallRefused, StoreError
 from .ledger.book import Claim, Reserved
 from .planning import Plan, Planner
 from .steps import arun, run
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 # What is known of a call replaces what was assumed of it, never the other way round.
 _RANKS = {"assumed": 0, "estimated": 1, "failed": 2, "cancelled": 2, "settled": 2}
+_FINAL = 3
 
 _USAGE_FIELDS = (
     "input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens",
@@ -55,21 +58,22 @@ class Hold:
         id: the call's id, also of its entry.
         output_limit: the output tokens to ask the provider for (per choice); None: as sent.
         lowered_from: what the caller wanted, if less than that fits.
+        meter, plan: where it is booked, and what it was reserved for.
         amounts: what is held, by unit.
     """
 
     __slots__ = (
         "__weakref__",
-        "_meter",
         "_rank",
         "amounts",
         "claims",
         "id",
         "lowered_from",
+        "meter",
         "output_limit",
         "plan",
         "started",
-    )  # fmt: skip
+    )
 
     def __init__(
         self,
@@ -80,7 +84,7 @@ class Hold:
         claims: Sequence[Claim],
         reserved: Reserved | None,
     ) -> None:
-        self._meter = meter
+        self.meter = meter
         self.plan = plan
         self.id = id
         self.started = started
@@ -111,19 +115,23 @@ class Hold:
 
     def end(self, outcome: Outcome) -> None:
         """End the hold with any outcome."""
-        steps = self._meter.ending(self, outcome)
+        steps = self.meter.ending(self, outcome)
         if steps is not None:
-            run(self._meter.ledger, steps)
+            run(self.meter.ledger, steps)
 
     async def aend(self, outcome: Outcome) -> None:
         """`end` for coroutines."""
-        steps = self._meter.ending(self, outcome)
+        steps = self.meter.ending(self, outcome)
         if steps is not None:
-            await arun(self._meter.ledger, steps)
+            await arun(self.meter.ledger, steps)
 
     def post(self, outcome: Outcome) -> None:
         """`end` soon, without waiting: for finalisers and cancelled tasks."""
-        self._meter.post_end(self, outcome)
+        self.meter.post_end(self, outcome)
+
+    def hand_over(self) -> None:
+        """Another layer of the same call has reserved in this one's place and books the call."""
+        self._rank = _FINAL
 
     def takes(self, outcome: Outcome) -> bool:
         """Whether `outcome` says more than was known; notes that it is known now."""
@@ -132,6 +140,111 @@ class Hold:
             return False
         self._rank = rank
         return True
+
+
+# ── one call, seen by several layers ───────────────────────────────────────────────────
+
+
+class Offer:
+    """A hold that an inner layer of the same call may take over, so that it is metered once.
+
+    A callback reserves, and then the metered client under it, which knows more: each layer
+    takes the offer of the one around it. An offer is withdrawn when the call has begun to
+    answer, because from then on the caller's own code runs again in the same context.
+    """
+
+    __slots__ = ("_holds",)
+
+    def __init__(self, hold: Hold) -> None:
+        self._holds = [hold]
+
+    @property
+    def open(self) -> bool:
+        return bool(self._holds)
+
+    def withdraw(self) -> None:
+        """Nobody may take it any more."""
+        self._holds.clear()
+
+    def take(self) -> Hold | None:
+        """The hold, for one taker only."""
+        try:
+            return self._holds.pop()
+        except IndexError:
+            return None
+
+
+_offers: ContextVar[tuple[tuple[Hold, Offer], ...]] = ContextVar("behest_offers", default=())
+
+
+def offer(hold: Hold) -> Offer:
+    """Offer `hold` to the layers of its call that run inside the current context."""
+    made = Offer(hold)
+    still_open = [o for o in _offers.get() if o[1].open]
+    _offers.set((*still_open, (hold, made)))
+    return made
+
+
+def take_offer(meter: Meter, operation: str, model: str) -> Hold | None:
+    """The hold of the layer around this one, if it is of the same meter and kind of call.
+
+    Layers may know a model by different names (a deployment's, an alias): the one of the same
+    name is preferred, not required.
+    """
+    if operation not in METERED_OPERATIONS:
+        return None
+    kind = operation == "embeddings"
+    offers = [
+        (hold, offered)
+        for hold, offered in _offers.get()
+        if hold.meter is meter and (hold.plan.operation == "embeddings") == kind
+    ]
+    for _hold, offered in sorted(offers, key=lambda o: o[0].plan.model != model):
+        taken = offered.take()
+        if taken is not None:
+            return taken
+    return None
+
+
+# ── what an error says ─────────────────────────────────────────────────────────────────
+
+# Errors of httpx and httpx2 (same names in both) after which nothing was sent.
+_NEVER_SENT = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL", "ProxyError",
+     "LocalProtocolError"}
+)  # fmt: skip
+
+
+def outcome_of_status(status: int) -> Outcome | None:
+    """The outcome of an HTTP status that is not a success; None if it is one."""
+    if 200 <= status < 300:
+        return None
+    if status == 408 or status >= 500:
+        # The request was taken in; whether it was billed cannot be known from here.
+        return Outcome("assumed", note=f"HTTP {status}", flags=("server_error",))
+    return Outcome("failed", note=f"HTTP {status}")
+
+
+def outcome_of_error(error: BaseException) -> Outcome:
+    """The outcome of a call that raised, whatever SDK it came through.
+
+    SDKs wrap the errors of their HTTP library: the whole chain of causes is looked at.
+    """
+    cause: BaseException | None = error
+    for _ in range(8):
+        if cause is None:
+            break
+        if isinstance(cause, (CallRefused, StoreError)):
+            return Outcome("cancelled")
+        if not _NEVER_SENT.isdisjoint(c.__name__ for c in type(cause).__mro__):
+            return Outcome("cancelled")
+        status = getattr(cause, "status_code", None)
+        if status is None:
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(status, int) and (known := outcome_of_status(status)) is not None:
+            return known
+        cause = cause.__cause__ or cause.__context__
+    return Outcome("assumed", note=f"no answer: {type(error).__name__}", flags=("no_answer",))
 
 
 def booking(
@@ -156,7 +269,7 @@ def booking(
         "tokens": usage.total_tokens,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
-        "calls": 1,
+        "calls": plan.ask.needs["calls"].amount(0),
     }
     # An allowance is booked as given: what it is for is not in the reply's usage.
     cost = plan.allowance.get("usd")

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from .attribution import NOBODY, Attribution
-from .calls import Hold, Outcome
+from .calls import Hold, Outcome, outcome_of_error, outcome_of_status
 from .meter import Meter
 from .planning import Plan
 from .tokens import estimate_tokens
@@ -27,12 +27,6 @@ from .wire import (
     with_output_limit,
     with_stream_usage,
 )
-
-# Errors of httpx and httpx2 (same names in both) after which nothing was sent.
-_NEVER_SENT = frozenset(
-    {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL", "ProxyError",
-     "LocalProtocolError"}
-)  # fmt: skip
 
 
 class Exchange:
@@ -98,19 +92,11 @@ class Exchange:
 
     def failed_to_send(self, error: BaseException) -> Outcome:
         """The outcome when sending raised `error`."""
-        names = {c.__name__ for c in type(error).__mro__}
-        if names & _NEVER_SENT:
-            return Outcome("cancelled")
-        return self._unknown(f"no answer: {type(error).__name__}", "no_answer")
+        return outcome_of_error(error)
 
     def refused_by_provider(self, status: int) -> Outcome | None:
         """The outcome of an HTTP status that is not a success; None if it is one."""
-        if 200 <= status < 300:
-            return None
-        if status == 408 or status >= 500:
-            # The request was taken in; whether it was billed cannot be known from here.
-            return self._unknown(f"HTTP {status}", "server_error")
-        return Outcome("failed", note=f"HTTP {status}")
+        return outcome_of_status(status)
 
     def read_body(self, content: bytes) -> None:
         """Take in a whole JSON reply."""

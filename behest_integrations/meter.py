@@ -18,6 +18,7 @@ from . import attribution as who_module
 from .attribution import NOBODY, Attribution, SessionScope, check_id
 from .budgets import Budget, describe_scope, format_amount, parse_allowance
 from .calls import Hold, Outcome, booking
+from .costs import CostScope
 from .errors import BudgetExceeded, ConfigError, Shortfall, StoreError
 from .ledger.base import Ledger, Work
 from .ledger.book import (
@@ -41,8 +42,16 @@ from .usage import Usage
 from .wire import RequestBound
 
 if TYPE_CHECKING:
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.language_models import BaseChatModel, BaseLLM
     from openai import AsyncOpenAI, OpenAI
 
+    from .integrations.langchain import Instrumentation
+    from .integrations.langchain.handler import BehestCallbackHandler
+    from .integrations.langchain.middleware import BudgetMiddleware
+
+    _Model = TypeVar("_Model", bound=BaseChatModel | BaseLLM)
+    _Embeddings = TypeVar("_Embeddings", bound=Embeddings)
     _Client = TypeVar("_Client", bound=OpenAI | AsyncOpenAI)
 
 log = logging.getLogger("behest")
@@ -131,7 +140,7 @@ class Meter:
             thresholds=thresholds,
         )
         self._wait = _not_negative(wait, "wait")
-        self._lease_ms = int(_not_negative(lease, "lease") * 1000)
+        self.lease_ms = int(_not_negative(lease, "lease") * 1000)
         self.on_unknown = _one_of(on_unknown, ("assume", "estimate", "release"), "on_unknown")
         self._on_store_error = _one_of(on_store_error, ("refuse", "allow"), "on_store_error")
         self._on_threshold = on_threshold
@@ -192,6 +201,35 @@ class Meter:
         if not budgets:
             raise ConfigError("a stage needs at least one budget, e.g. meter.budget('$2', name='research')")
         return StageScope(self, distinct(budgets), name)
+
+    def cost(
+        self, amount: str, *, name: str, who: Attribution = NOBODY, fallback: Attribution = NOBODY
+    ) -> CostScope:
+        """Hold what a tool or service costs to the same budgets: `with`, `async with`, decorator.
+
+            @meter.cost("$0.005", name="search")
+            def search(query): ...
+
+        It is reserved before the block, and booked after it, however the block ends.
+
+        Args:
+            amount: USD for each use, as text.
+            name: what reports call it, in the place of a model.
+            who, fallback: as for `plan`.
+
+        Raises:
+            ConfigError: not an amount of USD, or not a name.
+        """
+        allowance = parse_allowance(amount)
+        if set(allowance) != {"usd"}:
+            raise ConfigError(f"a cost is an amount in USD such as '$0.005', not {amount!r}")
+        return CostScope(self, check_id(name, "a name"), allowance["usd"], who, fallback)
+
+    def plan_cost(
+        self, name: str, nano: int, *, who: Attribution = NOBODY, fallback: Attribution = NOBODY
+    ) -> Plan:
+        """The plan of something that costs so many nano-dollars; see `cost`."""
+        return self._planner.plan_cost(name, nano, who=who, fallback=fallback)
 
     # ── budgets ────────────────────────────────────────────────────────────────────────
 
@@ -292,6 +330,17 @@ class Meter:
         budgets = [b for b in planner.applicable(who, model) if model or "model" not in b.per]
         return self._ledger.submit(lambda rows: planner.balances(rows, budgets, who, model, now))
 
+    def share_used(self, who: Attribution, fallback: Attribution = NOBODY) -> Work[int]:
+        """The store operation that tells how full, in percent, the fullest budget of `who` is."""
+        planner, now, whose = self._planner, self._clock(), self._planner.who(who, fallback)
+        budgets = [b for b in planner.applicable(whose, "") if "model" not in b.per]
+
+        def work(rows: Rows) -> int:
+            found = planner.balances(rows, budgets, whose, "", now)
+            return max((100 * (b.spent + b.held) // max(1, b.limit) for b in found), default=0)
+
+        return work
+
     def stage_balances(self, budgets: Sequence[Budget]) -> list[Balance]:
         """For `StageScope.spend`."""
         who, now = self._planner.who(NOBODY), self._clock()
@@ -331,20 +380,24 @@ class Meter:
 
     # ── reserving ──────────────────────────────────────────────────────────────────────
 
-    def reserve(self, plan: Plan) -> Hold:
+    def reserve(self, plan: Plan, *, replaces: Hold | None = None) -> Hold:
         """Hold the worst case of `plan` in every budget that applies.
+
+        Args:
+            replaces: the hold of an outer layer of the same call; this one takes its place.
 
         Raises:
             BudgetExceeded: it does not fit in one of them.
             StoreError: the store is out (unless ``on_store_error="allow"``).
         """
-        return run(self._ledger, self._reserve_steps(plan))
+        return run(self._ledger, self.reserving(plan, replaces))
 
-    async def areserve(self, plan: Plan) -> Hold:
+    async def areserve(self, plan: Plan, *, replaces: Hold | None = None) -> Hold:
         """`reserve` for coroutines."""
-        return await arun(self._ledger, self._reserve_steps(plan))
+        return await arun(self._ledger, self.reserving(plan, replaces))
 
-    def _reserve_steps(self, plan: Plan) -> Steps[Hold]:
+    def reserving(self, plan: Plan, replaces: Hold | None = None) -> Steps[Hold]:
+        """The steps of `reserve`, for what is itself written as steps."""
         # Ids that grow with time keep the store's trees together; the rest is random, so that
         # processes, and children of a fork, never share one.
         call_id = f"{self._clock():012x}{os.urandom(8).hex()}"
@@ -362,7 +415,7 @@ class Meter:
             claims = [self._planner.claim(b, plan.who, plan.model, now) for b in plan.budgets]
             try:
                 result: Reserved | Refused = yield self._reserve_work(
-                    call_id, claims, plan, now, sweep, waiting
+                    call_id, claims, plan, now, sweep, waiting, replaces
                 )
             except GeneratorExit:
                 # Cancelled while the store was asked, and it may have said yes: operations
@@ -373,7 +426,13 @@ class Meter:
                 if self._on_store_error == "refuse":
                     raise
                 log.error("the call goes ahead unmetered for now, as you chose (on_store_error): %s", error)
+                if replaces is not None:
+                    replaces.hand_over()
+                    self._unwritten.append(_dropping(replaces.id))
                 return Hold(self, plan, call_id, now, claims, None)
+            if replaces is not None:
+                replaces.hand_over()
+                replaces = None
             if isinstance(result, Reserved):
                 return Hold(self, plan, call_id, now, claims, result)
             self._announce(result.events)
@@ -387,7 +446,14 @@ class Meter:
             sweep = False
 
     def _reserve_work(
-        self, call_id: str, claims: Sequence[Claim], plan: Plan, now: int, sweep: bool, waiting: bool
+        self,
+        call_id: str,
+        claims: Sequence[Claim],
+        plan: Plan,
+        now: int,
+        sweep: bool,
+        waiting: bool,
+        replaces: Hold | None,
     ) -> Work[Reserved | Refused]:
         def work(rows: Rows) -> Reserved | Refused:
             if sweep:
@@ -399,9 +465,10 @@ class Meter:
                 ask=plan.ask,
                 call={**plan.fields, "started": now},
                 now=now,
-                lease=self._lease_ms,
+                lease=self.lease_ms,
                 count=sweep,
                 count_busy=not waiting,
+                replaces=replaces.id if replaces is not None else None,
             )
 
         return work
@@ -516,14 +583,14 @@ class Meter:
 
     def _end_work(self, hold: Hold, outcome: Outcome) -> Callable[[Rows], Booked]:
         if outcome.status == "cancelled":
-            return lambda rows: Booked(cancel(rows, call_id=hold.id))
+            return _dropping(hold.id)
         plan = hold.plan
         status: str = outcome.status
         flags = list(outcome.flags)
         if status == "assumed" and self.on_unknown == "release":
             flags.append("released")
         amounts, usage, cost = booking(hold, outcome, self._planner, release=self.on_unknown == "release")
-        if plan.allowance and status != "failed":
+        if plan.allowance and status != "failed" and plan.operation != "tool":
             flags.append("allowance")
             status = "estimated" if status == "settled" else status
         now = self._clock()
@@ -605,6 +672,14 @@ class Meter:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def run(self, steps: Steps[T]) -> T:
+        """Do what `steps` say, blocking."""
+        return run(self._ledger, steps)
+
+    async def arun(self, steps: Steps[T]) -> T:
+        """`run` for coroutines."""
+        return await arun(self._ledger, steps)
+
     @property
     def ledger(self) -> Ledger:
         """The store: for reports, verification and repair."""
@@ -640,6 +715,107 @@ class Meter:
 
         return meter_client(self, client, provider=provider, send_attribution=send_attribution)
 
+    def langchain(
+        self,
+        *,
+        run_tags: bool = False,
+        metadata_tags: Sequence[str] = (),
+        tool_prices: Mapping[str, str] | None = None,
+    ) -> BehestCallbackHandler:
+        """A LangChain callback handler: `config={"callbacks": [meter.langchain()]}`.
+
+        It refuses before the provider is called. It cannot lower an output limit: set one on
+        the model, or use `langchain_model`.
+
+        Args:
+            run_tags: book the run's tags; `key:value` becomes that tag.
+            metadata_tags: names in the run's metadata to book as tags.
+            tool_prices: USD for each use of a tool, by its name: `{"search": "$0.005"}`.
+
+        Raises:
+            MissingExtra: `langchain-core` is not installed.
+            ConfigError: a price is not an amount in USD.
+        """
+        from .integrations.langchain import callback_handler
+
+        return callback_handler(
+            self, run_tags=run_tags, metadata_tags=metadata_tags, tool_prices=tool_prices
+        )
+
+    def langchain_model(
+        self, model: _Model, *, provider: str | None = None, limit_field: str | None = None
+    ) -> _Model:
+        """A model like `model`, of its own class, metered, that lowers its output limit near the cap.
+
+        Args:
+            model: any chat model or LLM of LangChain.
+            provider: whose prices apply; default: what the model says of itself.
+            limit_field: the model's field for its output limit; default: the usual names.
+
+        Raises:
+            MissingExtra: `langchain-core` is not installed.
+            ConfigError: not a model, or metered already.
+        """
+        from .integrations.langchain import wrap_model
+
+        return wrap_model(self, model, provider=provider, limit_field=limit_field)
+
+    def langchain_embeddings(self, embeddings: _Embeddings, *, provider: str | None = None) -> _Embeddings:
+        """Embeddings like `embeddings`, of their own class, metered.
+
+        Their usage is not told by LangChain: it is counted, and booked as `estimated`.
+
+        Raises:
+            MissingExtra: `langchain-core` is not installed.
+            ConfigError: not embeddings, or metered already.
+        """
+        from .integrations.langchain import wrap_embeddings
+
+        return wrap_embeddings(self, embeddings, provider=provider)
+
+    def langchain_middleware(
+        self,
+        *,
+        on_exceeded: Literal["raise", "end"] = "raise",
+        cheaper: BaseChatModel | None = None,
+        cheaper_at: int = 80,
+        tool_prices: Mapping[str, str] | None = None,
+    ) -> BudgetMiddleware:
+        """Middleware for `create_agent(..., middleware=[meter.langchain_middleware()])`.
+
+        Args:
+            on_exceeded: ``raise`` `BudgetExceeded`, or ``end`` the agent with a message that
+                says why.
+            cheaper: the model to go on with once a budget has been used up to `cheaper_at`.
+            cheaper_at: percent of the fullest budget that applies.
+            tool_prices: USD for each use of a tool, by its name.
+
+        Raises:
+            MissingExtra: `langchain` is not installed.
+            ConfigError: an option cannot be used.
+        """
+        from .integrations.langchain import middleware
+
+        return middleware(
+            self, on_exceeded=on_exceeded, cheaper=cheaper, cheaper_at=cheaper_at, tool_prices=tool_prices
+        )
+
+    def instrument_langchain(self, **options: Any) -> Instrumentation:
+        """Meter every LangChain run of this process, with no callback passed.
+
+        Args:
+            options: as for `langchain`.
+
+        Returns:
+            What ends it: `.remove()`, or `with`.
+
+        Raises:
+            MissingExtra: `langchain-core` is not installed.
+        """
+        from .integrations.langchain import Instrumentation, callback_handler
+
+        return Instrumentation(callback_handler(self, **options))
+
 
 def _not_negative(value: float, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10**9:
@@ -651,6 +827,10 @@ def _one_of(value: T, known: tuple[T, ...], name: str) -> T:
     if value not in known:
         raise ConfigError(f"{name} is one of {', '.join(map(repr, known))}, not {value!r}")
     return value
+
+
+def _dropping(call_id: str) -> Callable[[Rows], Booked]:
+    return lambda rows: Booked(cancel(rows, call_id=call_id))
 
 
 def _log_failed(error: BaseException) -> None:

@@ -162,30 +162,38 @@ class Planner:
         sends_limit = limited and not units.isdisjoint(("usd", "tokens", "output_tokens"))
         floor = min(self._min_output, want) if sends_limit and self._lower else want
         ask = Ask(_needs(bound, inputs, pricing, allowance, self._service_tier), want, floor)
-        stage = stages[-1].path if stages else None
-        fields: dict[str, Any] = {
-            "session_id": who.session_id,
-            "user_id": who.user_id,
-            "project": who.project,
-            "tenant": who.tenant,
-            "tags": who.tags,
-            "stage": stage,
-            "operation": operation,
-            "provider": pricing.provider if pricing else provider,
-            "model": model,
-        }
         return Plan(
             operation,
             model,
             provider,
             who,
-            stage,
+            stages[-1].path if stages else None,
             tuple(budgets),
             ask,
             pricing,
             allowance,
             sends_limit,
-            fields,
+            _fields(who, stages, operation, pricing.provider if pricing else provider, model),
+        )
+
+    def plan_cost(self, name: str, nano: int, *, who: Attribution, fallback: Attribution) -> Plan:
+        """The plan of a tool whose cost is known; it is no call of a model, and counts as none."""
+        who = self.who(who, fallback)
+        stages = active(self._owner)
+        needs = {unit: Need(0) for unit in ("tokens", "input_tokens", "output_tokens", "calls")}
+        needs["usd"] = Need(nano)
+        return Plan(
+            operation="tool",
+            model=name,
+            provider=None,
+            who=who,
+            stage=stages[-1].path if stages else None,
+            budgets=tuple(self.applicable(who, name, stages)),
+            ask=Ask(needs, 0, 0),
+            pricing=None,
+            allowance={"usd": nano},
+            sends_limit=False,
+            fields=_fields(who, stages, "tool", None, name),
         )
 
     def _price(self, model: str, provider: str | None, *, required: bool) -> ModelPricing | None:
@@ -281,6 +289,23 @@ class Planner:
             return self.pricing.find(model, plan.provider)
         except UnknownPrice:
             return own
+
+
+def _fields(
+    who: Attribution, stages: Sequence[Stage], operation: str, provider: str | None, model: str
+) -> dict[str, Any]:
+    """What is known of an entry before the call."""
+    return {
+        "session_id": who.session_id,
+        "user_id": who.user_id,
+        "project": who.project,
+        "tenant": who.tenant,
+        "tags": who.tags,
+        "stage": stages[-1].path if stages else None,
+        "operation": operation,
+        "provider": provider,
+        "model": model,
+    }
 
 
 def _needs(

@@ -174,7 +174,7 @@ class Books(RuleBasedStateMachine):
         self.meter.close()
         self.meter = self.make_meter()
         for hold in self.holds_alive():
-            hold._meter = self.meter
+            hold.meter = self.meter
 
     @rule()
     def repair_finds_nothing(self) -> None:

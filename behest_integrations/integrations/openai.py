@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
-from ..calls import Hold, Outcome
+from ..calls import Hold, Outcome, take_offer
 from ..errors import ConfigError, MissingExtra
 from ..exchange import Exchange
 from ..meter import Meter
@@ -56,16 +56,22 @@ class _Call:
         self.asynchronous = isinstance(client, _MeteredAsync)
         self.exchange: Exchange | None = None
         self.open: Hold | None = None
+        self.outer: Hold | None = None
 
     def plan(self, options: Any) -> Exchange:
         """Bound the attempt that `options` describe."""
         if self.exchange is None:
             door = self.door
+            body = _body(options)
+            who = _explicit(options)
+            self.outer = take_offer(door.meter, self.operation, str(body.get("model") or ""))
+            if self.outer is not None:
+                who = who.over(self.outer.plan.who)
             self.exchange = Exchange(
                 door.meter,
                 self.operation,
-                _body(options),
-                who=_explicit(options),
+                body,
+                who=who,
                 fallback=from_headers(self.client._custom_headers),
                 provider=door.provider,
                 prefer_max_tokens=door.provider not in ("openai", "azure"),
@@ -75,7 +81,7 @@ class _Call:
     def prepare(self, options: Any, hold: Hold) -> Any:
         """The options to send under `hold`."""
         assert self.exchange is not None
-        self.open = hold
+        self.open, self.outer = hold, None
         body = self.exchange.reserved(hold)
         if options.files is None and (options.json_data is not None or options.extra_json is not None):
             options.json_data, options.extra_json = body, None
@@ -242,7 +248,7 @@ class _MeteredSync(_Metered):
         if not isinstance(call, _Call):
             return options
         exchange = call.plan(options)
-        return call.prepare(options, call.door.meter.reserve(exchange.plan))
+        return call.prepare(options, call.door.meter.reserve(exchange.plan, replaces=call.outer))
 
     def _send_request(self, request: Any, *, stream: bool, **kwargs: Any) -> Any:
         call = _call.get()
@@ -300,7 +306,7 @@ class _MeteredAsync(_Metered):
         if not isinstance(call, _Call):
             return options
         exchange = call.plan(options)
-        return call.prepare(options, await call.door.meter.areserve(exchange.plan))
+        return call.prepare(options, await call.door.meter.areserve(exchange.plan, replaces=call.outer))
 
     async def _send_request(self, request: Any, *, stream: bool, **kwargs: Any) -> Any:
         call = _call.get()

@@ -242,13 +242,17 @@ def reserve(
     lease: int,
     count: bool = True,
     count_busy: bool = True,
+    replaces: str | None = None,
 ) -> Reserved | Refused:
     """Hold the worst case in every bucket, or refuse and say which said no.
 
     Args:
+        replaces: the hold of an outer layer of the same call: it ends here, either way.
         count, count_busy: whether a refusal (one that is only `busy`) is the caller's
             answer, and so counted, or will be tried again.
     """
+    if replaces is not None:
+        cancel(rows, call_id=replaces)
     overrides = rows.overrides()
     rows.load([claim.key for claim in claims])
     live: list[tuple[Claim, Bucket | None]] = []

@@ -1,0 +1,186 @@
+"""A call of a model through a framework's own classes, metered; without doing any I/O.
+
+An adapter says what is asked in OpenAI's shape (`messages`, `tools`, the output limit), tells
+what was heard, and ends the hold with the outcome that it is handed here. Where a door sees the
+HTTP exchange itself, `exchange` knows more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .attribution import NOBODY, Attribution
+from .calls import Hold, Outcome, outcome_of_error
+from .meter import Meter
+from .planning import Plan
+from .tokens import bound_tokens
+from .usage import Usage
+from .wire import RequestBound, bound_request
+
+LIMIT_NAMES = (
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "num_predict",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "maxOutputTokens",
+)
+"""What frameworks' model classes call their output limit."""
+
+# Models that think in tokens which are billed and not shown: what is seen of their answer says
+# nothing of its cost. https://platform.openai.com/docs/guides/reasoning
+_THINKS_UNSEEN = ("o1", "o3", "o4", "gpt-5")
+_THINKING_ASKED = ("reasoning", "reasoning_effort", "thinking", "thinking_budget", "thinking_level")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came back, as far as metering is concerned.
+
+    Attributes:
+        usage: the provider's own; None if it sent none.
+        text: everything that was generated, of every choice. It is counted, never kept.
+        model, service_tier, provider_id: as the reply says.
+    """
+
+    usage: Usage | None = None
+    text: str = ""
+    model: str | None = None
+    service_tier: str | None = None
+    provider_id: str | None = None
+
+
+def output_limit(*sources: Mapping[str, Any]) -> int | None:
+    """The output limit that settings carry, whatever they call it; the largest, None if none."""
+    limits = [
+        value
+        for source in sources
+        for name in LIMIT_NAMES
+        if isinstance(value := source.get(name), int) and not isinstance(value, bool) and value > 0
+    ]
+    return max(limits) if limits else None
+
+
+class Generation:
+    """One call: its plan, and how to read its end.
+
+    Args:
+        request: in the shape of a chat completion request (or of an embeddings request).
+        operation: ``chat``, ``completions`` or ``embeddings``.
+        can_limit: whether the adapter can send another output limit than the caller's.
+        choices: how many answers are asked for.
+
+    Raises:
+        ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        request: Mapping[str, Any],
+        *,
+        operation: str = "chat",
+        who: Attribution = NOBODY,
+        fallback: Attribution = NOBODY,
+        provider: str | None = None,
+        can_limit: bool = False,
+        choices: int = 1,
+    ) -> None:
+        self.meter = meter
+        self.bound = _bound(operation, request, can_limit=can_limit, choices=choices)
+        self._thinks = any(request.get(name) for name in _THINKING_ASKED)
+        self.plan: Plan = meter.plan(
+            operation,
+            str(request.get("model") or ""),
+            self.bound,
+            provider=provider,
+            who=who,
+            fallback=fallback,
+        )
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether nothing limits the answer but our assumption of the default."""
+        return self.bound.output_limit is None and not self.bound.limit_fields
+
+    def complete(self, heard: Heard) -> Outcome:
+        """The outcome of an answer that was received whole."""
+        if heard.usage is not None:
+            return self._outcome("settled", heard.usage, heard)
+        if self.bound.output_limit == 0:
+            return self._counted(heard, "the reply has no usage: its texts were counted")
+        unseen = self._thinks or self.plan.model.startswith(_THINKS_UNSEEN)
+        if not heard.text or unseen:
+            return self._outcome("assumed", None, heard, "the reply has no usage", "no_usage")
+        return self._counted(heard, "the reply has no usage: it was counted")
+
+    def interrupted(self, heard: Heard, note: str, flag: str) -> Outcome:
+        """The outcome of an answer that was not received whole.
+
+        Usage is not taken at its word here: providers report running totals in a stream.
+        """
+        if self.meter.on_unknown == "estimate" and heard.text:
+            return self._counted(heard, note, flag)
+        return self._outcome("assumed", None, heard, note, flag)
+
+    def failed(self, error: BaseException, heard: Heard = Heard()) -> Outcome:  # noqa: B008
+        """The outcome of a call that raised; a stopped stream and a cancelled task included."""
+        if isinstance(error, GeneratorExit):
+            return self.interrupted(heard, "the stream was closed before its end", "closed_early")
+        if isinstance(error, asyncio.CancelledError):
+            return self.interrupted(heard, "the task was cancelled", "cancelled")
+        if heard.text:
+            return self.interrupted(heard, f"the stream broke: {type(error).__name__}", "broken")
+        return outcome_of_error(error)
+
+    def _counted(self, heard: Heard, note: str, flag: str = "no_usage") -> Outcome:
+        """From above: the tokenizer's count or the bytes, and never more than was reserved."""
+        most = self.plan.ask.needs["output_tokens"].amount(self.plan.ask.want)
+        output = min(most, bound_tokens(heard.text, self.plan.model)) if heard.text else 0
+        usage = Usage(self.plan.ask.needs["input_tokens"].amount(0), output)
+        return self._outcome("estimated", usage, heard, note, flag)
+
+    @staticmethod
+    def _outcome(status: Any, usage: Usage | None, heard: Heard, note: str = "", flag: str = "") -> Outcome:
+        return Outcome(
+            status,
+            usage,
+            model=heard.model,
+            service_tier=heard.service_tier,
+            provider_id=heard.provider_id,
+            note=note,
+            flags=(flag,) if flag else (),
+        )
+
+
+def _bound(
+    operation: str, request: Mapping[str, Any], *, can_limit: bool, choices: int
+) -> RequestBound:
+    if operation == "embeddings":
+        return bound_request("embeddings", request)
+    bound = bound_request("chat", request)
+    changes: dict[str, Any] = {"choices": max(choices, bound.choices)}
+    if not can_limit:
+        changes["limit_fields"] = ()
+    previous = request.get("previous_response_id")
+    if previous or request.get("conversation"):
+        # What the provider has stored of the conversation is billed again.
+        changes |= {"input_tokens": None, "extra_input": bound.input_tokens or 0, "previous": previous}
+    return replace(bound, **changes)
+
+
+def is_abandoned(error: BaseException | None) -> bool:
+    """Whether the call's owner is gone or must not wait: its hold is then ended by `post`."""
+    return isinstance(error, (GeneratorExit, asyncio.CancelledError))
+
+
+def finish(hold: Hold, outcome: Outcome, error: BaseException | None = None) -> Any:
+    """The steps that end `hold`; None if there is nothing to wait for."""
+    if is_abandoned(error):
+        hold.post(outcome)
+        return None
+    return hold.meter.ending(hold, outcome)

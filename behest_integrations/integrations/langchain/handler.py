@@ -1,0 +1,299 @@
+"""The callback handler: reserves as a run starts, settles as it ends, refuses before the provider.
+
+A callback cannot change a request, so it reserves what the request's own output limit allows.
+`raise_error` makes LangChain let a refusal through; `run_inline` makes it run us in the caller's
+own context, where the layers beneath find the hold that we offer them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import LLMResult
+
+from ...calls import Hold, Offer, Outcome, offer, take_offer
+from ...costs import USED
+from ...generation import Generation, Heard, finish, output_limit
+from ...meter import Meter
+from ...steps import Steps
+from ...usage import Usage
+from .translate import attribution_of, cached, hear, name_model, request_as_wire
+from .twofold import Twofold
+
+log = logging.getLogger("behest")
+
+_MANY = 1024
+
+
+class _Run:
+    """A run of a model or a priced tool, between its start and its end."""
+
+    __slots__ = ("batch", "generation", "hold", "offered")
+
+    def __init__(self, hold: Hold, generation: Generation | None, batch: list[_Run]) -> None:
+        self.hold = hold
+        self.generation = generation
+        self.offered: Offer | None = None
+        self.batch = batch
+
+
+_batch: ContextVar[tuple[int, list[_Run]]] = ContextVar("behest_langchain_batch", default=(0, []))
+
+
+class BehestCallbackHandler(BaseCallbackHandler):
+    """See `Meter.langchain`."""
+
+    raise_error = True
+    run_inline = True
+
+    def __init__(
+        self,
+        meter: Meter,
+        *,
+        run_tags: bool,
+        metadata_tags: Sequence[str],
+        tool_prices: Mapping[str, int],
+    ) -> None:
+        self.meter = meter
+        self._run_tags = run_tags
+        self._metadata_tags = tuple(metadata_tags)
+        self._tool_prices = dict(tool_prices)
+        # Shared by all handlers of a meter: a run that two of them see is metered once.
+        self._runs: dict[UUID, _Run] = meter.attached("langchain.runs", dict)
+        self._told: set[str] = meter.attached("langchain.told", set)
+
+    # ── models ─────────────────────────────────────────────────────────────────────────
+
+    @Twofold
+    def on_chat_model_start(
+        self,
+        serialized: Mapping[str, Any] | None,
+        messages: list[list[BaseMessage]],
+        *,
+        run_id: UUID,
+        **run: Any,
+    ) -> Steps[None]:
+        for asked in messages:
+            yield from self._start(serialized, asked, run_id, "chat", **run)
+
+    @Twofold
+    def on_llm_start(
+        self, serialized: Mapping[str, Any] | None, prompts: list[str], *, run_id: UUID, **run: Any
+    ) -> Steps[None]:
+        from langchain_core.messages import HumanMessage
+
+        for prompt in prompts:
+            yield from self._start(serialized, [HumanMessage(prompt)], run_id, "completions", **run)
+
+    def _start(
+        self,
+        serialized: Mapping[str, Any] | None,
+        messages: Sequence[BaseMessage],
+        run_id: UUID,
+        operation: str,
+        *,
+        invocation_params: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        tags: Sequence[str] | None = None,
+        batch_size: int = 1,
+        **_: Any,
+    ) -> Steps[None]:
+        if run_id in self._runs:
+            return
+        params, metadata = invocation_params or {}, metadata or {}
+        settings: Mapping[str, Any] = (serialized or {}).get("kwargs") or {}
+        named = name_model(params, metadata, settings)
+        request = request_as_wire(messages, params, named.model)
+        if "max_tokens" not in request:
+            limit = output_limit(settings, {"max_tokens": metadata.get("ls_max_tokens")})
+            if limit is not None:
+                request["max_tokens"] = limit
+        who, fallback = attribution_of(metadata, (tags or ()) if self._run_tags else (), self._metadata_tags)
+        outer = take_offer(self.meter, operation, named.model)
+        generation = Generation(
+            self.meter,
+            request,
+            operation=operation,
+            who=who.over(outer.plan.who) if outer else who,
+            fallback=fallback,
+            provider=named.provider,
+            choices=_count(params, "best_of"),
+        )
+        self._say_unlimited(generation)
+        hold = yield from self.meter.reserving(generation.plan, outer)
+        run = _Run(hold, generation, self._siblings(operation, batch_size))
+        run.offered = offer(hold)
+        run.batch.append(run)
+        self._keep(run_id, run)
+
+    def _siblings(self, operation: str, size: int) -> list[_Run]:
+        """The runs that one request of a text model with several prompts is told as."""
+        if operation != "completions" or size < 2:
+            return []
+        expected, siblings = _batch.get()
+        if expected != size or len(siblings) >= size:
+            siblings = []
+            _batch.set((size, siblings))
+        return siblings
+
+    def _keep(self, run_id: UUID, run: _Run) -> None:
+        if len(self._runs) >= _MANY:
+            # Runs that never ended (another handler raised after us): their holds end by lease.
+            oldest = list(self._runs.items())[: _MANY // 2]
+            horizon = run.hold.started - self.meter.lease_ms
+            for key, old in oldest:
+                if old.hold.started < horizon:
+                    self._runs.pop(key, None)
+        self._runs[run_id] = run
+
+    def _say_unlimited(self, generation: Generation) -> None:
+        plan = generation.plan
+        if not generation.unlimited or plan.model in self._told:
+            return
+        if not {b.unit for b in plan.budgets} & {"usd", "tokens", "output_tokens"}:
+            return
+        self._told.add(plan.model)
+        log.warning(
+            "model %r has no output limit, and a callback cannot set one: %d tokens are reserved for "
+            "each answer, and a longer answer can pass a budget. Set the model's max_tokens, or use "
+            "meter.langchain_model(model), which sends a limit.",
+            plan.model,
+            plan.ask.want,
+        )
+
+    def on_llm_new_token(self, token: str, *, run_id: UUID, **_: Any) -> None:
+        self._answering(run_id)
+
+    def on_stream_event(self, event: Any, *, run_id: UUID, **_: Any) -> None:
+        self._answering(run_id)
+
+    def _answering(self, run_id: UUID) -> None:
+        run = self._runs.get(run_id)
+        if run is not None and run.offered is not None:
+            run.offered.withdraw()
+            run.offered = None
+
+    @Twofold
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> Steps[None]:
+        run = self._take(run_id)
+        if run is None or run.generation is None:
+            return
+        if cached(response):
+            yield from _end(run.hold, Outcome("cancelled"))
+            return
+        heard = _hear(response)
+        if len(run.batch) > 1:
+            yield from self._end_batch(run, heard, response)
+        else:
+            yield from _end(run.hold, run.generation.complete(heard))
+
+    def _end_batch(self, run: _Run, heard: Heard, response: LLMResult) -> Steps[None]:
+        """One request for several prompts: its usage comes with the first, for all of them."""
+        assert run.generation is not None
+        if heard.usage is None:
+            if (response.llm_output or {}).get("token_usage") != {}:  # else: it came with the first
+                yield from _end(run.hold, run.generation.complete(heard))
+            return
+        shares = _shares(heard.usage, [r.hold.amounts for r in run.batch])
+        for sibling, usage in zip(run.batch, shares, strict=True):
+            yield from _end(
+                sibling.hold, Outcome("settled", usage, model=heard.model, service_tier=heard.service_tier)
+            )
+
+    @Twofold
+    def on_llm_error(
+        self, error: BaseException, *, run_id: UUID, response: LLMResult | None = None, **_: Any
+    ) -> Steps[None]:
+        run = self._take(run_id)
+        if run is not None and run.generation is not None:
+            yield from _end(run.hold, run.generation.failed(error, _hear(response)), error)
+
+    def _take(self, run_id: UUID) -> _Run | None:
+        run = self._runs.pop(run_id, None)
+        if run is not None and run.offered is not None:
+            run.offered.withdraw()
+        return run
+
+    # ── tools ──────────────────────────────────────────────────────────────────────────
+
+    @Twofold
+    def on_tool_start(
+        self,
+        serialized: Mapping[str, Any] | None,
+        input_str: str,
+        *,
+        run_id: UUID,
+        metadata: Mapping[str, Any] | None = None,
+        tags: Sequence[str] | None = None,
+        **run: Any,
+    ) -> Steps[None]:
+        name = (serialized or {}).get("name") or run.get("name")
+        price = self._tool_prices.get(str(name))
+        if price is None or run_id in self._runs:
+            return
+        who, fallback = attribution_of(
+            metadata or {}, (tags or ()) if self._run_tags else (), self._metadata_tags
+        )
+        plan = self.meter.plan_cost(str(name), price, who=who, fallback=fallback)
+        hold = yield from self.meter.reserving(plan)
+        self._keep(run_id, _Run(hold, None, []))
+
+    @Twofold
+    def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> Steps[None]:
+        run = self._take(run_id)
+        if run is not None:
+            yield from _end(run.hold, USED)
+
+    @Twofold
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> Steps[None]:
+        run = self._take(run_id)
+        if run is not None:
+            yield from _end(run.hold, USED, error)
+
+
+def _end(hold: Hold, outcome: Outcome, error: BaseException | None = None) -> Steps[None]:
+    steps = finish(hold, outcome, error)
+    if steps is not None:
+        yield from steps
+
+
+def _hear(response: LLMResult | None) -> Heard:
+    """What a result says; nothing where it cannot be read: the answer must reach its caller."""
+    try:
+        return hear(response)
+    except Exception:
+        log.exception("a reply could not be read: its worst case is booked")
+        return Heard()
+
+
+def _count(params: Mapping[str, Any], name: str) -> int:
+    value = params.get(name)
+    return value if isinstance(value, int) and value > 1 else 1
+
+
+def _shares(usage: Usage, held: Sequence[Mapping[str, int]]) -> list[Usage]:
+    """`usage` cut in parts as the reserved amounts are; the parts add up to it exactly."""
+
+    def cut(total: int, weights: Sequence[int]) -> list[int]:
+        whole = sum(weights) or len(weights)
+        weights = weights if sum(weights) else [1] * len(weights)
+        edges = [0]
+        for i in range(len(weights)):
+            edges.append(total * sum(weights[: i + 1]) // whole)
+        return [b - a for a, b in zip(edges, edges[1:], strict=False)]
+
+    inputs = [h.get("input_tokens", 0) for h in held]
+    outputs = [h.get("output_tokens", 0) for h in held]
+    parts = zip(
+        cut(usage.input_tokens, inputs), cut(usage.output_tokens, outputs),
+        cut(usage.cached_input_tokens, inputs), cut(usage.reasoning_tokens, outputs), strict=True,
+    )  # fmt: skip
+    return [
+        Usage(i, o, cached_input_tokens=min(c, i), reasoning_tokens=min(r, o)) for i, o, c, r in parts
+    ]

@@ -1,0 +1,136 @@
+"""Middleware for `create_agent`: lowers limits, may end the agent kindly, may go cheaper in time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, ToolMessage
+
+from ...costs import USED
+from ...errors import BudgetExceeded, ConfigError, MissingExtra
+from ...generation import finish
+from ...meter import Meter
+from ...steps import Steps
+from .model import _Metered, _steps, meter_model
+from .translate import attribution_of
+
+try:
+    from langchain.agents.middleware import AgentMiddleware
+except ImportError:
+    raise MissingExtra("LangChain's agent middleware (package langchain)", "langchain") from None
+
+OnExceeded = Literal["raise", "end"]
+
+
+class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
+    """See `Meter.langchain_middleware`."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        *,
+        on_exceeded: OnExceeded,
+        cheaper: BaseChatModel | None,
+        cheaper_at: int,
+        tool_prices: Mapping[str, int],
+    ) -> None:
+        super().__init__()
+        if on_exceeded not in ("raise", "end"):
+            raise ConfigError(f"on_exceeded is 'raise' or 'end', not {on_exceeded!r}")
+        if cheaper is not None and not isinstance(cheaper, BaseChatModel):
+            raise ConfigError(f"cheaper is a chat model, not {type(cheaper).__name__}")
+        self.meter = meter
+        self._end = on_exceeded == "end"
+        self._cheaper = cheaper
+        self._cheaper_at = cheaper_at
+        self._tool_prices = dict(tool_prices)
+
+    # ── models ─────────────────────────────────────────────────────────────────────────
+
+    def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(self._metered(request, self.meter.run(self._is_late())))
+        except BudgetExceeded as error:
+            return self._ended(error)
+
+    async def awrap_model_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        try:
+            return await handler(self._metered(request, await self.meter.arun(self._is_late())))
+        except BudgetExceeded as error:
+            return self._ended(error)
+
+    def _is_late(self) -> Steps[bool]:
+        """Whether the fullest budget has reached the share at which to go cheaper."""
+        if self._cheaper is None:
+            return False
+        explicit, framework = attribution_of(_run_metadata())
+        used = yield self.meter.share_used(explicit, framework)
+        return bool(used >= self._cheaper_at)
+
+    def _metered(self, request: Any, late: bool) -> Any:
+        model = self._cheaper if late and self._cheaper is not None else request.model
+        if isinstance(model, _Metered):
+            return request.override(model=model)
+        return request.override(model=meter_model(self.meter, model))
+
+    def _ended(self, error: BudgetExceeded) -> Any:
+        if not self._end:
+            raise error
+        return AIMessage(
+            content=f"The budget for this conversation does not allow another step. {error}",
+            response_metadata={"behest": error.reason},
+        )
+
+    # ── tools ──────────────────────────────────────────────────────────────────────────
+
+    def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            hold = self.meter.run(self._reserve_tool(request))
+            if hold is None:
+                return handler(request)
+            try:
+                return handler(request)
+            finally:
+                self.meter.run(_steps(finish(hold, USED)))
+        except BudgetExceeded as error:
+            return self._tool_ended(request, error)
+
+    async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        try:
+            hold = await self.meter.arun(self._reserve_tool(request))
+            if hold is None:
+                return await handler(request)
+            try:
+                found = await handler(request)
+            except BaseException as error:
+                await self.meter.arun(_steps(finish(hold, USED, error)))
+                raise
+            await self.meter.arun(_steps(finish(hold, USED)))
+            return found
+        except BudgetExceeded as error:
+            return self._tool_ended(request, error)
+
+    def _reserve_tool(self, request: Any) -> Steps[Any]:
+        name = str(request.tool_call.get("name"))
+        price = self._tool_prices.get(name)
+        if price is None:
+            return None
+        who, fallback = attribution_of(_run_metadata())
+        plan = self.meter.plan_cost(name, price, who=who, fallback=fallback)
+        return (yield from self.meter.reserving(plan))
+
+    def _tool_ended(self, request: Any, error: BudgetExceeded) -> Any:
+        if not self._end:
+            raise error
+        call = request.tool_call
+        return ToolMessage(str(error), tool_call_id=call["id"], name=call.get("name"), status="error")
+
+
+def _run_metadata() -> Mapping[str, Any]:
+    """The metadata of the run that we are in, LangGraph's `thread_id` included."""
+    from langchain_core.runnables.config import var_child_runnable_config
+
+    config = var_child_runnable_config.get() or {}
+    return {**(config.get("configurable") or {}), **(config.get("metadata") or {})}
