@@ -153,10 +153,11 @@ class Offer:
     answer, because from then on the caller's own code runs again in the same context.
     """
 
-    __slots__ = ("_holds",)
+    __slots__ = ("_holds", "layer")
 
-    def __init__(self, hold: Hold) -> None:
+    def __init__(self, hold: Hold, layer: str) -> None:
         self._holds = [hold]
+        self.layer = layer
 
     @property
     def open(self) -> bool:
@@ -177,15 +178,20 @@ class Offer:
 _offers: ContextVar[tuple[tuple[Hold, Offer], ...]] = ContextVar("behest_offers", default=())
 
 
-def offer(hold: Hold) -> Offer:
-    """Offer `hold` to the layers of its call that run inside the current context."""
-    made = Offer(hold)
+def offer(hold: Hold, layer: str) -> Offer:
+    """Offer `hold` to the layers of its call that run inside the current context.
+
+    Args:
+        layer: whose it is. A layer never takes an offer of its own: two calls may begin side
+            by side before either is made.
+    """
+    made = Offer(hold, layer)
     still_open = [o for o in _offers.get() if o[1].open]
     _offers.set((*still_open, (hold, made)))
     return made
 
 
-def take_offer(meter: Meter, operation: str, model: str) -> Hold | None:
+def take_offer(meter: Meter, operation: str, model: str, *, layer: str = "") -> Hold | None:
     """The hold of the layer around this one, if it is of the same meter and kind of call.
 
     Layers may know a model by different names (a deployment's, an alias): the one of the same
@@ -197,7 +203,9 @@ def take_offer(meter: Meter, operation: str, model: str) -> Hold | None:
     offers = [
         (hold, offered)
         for hold, offered in _offers.get()
-        if hold.meter is meter and (hold.plan.operation == "embeddings") == kind
+        if hold.meter is meter
+        and (hold.plan.operation == "embeddings") == kind
+        and (not layer or offered.layer != layer)
     ]
     for _hold, offered in sorted(offers, key=lambda o: o[0].plan.model != model):
         taken = offered.take()

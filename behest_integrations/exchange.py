@@ -139,7 +139,7 @@ class Exchange:
         if self.meter.on_unknown == "estimate" and self.reply.text:
             model = self.plan.model
             usage = Usage(
-                input_tokens=self.hold.amounts.get("input_tokens", 0) if self.hold else 0,
+                input_tokens=max(0, self.plan.ask.needs["input_tokens"].amount(0) - self._bound.slack),
                 output_tokens=estimate_tokens("".join(self.reply.text), model),
             )
             return self._outcome("estimated", usage, note, flag)

@@ -127,7 +127,7 @@ class Generation:
             return self._counted(heard, note, flag)
         return self._outcome("assumed", None, heard, note, flag)
 
-    def failed(self, error: BaseException, heard: Heard = Heard()) -> Outcome:  # noqa: B008
+    def failed(self, error: BaseException, heard: Heard = Heard()) -> Outcome:
         """The outcome of a call that raised; a stopped stream and a cancelled task included."""
         if isinstance(error, GeneratorExit):
             return self.interrupted(heard, "the stream was closed before its end", "closed_early")
@@ -141,7 +141,8 @@ class Generation:
         """From above: the tokenizer's count or the bytes, and never more than was reserved."""
         most = self.plan.ask.needs["output_tokens"].amount(self.plan.ask.want)
         output = min(most, bound_tokens(heard.text, self.plan.model)) if heard.text else 0
-        usage = Usage(self.plan.ask.needs["input_tokens"].amount(0), output)
+        held = self.plan.ask.needs["input_tokens"].amount(0)
+        usage = Usage(max(0, held - self.bound.slack), output)
         return self._outcome("estimated", usage, heard, note, flag)
 
     @staticmethod
@@ -157,9 +158,7 @@ class Generation:
         )
 
 
-def _bound(
-    operation: str, request: Mapping[str, Any], *, can_limit: bool, choices: int
-) -> RequestBound:
+def _bound(operation: str, request: Mapping[str, Any], *, can_limit: bool, choices: int) -> RequestBound:
     if operation == "embeddings":
         return bound_request("embeddings", request)
     bound = bound_request("chat", request)

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import random
+import threading
 import time
 import weakref
 from collections import deque
@@ -123,8 +124,10 @@ class Meter:
         tenant: str | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        if isinstance(budgets, (str, Budget)):
-            budgets = [budgets]
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        budgets = given["budgets"] = [budgets] if isinstance(budgets, (str, Budget)) else list(budgets)
+        self._given: Mapping[str, Any] = given
+        self._token = os.urandom(16).hex()
         self.pricing = Pricing(prices, aliases)
         self._planner = Planner(
             owner=self,
@@ -690,6 +693,14 @@ class Meter:
         found: T = self._attached.setdefault(name, make())
         return found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In its own process a pickled meter is itself again; in another one it is made anew
+        over the same store, once for all that was pickled with it."""
+        store = self._given["store"]
+        shared = not isinstance(store, Ledger) and not _in_memory(_url(store))
+        given = {**self._given, "store": _url(store)} if shared else None
+        return _revive, (self._token, given)
+
     # ── doors ──────────────────────────────────────────────────────────────────────────
 
     def openai(
@@ -738,9 +749,7 @@ class Meter:
         """
         from .integrations.langchain import callback_handler
 
-        return callback_handler(
-            self, run_tags=run_tags, metadata_tags=metadata_tags, tool_prices=tool_prices
-        )
+        return callback_handler(self, run_tags=run_tags, metadata_tags=metadata_tags, tool_prices=tool_prices)
 
     def langchain_model(
         self, model: _Model, *, provider: str | None = None, limit_field: str | None = None
@@ -840,11 +849,20 @@ def _log_failed(error: BaseException) -> None:
 DEFAULT_STORE = "sqlite:///behest.db"
 
 
-def _open(store: str | None, timeout: float, durability: Literal["process", "power"]) -> Ledger:
+def _url(store: str | None) -> str:
     url = store or os.environ.get("BEHEST_STORE") or DEFAULT_STORE
     if not isinstance(url, str):
         raise ConfigError(f"a store is a URL such as 'sqlite:///behest.db', not {url!r}")
-    if url in ("memory://", "memory", "memory:"):
+    return url
+
+
+def _in_memory(url: str) -> bool:
+    return url in ("memory://", "memory", "memory:")
+
+
+def _open(store: str | None, timeout: float, durability: Literal["process", "power"]) -> Ledger:
+    url = _url(store)
+    if _in_memory(url):
         from .ledger.memory import MemoryLedger
 
         return MemoryLedger()
@@ -854,12 +872,28 @@ def _open(store: str | None, timeout: float, durability: Literal["process", "pow
 
 
 _meters: weakref.WeakSet[Meter] = weakref.WeakSet()
+_reviving = threading.Lock()
 
 
 def _register(meter: Meter) -> None:
     if not _meters:
         atexit.register(_flush_all)
     _meters.add(meter)
+
+
+def _revive(token: str, given: Mapping[str, Any] | None) -> Meter:
+    """For unpickling."""
+    with _reviving:
+        living = next((m for m in _meters if m._token == token), None)
+        if living is None:
+            if given is None:
+                raise ConfigError(
+                    "a meter whose ledger is in memory cannot go to another process: use a store "
+                    "that both can open, such as 'sqlite:///behest.db'"
+                )
+            living = Meter(**given)
+            living._token = token
+        return living
 
 
 def _flush_all() -> None:

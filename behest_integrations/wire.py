@@ -72,6 +72,8 @@ class RequestBound:
         features: what cannot be bounded from the request, by name, with the reason.
         previous: the response whose context this one continues, if that is all that is
             not in the request.
+        slack: how much of `input_tokens` is caution about what surrounds the texts; an
+            estimate leaves it out.
     """
 
     input_tokens: int | None
@@ -85,12 +87,17 @@ class RequestBound:
     output_audio: bool = False
     features: Mapping[str, str] = field(default_factory=dict)
     previous: str | None = None
+    slack: int = 0
 
 
 # Tokens around each message that no field of the request shows, generously: OpenAI's
 # cookbook counts 3 a message and 3 a reply for its own models.
 _PER_MESSAGE = 8
 _PER_REQUEST = 16
+_USUAL = 3
+# Claude is told how to use tools in a prompt of its own, of at most this many tokens:
+# https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing
+_CLAUDE_TOOL_PROMPT = 530
 _LEGACY_MAX_TOKENS = 16  # https://platform.openai.com/docs/api-reference/completions/create
 
 # Most tokens that one image can be billed as, from the rules published at
@@ -141,6 +148,7 @@ class _InputCounter:
         self.model = model
         self.count = exact_counter(model) or byte_length
         self.tokens = _PER_REQUEST
+        self.slack = _PER_REQUEST - _USUAL
         self.features: dict[str, str] = {}
         self.audio = False
         self.stored = False
@@ -154,6 +162,7 @@ class _InputCounter:
 
     def message(self, message: Any) -> None:
         self.tokens += _PER_MESSAGE
+        self.slack += _PER_MESSAGE - _USUAL
         if not isinstance(message, Mapping):
             self.json(message)
             return
@@ -175,6 +184,7 @@ class _InputCounter:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in ("text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"):
             self.tokens += _PER_MESSAGE
+            self.slack += _PER_MESSAGE
             self.text(str(part.get("text") or part.get("refusal") or ""))
         elif kind in ("image_url", "input_image"):
             image = part.get("image_url")
@@ -207,6 +217,8 @@ class _InputCounter:
         self.message(item)
 
     def tools(self, tools: Any) -> None:
+        if tools and "claude" in self.model:
+            self.tokens += _CLAUDE_TOOL_PROMPT
         for tool in tools or ():
             kind = tool.get("type") if isinstance(tool, Mapping) else None
             self.tokens += _PER_MESSAGE
@@ -244,7 +256,7 @@ def bound_request(
         return _bound_completions(body, model)
     counter = _InputCounter(model)
     _prompt(counter, body.get("input"))
-    return RequestBound(counter.tokens, output_limit=0, service_tier=None)
+    return RequestBound(counter.tokens, output_limit=0, slack=counter.slack + _USUAL)
 
 
 def _bound_chat(body: Mapping[str, Any], model: str, prefer_max_tokens: bool) -> RequestBound:
@@ -271,6 +283,7 @@ def _bound_chat(body: Mapping[str, Any], model: str, prefer_max_tokens: bool) ->
         input_audio=counter.audio,
         output_audio="audio" in modalities or body.get("audio") is not None,
         features=counter.features,
+        slack=counter.slack,
     )
 
 
@@ -303,6 +316,7 @@ def _bound_responses(body: Mapping[str, Any], model: str) -> RequestBound:
         input_audio=counter.audio,
         features=counter.features,
         previous=previous if previous and not elsewhere else None,
+        slack=counter.slack,
     )
 
 
@@ -317,6 +331,7 @@ def _bound_completions(body: Mapping[str, Any], model: str) -> RequestBound:
         extra_output=counter.tokens if body.get("echo") else 0,
         output_limit=_positive(body, "max_tokens", _LEGACY_MAX_TOKENS),
         limit_fields=("max_tokens",),
+        slack=counter.slack + _USUAL,
     )
 
 
@@ -333,6 +348,7 @@ def _prompt(counter: _InputCounter, prompt: Any) -> int:
         return 1
     for item in prompt:
         counter.tokens += _PER_MESSAGE
+        counter.slack += _PER_MESSAGE
         if isinstance(item, str):
             counter.text(item)
         elif isinstance(item, (list, tuple)) and all(isinstance(p, int) for p in item):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 
 try:
-    import langchain_core.callbacks
     import langchain_core.tracers.context as _tracing
 except ImportError:
     raise MissingExtra("LangChain", "langchain") from None

@@ -19,6 +19,8 @@ from .translate import name_model
 
 E = TypeVar("E")
 
+_LAYER = "langchain embeddings"
+
 _inside: ContextVar[bool] = ContextVar("behest_langchain_embedding", default=False)
 
 
@@ -28,7 +30,7 @@ class _Call:
         settings = {k: v for k, v in vars(embeddings).items() if isinstance(v, str)}
         maker = type(embeddings).__module__.split(".")[0].removeprefix("langchain_")
         named = name_model({}, {"ls_provider": maker}, settings)
-        self.outer = take_offer(self.meter, "embeddings", named.model)
+        self.outer = take_offer(self.meter, "embeddings", named.model, layer=_LAYER)
         self.generation = Generation(
             self.meter,
             {"model": named.model, "input": list(texts)},
@@ -39,7 +41,7 @@ class _Call:
 
     def reserve(self) -> Steps[None]:
         self.hold = yield from self.meter.reserving(self.generation.plan, self.outer)
-        self.offered = offer(self.hold)
+        self.offered = offer(self.hold, _LAYER)
 
     def end(self, error: BaseException | None = None) -> Steps[None]:
         assert self.hold is not None

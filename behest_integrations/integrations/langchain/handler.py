@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from .twofold import Twofold
 log = logging.getLogger("behest")
 
 _MANY = 1024
+_LAYER = "langchain callback"
 
 
 class _Run:
@@ -115,7 +117,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
             if limit is not None:
                 request["max_tokens"] = limit
         who, fallback = attribution_of(metadata, (tags or ()) if self._run_tags else (), self._metadata_tags)
-        outer = take_offer(self.meter, operation, named.model)
+        outer = take_offer(self.meter, operation, named.model, layer=_LAYER)
         generation = Generation(
             self.meter,
             request,
@@ -128,7 +130,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
         self._say_unlimited(generation)
         hold = yield from self.meter.reserving(generation.plan, outer)
         run = _Run(hold, generation, self._siblings(operation, batch_size))
-        run.offered = offer(hold)
+        run.offered = offer(hold, _LAYER)
         run.batch.append(run)
         self._keep(run_id, run)
 
@@ -167,7 +169,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
             plan.ask.want,
         )
 
-    def on_llm_new_token(self, token: str, *, run_id: UUID, **_: Any) -> None:
+    def on_llm_new_token(self, token: Any, *, run_id: UUID, **_: Any) -> None:
         self._answering(run_id)
 
     def on_stream_event(self, event: Any, *, run_id: UUID, **_: Any) -> None:
@@ -283,10 +285,8 @@ def _shares(usage: Usage, held: Sequence[Mapping[str, int]]) -> list[Usage]:
     def cut(total: int, weights: Sequence[int]) -> list[int]:
         whole = sum(weights) or len(weights)
         weights = weights if sum(weights) else [1] * len(weights)
-        edges = [0]
-        for i in range(len(weights)):
-            edges.append(total * sum(weights[: i + 1]) // whole)
-        return [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        edges = [total * sum(weights[:i]) // whole for i in range(len(weights) + 1)]
+        return [b - a for a, b in pairwise(edges)]
 
     inputs = [h.get("input_tokens", 0) for h in held]
     outputs = [h.get("output_tokens", 0) for h in held]
@@ -294,6 +294,4 @@ def _shares(usage: Usage, held: Sequence[Mapping[str, int]]) -> list[Usage]:
         cut(usage.input_tokens, inputs), cut(usage.output_tokens, outputs),
         cut(usage.cached_input_tokens, inputs), cut(usage.reasoning_tokens, outputs), strict=True,
     )  # fmt: skip
-    return [
-        Usage(i, o, cached_input_tokens=min(c, i), reasoning_tokens=min(r, o)) for i, o, c, r in parts
-    ]
+    return [Usage(i, o, cached_input_tokens=min(c, i), reasoning_tokens=min(r, o)) for i, o, c, r in parts]

@@ -8,7 +8,7 @@ and it asks streams for their usage where the class has a setting for that.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ from ...steps import Steps
 from .translate import attribution_of, hear, name_model, request_as_wire
 
 M = TypeVar("M")
+
+_LAYER = "langchain model"
 
 _inside: ContextVar[frozenset[type]] = ContextVar("behest_langchain_inside", default=frozenset())
 """Metered classes whose call is under way here: a model's methods call each other."""
@@ -50,11 +52,13 @@ class _Door:
 class _Call:
     """One call of a metered model."""
 
-    def __init__(self, model: Any, messages: Any, stop: Any, run_manager: Any, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, model: Any, messages: Any, stop: Any, run_manager: Any, kwargs: dict[str, Any]
+    ) -> None:
         door: _Door = model._behest
         self.model, self.kwargs, self.meter = model, kwargs, door.meter
         chat = isinstance(model, BaseChatModel)
-        params = model._get_invocation_params(stop=stop, **kwargs) if chat else {**model.dict(), **kwargs}
+        params = model._get_invocation_params(stop=stop, **kwargs) if chat else {**_settings(model), **kwargs}
         settings = {k: v for k, v in vars(model).items() if isinstance(v, (str, int))}
         metadata: Mapping[str, Any] = getattr(run_manager, "metadata", None) or {}
         named = name_model(params, {**model._get_ls_params(stop=stop, **kwargs), **metadata}, settings)
@@ -68,9 +72,9 @@ class _Call:
             request["max_tokens"] = limit
         who, fallback = attribution_of(metadata)
         operation = "chat" if chat else "completions"
-        self.outer = take_offer(self.meter, operation, named.model)
+        self.outer = take_offer(self.meter, operation, named.model, layer=_LAYER)
         for _ in prompts[1:]:  # a callback has a hold for each prompt of a request
-            extra = take_offer(self.meter, operation, named.model)
+            extra = take_offer(self.meter, operation, named.model, layer=_LAYER)
             if extra is not None:
                 extra.post(Outcome("cancelled"))
                 extra.hand_over()
@@ -90,7 +94,7 @@ class _Call:
     def reserve(self) -> Steps[tuple[Any, dict[str, Any]]]:
         """The model and keywords to call, under a hold."""
         self.hold = yield from self.meter.reserving(self.generation.plan, self.outer)
-        self.offered = offer(self.hold)
+        self.offered = offer(self.hold, _LAYER)
         limit = self.hold.output_limit
         if limit is None or limit == self.generation.bound.output_limit:
             return self.model, self.kwargs
@@ -117,6 +121,12 @@ class _Call:
         if self.hold is not None:
             outcome = self.generation.failed(error, _listen(result))
             yield from _steps(finish(self.hold, outcome, error))
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """A text model's own parameters, under the name that this version of LangChain has for them."""
+    named: Any = getattr(model, "asdict", None) or model.dict
+    return dict(named())
 
 
 def _steps(steps: Steps[None] | None) -> Steps[None]:
@@ -155,7 +165,7 @@ class _Metered:
     def _generate(self, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
         cls = self._behest_class
         if cls in _inside.get():
-            return super()._generate(asked, stop=stop, run_manager=run_manager, **kwargs)  # type: ignore[misc]
+            return super(_Metered, self)._generate(asked, stop=stop, run_manager=run_manager, **kwargs)
         call = _Call(self, asked, stop, run_manager, kwargs)
         model, kwargs = call.meter.run(call.reserve())
         try:
@@ -170,7 +180,7 @@ class _Metered:
     async def _agenerate(self, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
         cls = self._behest_class
         if cls in _inside.get():
-            return await super()._agenerate(asked, stop=stop, run_manager=run_manager, **kwargs)  # type: ignore[misc]
+            return await super(_Metered, self)._agenerate(asked, stop=stop, run_manager=run_manager, **kwargs)
         call = _Call(self, asked, stop, run_manager, kwargs)
         model, kwargs = await call.meter.arun(call.reserve())
         try:
@@ -188,7 +198,7 @@ class _Metered:
 def _stream(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Iterator[Any]:
     cls = self._behest_class
     if cls in _inside.get():
-        yield from super(_Metered, self)._stream(asked, stop=stop, run_manager=run_manager, **kwargs)  # type: ignore[misc]
+        yield from super(_Metered, self)._stream(asked, stop=stop, run_manager=run_manager, **kwargs)
         return
     call = _Call(self, asked if isinstance(asked, list) else [asked], stop, run_manager, kwargs)
     model, kwargs = call.meter.run(call.reserve())
@@ -197,7 +207,7 @@ def _stream(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **
     try:
         # Entered anew around each step: between two, the consumer's own code runs.
         with _within(cls):
-            inner = super(_Metered, model)._stream(asked, stop=stop, run_manager=run_manager, **kwargs)  # type: ignore[misc]
+            inner = super(_Metered, model)._stream(asked, stop=stop, run_manager=run_manager, **kwargs)
         while True:
             with _within(cls):
                 chunk = next(inner, None)
@@ -219,7 +229,7 @@ async def _astream(
 ) -> AsyncIterator[Any]:
     cls = self._behest_class
     if cls in _inside.get():
-        async for chunk in super(_Metered, self)._astream(  # type: ignore[misc]
+        async for chunk in super(_Metered, self)._astream(
             asked, stop=stop, run_manager=run_manager, **kwargs
         ):
             yield chunk
@@ -230,7 +240,7 @@ async def _astream(
     inner: Any = None
     try:
         with _within(cls):
-            inner = super(_Metered, model)._astream(asked, stop=stop, run_manager=run_manager, **kwargs)  # type: ignore[misc]
+            inner = super(_Metered, model)._astream(asked, stop=stop, run_manager=run_manager, **kwargs)
         while True:
             with _within(cls):
                 try:
@@ -254,9 +264,7 @@ _NATIVE_EVENTS = ("_stream_chat_model_events", "_astream_chat_model_events")
 _lock = threading.Lock()
 
 
-def meter_model(
-    meter: Meter, model: M, provider: str | None = None, limit_field: str | None = None
-) -> M:
+def meter_model(meter: Meter, model: M, provider: str | None = None, limit_field: str | None = None) -> M:
     """See `Meter.langchain_model`."""
     if not isinstance(model, (BaseChatModel, BaseLLM)):
         raise ConfigError(

@@ -21,7 +21,7 @@ class Twofold:
     """`steps(self, ...)` as a method: blocking, or awaited where a coroutine looks it up."""
 
     def __init__(self, steps: Callable[..., Steps[None]]) -> None:
-        functools.update_wrapper(self, steps)
+        self.__doc__ = steps.__doc__
 
         @functools.wraps(steps)
         def blocking(handler: Any, *args: Any, **kwargs: Any) -> None:
@@ -33,8 +33,8 @@ class Twofold:
             meter: Meter = handler.meter
             await meter.arun(steps(handler, *args, **kwargs))
 
-        self._blocking = blocking
-        self._awaited = awaited
+        self._blocking: Any = blocking
+        self._awaited: Any = awaited
 
     def __get__(self, handler: object, owner: type | None = None) -> Any:
         in_coroutine = sys._getframe(1).f_code.co_flags & inspect.CO_COROUTINE
