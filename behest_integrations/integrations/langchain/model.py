@@ -153,7 +153,7 @@ def _listen(result: Any) -> Heard:
 
 
 class _Metered:
-    """The methods that a model class implements, each around the class's own."""
+    """What all metered classes are; the methods around the class's own come with `_make_class`."""
 
     _behest: _Door
     _behest_class: type
@@ -162,37 +162,39 @@ class _Metered:
         door = self._behest
         return meter_model, (door.meter, _plain(self), door.provider, door.limit_field)
 
-    def _generate(self, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
-        cls = self._behest_class
-        if cls in _inside.get():
-            return super(_Metered, self)._generate(asked, stop=stop, run_manager=run_manager, **kwargs)
-        call = _Call(self, asked, stop, run_manager, kwargs)
-        model, kwargs = call.meter.run(call.reserve())
-        try:
-            with _within(cls):
-                result = super(_Metered, model)._generate(asked, stop=stop, run_manager=run_manager, **kwargs)
-        except BaseException as error:
-            call.meter.run(call.failed(error))
-            raise
-        call.meter.run(call.answered(result))
-        return result
 
-    async def _agenerate(self, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
-        cls = self._behest_class
-        if cls in _inside.get():
-            return await super(_Metered, self)._agenerate(asked, stop=stop, run_manager=run_manager, **kwargs)
-        call = _Call(self, asked, stop, run_manager, kwargs)
-        model, kwargs = await call.meter.arun(call.reserve())
-        try:
-            with _within(cls):
-                result = await super(_Metered, model)._agenerate(
-                    asked, stop=stop, run_manager=run_manager, **kwargs
-                )
-        except BaseException as error:
-            await call.meter.arun(call.failed(error))
-            raise
-        await call.meter.arun(call.answered(result))
-        return result
+def _generate(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+    cls = self._behest_class
+    if cls in _inside.get():
+        return super(_Metered, self)._generate(asked, stop=stop, run_manager=run_manager, **kwargs)
+    call = _Call(self, asked, stop, run_manager, kwargs)
+    model, kwargs = call.meter.run(call.reserve())
+    try:
+        with _within(cls):
+            result = super(_Metered, model)._generate(asked, stop=stop, run_manager=run_manager, **kwargs)
+    except BaseException as error:
+        call.meter.run(call.failed(error))
+        raise
+    call.meter.run(call.answered(result))
+    return result
+
+
+async def _agenerate(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+    cls = self._behest_class
+    if cls in _inside.get():
+        return await super(_Metered, self)._agenerate(asked, stop=stop, run_manager=run_manager, **kwargs)
+    call = _Call(self, asked, stop, run_manager, kwargs)
+    model, kwargs = await call.meter.arun(call.reserve())
+    try:
+        with _within(cls):
+            result = await super(_Metered, model)._agenerate(
+                asked, stop=stop, run_manager=run_manager, **kwargs
+            )
+    except BaseException as error:
+        await call.meter.arun(call.failed(error))
+        raise
+    await call.meter.arun(call.answered(result))
+    return result
 
 
 def _stream(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Iterator[Any]:
@@ -259,6 +261,7 @@ async def _astream(
     await call.meter.arun(call.answered(chunks))
 
 
+_CALLS = {"_generate": _generate, "_agenerate": _agenerate}
 _STREAMS = {"_stream": _stream, "_astream": _astream}
 _NATIVE_EVENTS = ("_stream_chat_model_events", "_astream_chat_model_events")
 _lock = threading.Lock()
@@ -296,6 +299,7 @@ def _make_class(base: Any, door: _Door) -> type:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
+        **_CALLS,
         # Streaming is only claimed where the class has it: LangChain looks.
         **{n: f for n, f in _STREAMS.items() if getattr(base, n) is not getattr(top, n)},
         # A class's own event streams would pass us by; without them LangChain makes events
