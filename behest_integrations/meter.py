@@ -127,7 +127,8 @@ class Meter:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         budgets = given["budgets"] = [budgets] if isinstance(budgets, (str, Budget)) else list(budgets)
         self._given: Mapping[str, Any] = given
-        self._token = os.urandom(16).hex()
+        self.token = os.urandom(16).hex()
+        """Names this meter, also where it was pickled and made anew."""
         self.pricing = Pricing(prices, aliases)
         self._planner = Planner(
             owner=self,
@@ -699,7 +700,7 @@ class Meter:
         store = self._given["store"]
         shared = not isinstance(store, Ledger) and not _in_memory(_url(store))
         given = {**self._given, "store": _url(store)} if shared else None
-        return _revive, (self._token, given)
+        return _revive, (self.token, given)
 
     # ── doors ──────────────────────────────────────────────────────────────────────────
 
@@ -803,9 +804,9 @@ class Meter:
             MissingExtra: `langchain` is not installed.
             ConfigError: an option cannot be used.
         """
-        from .integrations.langchain import middleware
+        from .integrations.langchain import agent_middleware
 
-        return middleware(
+        return agent_middleware(
             self, on_exceeded=on_exceeded, cheaper=cheaper, cheaper_at=cheaper_at, tool_prices=tool_prices
         )
 
@@ -884,7 +885,7 @@ def _register(meter: Meter) -> None:
 def _revive(token: str, given: Mapping[str, Any] | None) -> Meter:
     """For unpickling."""
     with _reviving:
-        living = next((m for m in _meters if m._token == token), None)
+        living = next((m for m in _meters if m.token == token), None)
         if living is None:
             if given is None:
                 raise ConfigError(
@@ -892,7 +893,7 @@ def _revive(token: str, given: Mapping[str, Any] | None) -> Meter:
                     "that both can open, such as 'sqlite:///behest.db'"
                 )
             living = Meter(**given)
-            living._token = token
+            living.token = token
         return living
 
 

@@ -90,11 +90,13 @@ class RequestBound:
     slack: int = 0
 
 
-# Tokens around each message that no field of the request shows, generously: OpenAI's
-# cookbook counts 3 a message and 3 a reply for its own models.
-_PER_MESSAGE = 8
-_PER_REQUEST = 16
+# Tokens around each message, and each request, that no field of it shows. OpenAI's cookbook
+# counts 3 and 3 for its own models
+# (https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken); of others it is
+# only known that they are few.
 _USUAL = 3
+_AROUND_KNOWN = (4, 8)
+_AROUND_OTHERS = (8, 16)
 # Claude is told how to use tools in a prompt of its own, of at most this many tokens:
 # https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing
 _CLAUDE_TOOL_PROMPT = 530
@@ -146,9 +148,10 @@ class _InputCounter:
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self.count = exact_counter(model) or byte_length
-        self.tokens = _PER_REQUEST
-        self.slack = _PER_REQUEST - _USUAL
+        exact = exact_counter(model)
+        self.count = exact or byte_length
+        self.around, self.tokens = _AROUND_KNOWN if exact else _AROUND_OTHERS
+        self.slack = self.tokens - _USUAL
         self.features: dict[str, str] = {}
         self.audio = False
         self.stored = False
@@ -161,8 +164,8 @@ class _InputCounter:
             self.tokens += bound_json(value, self.model)
 
     def message(self, message: Any) -> None:
-        self.tokens += _PER_MESSAGE
-        self.slack += _PER_MESSAGE - _USUAL
+        self.tokens += self.around
+        self.slack += self.around - _USUAL
         if not isinstance(message, Mapping):
             self.json(message)
             return
@@ -183,8 +186,8 @@ class _InputCounter:
     def part(self, part: Any) -> None:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in ("text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"):
-            self.tokens += _PER_MESSAGE
-            self.slack += _PER_MESSAGE
+            self.tokens += self.around
+            self.slack += self.around
             self.text(str(part.get("text") or part.get("refusal") or ""))
         elif kind in ("image_url", "input_image"):
             image = part.get("image_url")
@@ -204,7 +207,7 @@ class _InputCounter:
         elif isinstance(part, str):
             self.text(part)
         else:
-            self.tokens += _PER_MESSAGE
+            self.tokens += self.around
             self.json(part)
             if kind is not None and not isinstance(part.get("text"), str):
                 self.refuse(f"part:{kind}", f"Content of the unknown type {kind!r} may be billed as anything")
@@ -221,7 +224,7 @@ class _InputCounter:
             self.tokens += _CLAUDE_TOOL_PROMPT
         for tool in tools or ():
             kind = tool.get("type") if isinstance(tool, Mapping) else None
-            self.tokens += _PER_MESSAGE
+            self.tokens += self.around
             self.json(tool)
             if kind not in ("function", "custom", None):
                 name = re.sub(r"(_preview)?(_\d{4}_\d{2}_\d{2}|_\d{8})?$", "", str(kind))
@@ -347,8 +350,8 @@ def _prompt(counter: _InputCounter, prompt: Any) -> int:
         counter.tokens += len(prompt)
         return 1
     for item in prompt:
-        counter.tokens += _PER_MESSAGE
-        counter.slack += _PER_MESSAGE
+        counter.tokens += counter.around
+        counter.slack += counter.around
         if isinstance(item, str):
             counter.text(item)
         elif isinstance(item, (list, tuple)) and all(isinstance(p, int) for p in item):

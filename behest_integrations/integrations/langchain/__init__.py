@@ -39,7 +39,7 @@ def callback_handler(
     )
 
 
-def middleware(
+def agent_middleware(
     meter: Meter, *, tool_prices: Mapping[str, str] | None = None, **options: Any
 ) -> BudgetMiddleware:
     """See `Meter.langchain_middleware`."""

@@ -7,8 +7,9 @@ own context, where the layers beneath find the hold that we offer them.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
@@ -24,7 +25,7 @@ from ...generation import Generation, Heard, finish, output_limit
 from ...meter import Meter
 from ...steps import Steps
 from ...usage import Usage
-from .translate import attribution_of, cached, hear, name_model, request_as_wire
+from .translate import METERED_BY, attribution_of, cached, hear, name_model, request_as_wire
 from .twofold import Twofold
 
 log = logging.getLogger("behest")
@@ -36,13 +37,14 @@ _LAYER = "langchain callback"
 class _Run:
     """A run of a model or a priced tool, between its start and its end."""
 
-    __slots__ = ("batch", "generation", "hold", "offered")
+    __slots__ = ("batch", "generation", "hold", "offered", "watched")
 
     def __init__(self, hold: Hold, generation: Generation | None, batch: list[_Run]) -> None:
         self.hold = hold
         self.generation = generation
         self.offered: Offer | None = None
         self.batch = batch
+        self.watched: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
 
 
 _batch: ContextVar[tuple[int, list[_Run]]] = ContextVar("behest_langchain_batch", default=(0, []))
@@ -125,12 +127,14 @@ class BehestCallbackHandler(BaseCallbackHandler):
             who=who.over(outer.plan.who) if outer else who,
             fallback=fallback,
             provider=named.provider,
+            can_limit=metadata.get(METERED_BY) == self.meter.token,
             choices=_count(params, "best_of"),
         )
         self._say_unlimited(generation)
         hold = yield from self.meter.reserving(generation.plan, outer)
         run = _Run(hold, generation, self._siblings(operation, batch_size))
         run.offered = offer(hold, _LAYER)
+        self._watch(run_id, run)
         run.batch.append(run)
         self._keep(run_id, run)
 
@@ -153,6 +157,31 @@ class BehestCallbackHandler(BaseCallbackHandler):
                 if old.hold.started < horizon:
                     self._runs.pop(key, None)
         self._runs[run_id] = run
+
+    def _watch(self, run_id: UUID, run: _Run) -> None:
+        """End the run with its task: LangChain tells nobody of a run that is cancelled with it."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            return
+        if task is None:
+            return
+
+        def done(task: asyncio.Task[Any]) -> None:
+            if run.offered is None and not task.cancelled():
+                return  # a stream, begun in this task and read on in others
+            if self._runs.pop(run_id, None) is not None:
+                self._abandoned(run)
+
+        task.add_done_callback(done)
+        run.watched = task, done
+
+    @staticmethod
+    def _abandoned(run: _Run) -> None:
+        if run.generation is None:
+            run.hold.post(USED)
+        else:
+            run.hold.post(run.generation.failed(asyncio.CancelledError()))
 
     def _say_unlimited(self, generation: Generation) -> None:
         plan = generation.plan
@@ -218,8 +247,13 @@ class BehestCallbackHandler(BaseCallbackHandler):
 
     def _take(self, run_id: UUID) -> _Run | None:
         run = self._runs.pop(run_id, None)
-        if run is not None and run.offered is not None:
+        if run is None:
+            return None
+        if run.offered is not None:
             run.offered.withdraw()
+        if run.watched is not None:
+            task, done = run.watched
+            task.remove_done_callback(done)
         return run
 
     # ── tools ──────────────────────────────────────────────────────────────────────────
@@ -244,7 +278,10 @@ class BehestCallbackHandler(BaseCallbackHandler):
         )
         plan = self.meter.plan_cost(str(name), price, who=who, fallback=fallback)
         hold = yield from self.meter.reserving(plan)
-        self._keep(run_id, _Run(hold, None, []))
+        used = _Run(hold, None, [])
+        used.offered = Offer(hold, _LAYER)
+        self._watch(run_id, used)
+        self._keep(run_id, used)
 
     @Twofold
     def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> Steps[None]:

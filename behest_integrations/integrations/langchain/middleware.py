@@ -24,7 +24,8 @@ except ImportError:
 OnExceeded = Literal["raise", "end"]
 
 
-class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
+# How many type parameters it takes depends on LangChain's version.
+class BudgetMiddleware(AgentMiddleware):  # type: ignore[type-arg]
     """See `Meter.langchain_middleware`."""
 
     def __init__(

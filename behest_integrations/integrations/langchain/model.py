@@ -23,7 +23,7 @@ from ...errors import ConfigError
 from ...generation import LIMIT_NAMES, Generation, Heard, finish, output_limit
 from ...meter import Meter
 from ...steps import Steps
-from .translate import attribution_of, hear, name_model, request_as_wire
+from .translate import METERED_BY, attribution_of, hear, name_model, request_as_wire
 
 M = TypeVar("M")
 
@@ -163,6 +163,11 @@ class _Metered:
         return meter_model, (door.meter, _plain(self), door.provider, door.limit_field)
 
 
+def _get_ls_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+    named = super(_Metered, self)._get_ls_params(*args, **kwargs)
+    return {**named, METERED_BY: self._behest.meter.token}
+
+
 def _generate(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
     cls = self._behest_class
     if cls in _inside.get():
@@ -261,7 +266,7 @@ async def _astream(
     await call.meter.arun(call.answered(chunks))
 
 
-_CALLS = {"_generate": _generate, "_agenerate": _agenerate}
+_CALLS = {"_get_ls_params": _get_ls_params, "_generate": _generate, "_agenerate": _agenerate}
 _STREAMS = {"_stream": _stream, "_astream": _astream}
 _NATIVE_EVENTS = ("_stream_chat_model_events", "_astream_chat_model_events")
 _lock = threading.Lock()

@@ -36,6 +36,10 @@ _PROVIDERS = {
 }
 _URL_NAMES = ("openai_api_base", "base_url", "anthropic_api_url", "api_base", "endpoint", "api_url")
 _MODEL_NAMES = ("model", "model_name", "model_id", "deployment_name", "azure_deployment", "repo_id")
+METERED_BY = "behest_meter"
+"""Where a metered model tells callbacks, in its run's metadata, that it meters itself: a callback
+then need not hold what the model may lower."""
+
 # Settings that change what a request may come to.
 _PASSED_ON = (
     "tools", "functions", "response_format", "web_search_options", "modalities", "prediction", "audio", "n",
