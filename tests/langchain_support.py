@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,14 @@ from behest_integrations import Meter
 from behest_integrations.sandbox import Sandbox
 
 HELLO = "hello there"
+
+
+_loop = asyncio.new_event_loop()
+
+
+def arun(work: Any) -> Any:
+    """`asyncio.run` on one and the same loop: models keep their connections, which belong to one."""
+    return _loop.run_until_complete(work)
 
 
 def chat(sandbox: Sandbox, **options: Any) -> ChatOpenAI:

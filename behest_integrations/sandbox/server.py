@@ -221,7 +221,7 @@ class Sandbox:
         self, request: Request, operation: str, body: Mapping[str, Any], prompt: Any, messages: int
     ) -> _Job:
         model = str(body.get("model") or request.path_params.get("deployment") or "")
-        tokens = prompt_tokens(prompt, model) + 3 * messages + 3
+        tokens = prompt_tokens(prompt, model) + (3 * messages + 3 if messages else 0)
         cached = 0
         if tokens >= 1024:
             # Like OpenAI's: prompts of 1,024 tokens and more, in steps of 128, by prefix.

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
@@ -39,15 +39,39 @@ class _Run:
 
     __slots__ = ("batch", "generation", "hold", "offered", "watched")
 
-    def __init__(self, hold: Hold, generation: Generation | None, batch: list[_Run]) -> None:
+    def __init__(self, hold: Hold, generation: Generation | None, batch: _Batch | None) -> None:
         self.hold = hold
         self.generation = generation
-        self.offered: Offer | None = None
         self.batch = batch
+        self.offered: Offer | None = offer(hold, _LAYER) if generation else Offer(hold, _LAYER)
         self.watched: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
 
 
-_batch: ContextVar[tuple[int, list[_Run]]] = ContextVar("behest_langchain_batch", default=(0, []))
+class _Batch:
+    """The runs that LangChain begins together, before any of them is made.
+
+    It hands all of them the same object of parameters, by which they are known.
+    """
+
+    def __init__(self, params: object) -> None:
+        self.params = params
+        self.runs: dict[UUID, _Run] = {}
+        self.refused = False
+
+
+def runs_of(meter: Meter) -> dict[UUID, _Run]:
+    """The runs that callbacks of `meter` have seen begin, and not yet end."""
+    return meter.attached("langchain.runs", dict)
+
+
+def take_run(meter: Meter, run_id: UUID | None) -> list[Hold]:
+    """The holds of a callback for the request of this run, for the layer that makes it."""
+    run = runs_of(meter).get(run_id) if run_id is not None else None
+    if run is None:
+        return []
+    shared = run.batch is not None and run.hold.plan.operation == "completions"
+    runs = list(run.batch.runs.values()) if run.batch is not None and shared else [run]
+    return [hold for r in runs if r.offered is not None and (hold := r.offered.take()) is not None]
 
 
 class BehestCallbackHandler(BaseCallbackHandler):
@@ -69,7 +93,10 @@ class BehestCallbackHandler(BaseCallbackHandler):
         self._metadata_tags = tuple(metadata_tags)
         self._tool_prices = dict(tool_prices)
         # Shared by all handlers of a meter: a run that two of them see is metered once.
-        self._runs: dict[UUID, _Run] = meter.attached("langchain.runs", dict)
+        self._runs = runs_of(meter)
+        self._batches: WeakValueDictionary[int, _Batch] = meter.attached(
+            "langchain.batches", WeakValueDictionary
+        )
         self._told: set[str] = meter.attached("langchain.told", set)
 
     # ── models ─────────────────────────────────────────────────────────────────────────
@@ -131,22 +158,36 @@ class BehestCallbackHandler(BaseCallbackHandler):
             choices=_count(params, "best_of"),
         )
         self._say_unlimited(generation)
-        hold = yield from self.meter.reserving(generation.plan, outer)
-        run = _Run(hold, generation, self._siblings(operation, batch_size))
-        run.offered = offer(hold, _LAYER)
-        self._watch(run_id, run)
-        run.batch.append(run)
+        batch = self._batch_of(invocation_params) if batch_size > 1 else None
+        try:
+            hold = yield from self.meter.reserving(generation.plan, outer)
+        except BaseException:
+            if batch is not None:
+                self._refuse(batch)
+            raise
+        run = _Run(hold, generation, batch)
         self._keep(run_id, run)
+        if batch is not None:
+            batch.runs[run_id] = run
+            if batch.refused:
+                self._refuse(batch)
+        if operation == "chat":
+            self._watch(run_id, run)
 
-    def _siblings(self, operation: str, size: int) -> list[_Run]:
-        """The runs that one request of a text model with several prompts is told as."""
-        if operation != "completions" or size < 2:
-            return []
-        expected, siblings = _batch.get()
-        if expected != size or len(siblings) >= size:
-            siblings = []
-            _batch.set((size, siblings))
-        return siblings
+    def _batch_of(self, params: object) -> _Batch:
+        batches = self._batches
+        batch = batches.get(id(params))
+        if batch is None or batch.params is not params:
+            batch = batches[id(params)] = _Batch(params)
+        return batch
+
+    def _refuse(self, batch: _Batch) -> None:
+        """One of them was refused, so that none is made: LangChain ends none that had begun."""
+        batch.refused = True
+        for run_id in list(batch.runs):
+            run = self._take(run_id)
+            if run is not None:
+                run.hold.post(Outcome("cancelled"))
 
     def _keep(self, run_id: UUID, run: _Run) -> None:
         if len(self._runs) >= _MANY:
@@ -219,20 +260,21 @@ class BehestCallbackHandler(BaseCallbackHandler):
             yield from _end(run.hold, Outcome("cancelled"))
             return
         heard = _hear(response)
-        if len(run.batch) > 1:
-            yield from self._end_batch(run, heard, response)
+        if run.batch is not None and run.hold.plan.operation == "completions":
+            yield from self._end_batch(run.batch, run, heard, response)
         else:
             yield from _end(run.hold, run.generation.complete(heard))
 
-    def _end_batch(self, run: _Run, heard: Heard, response: LLMResult) -> Steps[None]:
+    def _end_batch(self, batch: _Batch, run: _Run, heard: Heard, response: LLMResult) -> Steps[None]:
         """One request for several prompts: its usage comes with the first, for all of them."""
         assert run.generation is not None
         if heard.usage is None:
             if (response.llm_output or {}).get("token_usage") != {}:  # else: it came with the first
                 yield from _end(run.hold, run.generation.complete(heard))
             return
-        shares = _shares(heard.usage, [r.hold.amounts for r in run.batch])
-        for sibling, usage in zip(run.batch, shares, strict=True):
+        runs = list(batch.runs.values())
+        shares = _shares(heard.usage, [r.hold.amounts for r in runs])
+        for sibling, usage in zip(runs, shares, strict=True):
             yield from _end(
                 sibling.hold, Outcome("settled", usage, model=heard.model, service_tier=heard.service_tier)
             )
@@ -278,10 +320,9 @@ class BehestCallbackHandler(BaseCallbackHandler):
         )
         plan = self.meter.plan_cost(str(name), price, who=who, fallback=fallback)
         hold = yield from self.meter.reserving(plan)
-        used = _Run(hold, None, [])
-        used.offered = Offer(hold, _LAYER)
-        self._watch(run_id, used)
+        used = _Run(hold, None, None)
         self._keep(run_id, used)
+        self._watch(run_id, used)
 
     @Twofold
     def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> Steps[None]:

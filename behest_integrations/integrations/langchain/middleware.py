@@ -25,7 +25,7 @@ OnExceeded = Literal["raise", "end"]
 
 
 # How many type parameters it takes depends on LangChain's version.
-class BudgetMiddleware(AgentMiddleware):  # type: ignore[type-arg]
+class BudgetMiddleware(AgentMiddleware):
     """See `Meter.langchain_middleware`."""
 
     def __init__(

@@ -23,6 +23,7 @@ from ...errors import ConfigError
 from ...generation import LIMIT_NAMES, Generation, Heard, finish, output_limit
 from ...meter import Meter
 from ...steps import Steps
+from .handler import take_run
 from .translate import METERED_BY, attribution_of, hear, name_model, request_as_wire
 
 M = TypeVar("M")
@@ -72,12 +73,12 @@ class _Call:
             request["max_tokens"] = limit
         who, fallback = attribution_of(metadata)
         operation = "chat" if chat else "completions"
-        self.outer = take_offer(self.meter, operation, named.model, layer=_LAYER)
-        for _ in prompts[1:]:  # a callback has a hold for each prompt of a request
-            extra = take_offer(self.meter, operation, named.model, layer=_LAYER)
-            if extra is not None:
-                extra.post(Outcome("cancelled"))
-                extra.hand_over()
+        # A callback has a hold for each prompt of a request; one is replaced, the others dropped.
+        outer = take_run(self.meter, getattr(run_manager, "run_id", None))
+        for extra in outer[1:]:
+            extra.post(Outcome("cancelled"))
+            extra.hand_over()
+        self.outer = outer[0] if outer else take_offer(self.meter, operation, named.model, layer=_LAYER)
         self.generation = Generation(
             self.meter,
             request,

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import LLMResult
+from pydantic import TypeAdapter
 
 from ...attribution import Attribution
 from ...generation import Heard, output_limit
@@ -107,9 +108,17 @@ def request_as_wire(messages: Sequence[BaseMessage], params: Mapping[str, Any], 
     wire |= {name: params[name] for name in _PASSED_ON if params.get(name) is not None}
     if isinstance(wire.get("tools"), Mapping):
         wire["tools"] = [wire["tools"]]
+    if isinstance(wire.get("response_format"), type):
+        wire["response_format"] = _schema(wire["response_format"])
     if limit is not None:
         wire["max_tokens"] = limit
     return wire
+
+
+def _schema(shape: type) -> dict[str, Any]:
+    """What a class given as the format of the answer becomes in the request."""
+    schema = TypeAdapter(shape).json_schema()
+    return {"type": "json_schema", "json_schema": {"name": shape.__name__, "schema": schema, "strict": True}}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,816 @@
+"""LangChain and LangGraph: each way to call is metered, attributed and stopped before the provider."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from decimal import Decimal
+from typing import Any, TypedDict
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.language_models import BaseChatModel, FakeListLLM, GenericFakeChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda, RunnableParallel
+from langchain_core.tools import tool
+from langchain_openai import OpenAI as TextModel
+from langchain_support import ALL_WAYS, HELLO, Agent, arun, by_callback, by_wrapper, chat, embedder, opened
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
+from support import assert_agrees, assert_sound, client, entries, holds, until_exhausted
+
+from behest_integrations import BudgetExceeded, ConfigError, Meter, Price, session
+from behest_integrations.reports import verify
+from behest_integrations.sandbox import Sandbox
+
+SMALL = {"model": "gpt-4o-mini", "max_tokens": 60}
+
+
+@pytest.fixture
+def meter() -> Iterator[Meter]:
+    with Meter("memory://", budgets=["$1 per session"]) as made:
+        yield made
+
+
+# ── every way to call ──────────────────────────────────────────────────────────────────
+
+
+def _chain(model: Any) -> Any:
+    return ChatPromptTemplate.from_messages([("user", "{question}")]) | model | StrOutputParser()
+
+
+class State(TypedDict):
+    text: str
+
+
+def _graph(model: Any) -> Any:
+    builder = StateGraph(State)
+    builder.add_node("ask", lambda state: {"text": str(model.invoke(state["text"]).content)})
+    builder.add_edge(START, "ask")
+    builder.add_edge("ask", END)
+    return builder.compile()
+
+
+def _graph_of_graphs(model: Any) -> Any:
+    builder = StateGraph(State)
+    builder.add_node("inner", _graph(model))
+    builder.add_node("again", _graph(model))
+    builder.add_edge(START, "inner")
+    builder.add_edge("inner", "again")
+    builder.add_edge("again", END)
+    return builder.compile()
+
+
+@tool
+def search(q: str) -> str:
+    """Look something up."""
+    return f"found {q}"
+
+
+async def _events(model: Any) -> None:
+    async for _ in _chain(model).astream_events({"question": HELLO}, version="v2"):
+        pass
+
+
+async def _atext(model: Any) -> None:
+    async for _ in _chain(model).astream({"question": HELLO}):
+        pass
+
+
+def _parallel(model: Any) -> None:
+    RunnableParallel(a=_chain(model), b=_chain(model), c=model).invoke({"question": HELLO})
+
+
+PATHS: dict[str, tuple[int, Callable[[Any], Any]]] = {
+    "invoke": (1, lambda m: _chain(m).invoke({"question": HELLO})),
+    "ainvoke": (1, lambda m: arun(_chain(m).ainvoke({"question": HELLO}))),
+    "stream": (1, lambda m: list(_chain(m).stream({"question": HELLO}))),
+    "astream": (1, lambda m: arun(_atext(m))),
+    "batch": (3, lambda m: m.batch([HELLO] * 3)),
+    "abatch": (3, lambda m: arun(m.abatch([HELLO] * 3))),
+    "astream_events": (1, lambda m: arun(_events(m))),
+    "parallel": (2, lambda m: RunnableParallel(a=_chain(m), b=_chain(m)).invoke({"question": HELLO})),
+    "with_retry": (1, lambda m: m.with_retry(stop_after_attempt=2).invoke(HELLO)),
+    "with_fallbacks": (1, lambda m: m.with_fallbacks([m]).invoke(HELLO)),
+    "node": (1, lambda m: _graph(m).invoke({"text": HELLO})),
+    "subgraphs": (2, lambda m: _graph_of_graphs(m).invoke({"text": HELLO})),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("way", ["callback", "model's callbacks", "wrapper", "both", "instrument"])
+def test_every_path_is_metered_and_refused(way: str, path: str, sandbox: Sandbox, meter: Meter) -> None:
+    calls, go = PATHS[path]
+    with opened(way, meter, chat(sandbox, **SMALL, stream_usage=True)) as model:
+        with session("s-1", user="u-1"):
+            go(model)
+        assert len(sandbox.bill.lines) == calls
+        assert_agrees(meter, sandbox)
+        booked = entries(meter)
+        assert [e.status for e in booked] == ["settled"] * calls
+        assert {(e.session_id, e.user_id, e.model, e.provider) for e in booked} == {
+            ("s-1", "u-1", "gpt-4o-mini", "openai")
+        }
+        meter.set_limit("$1 per session", "$0.0000001")
+        before = sandbox.requests
+        with session("s-2"), pytest.raises(BudgetExceeded) as caught:
+            go(model)
+        assert sandbox.requests == before
+        assert not caught.value.busy
+    assert_sound(meter)
+
+
+@pytest.mark.parametrize("way", ["agent's callback", "middleware", "instrument"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_agents_with_tools(way: str, asynchronous: bool, sandbox: Sandbox, meter: Meter) -> None:
+    model = chat(sandbox, **SMALL)
+    extra = [meter.langchain_middleware()] if way == "middleware" else []
+    agent = create_agent(model, tools=[search], middleware=extra)
+    if way == "agent's callback":
+        agent = agent.with_config(callbacks=[meter.langchain()])
+
+    def go() -> Any:
+        asked = {"messages": [{"role": "user", "content": HELLO}]}
+        return arun(agent.ainvoke(asked)) if asynchronous else agent.invoke(asked)
+
+    with opened("instrument", meter, model) if way == "instrument" else nullcontext():
+        found = go()
+        assert [m.type for m in found["messages"]] == ["human", "ai", "tool", "ai"]
+        assert len(entries(meter)) == len(sandbox.bill.lines) == 2
+        assert_agrees(meter, sandbox)
+        meter.set_limit("$1 per session", "$0.0000001")
+        with pytest.raises(BudgetExceeded):
+            go()
+    assert sandbox.requests == 2
+    assert_sound(meter)
+
+
+def test_a_retry_does_not_ask_the_provider_again(sandbox: Sandbox, meter: Meter) -> None:
+    model = by_callback(meter, chat(sandbox, **SMALL)).with_retry(
+        stop_after_attempt=3, wait_exponential_jitter=False
+    )
+    sandbox.fault("status", status=429, times=1)
+    model.invoke(HELLO)
+    assert [e.status for e in entries(meter)] == ["failed", "settled"]
+    assert_agrees(meter, sandbox)
+
+
+def test_the_wrapper_lowers_what_is_asked_for(sandbox: Sandbox) -> None:
+    sandbox.output_tokens = 1000
+    with Meter("memory://", budgets=["$0.0004 per session"]) as meter:
+        model = by_wrapper(meter, chat(sandbox, model="gpt-4o-mini", max_tokens=300))
+        assert model.invoke(HELLO).usage_metadata["output_tokens"] == 300
+        lowered = model.invoke(HELLO)
+        assert 16 <= lowered.usage_metadata["output_tokens"] < 300
+        assert lowered.response_metadata["finish_reason"] == "length"
+        assert model.max_tokens == 300
+        first, second = entries(meter)
+        assert (first.lowered_from, second.lowered_from) == (None, 300)
+        # Bound to the call, and not to the model, as well.
+        meter.set_limit("$0.0004 per session", "$0.0005")
+        assert model.bind(max_tokens=1000).invoke(HELLO).usage_metadata["output_tokens"] < 300
+        assert_agrees(meter, sandbox)
+        assert sandbox.bill.total() <= Decimal("0.0005")
+
+
+# ── what is booked ─────────────────────────────────────────────────────────────────────
+
+
+class Detailed(BaseChatModel):
+    """Says its usage in all the detail that LangChain has words for."""
+
+    usage: Any = None
+    answers: int = 1
+
+    @property
+    def _llm_type(self) -> str:
+        return "detailed"
+
+    def _get_ls_params(self, stop: Any = None, **kwargs: Any) -> Any:
+        return {
+            "ls_provider": "house",
+            "ls_model_name": "house-1",
+            "ls_model_type": "chat",
+            "ls_max_tokens": 500,
+        }
+
+    def _generate(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        said = [
+            ChatGeneration(message=AIMessage("hello", usage_metadata=self.usage)) for _ in range(self.answers)
+        ]
+        return ChatResult(generations=said)
+
+
+HOUSE = {"house-1": Price(input="1", output="2", cached_input="0.1", cache_write="1.25")}
+
+
+@pytest.mark.parametrize("way", ["callback", "wrapper"])
+def test_the_details_of_the_usage(way: str) -> None:
+    usage = {
+        "input_tokens": 200,
+        "output_tokens": 50,
+        "total_tokens": 250,
+        "input_token_details": {"cache_read": 100, "cache_creation": 20, "audio": 10},
+        "output_token_details": {"reasoning": 30, "audio": 5},
+    }
+    with (
+        Meter("memory://", budgets=["$1"], prices=HOUSE) as meter,
+        opened(way, meter, Detailed(usage=usage)) as m,
+    ):
+        m.invoke("x" * 300)
+        (entry,) = entries(meter)
+        assert (entry.input_tokens, entry.output_tokens) == (200, 50)
+        assert (entry.cached_input_tokens, entry.cache_write_tokens) == (100, 20)
+        assert (entry.reasoning_tokens, entry.input_audio_tokens, entry.output_audio_tokens) == (30, 10, 5)
+        assert entry.cost == 80 * 1000 + 100 * 100 + 20 * 1250 + 50 * 2000
+        assert_sound(meter)
+
+
+@pytest.mark.parametrize("way", ["callback", "wrapper", "instrument"])
+def test_a_stream_without_usage_is_counted_and_marked(way: str, sandbox: Sandbox, meter: Meter) -> None:
+    sandbox.fault("no_usage", times=1)
+    with opened(way, meter, chat(sandbox, **SMALL)) as model:
+        list(model.stream(HELLO))
+    (entry,) = entries(meter)
+    (line,) = sandbox.bill.lines
+    assert (entry.status, entry.flags) == ("estimated", "no_usage")
+    assert line.input_tokens <= entry.input_tokens <= line.input_tokens + 8
+    assert line.output_tokens <= entry.output_tokens <= line.output_tokens + 2
+    assert_sound(meter)
+
+
+def test_the_wrapper_asks_streams_for_their_usage(sandbox: Sandbox, meter: Meter) -> None:
+    model = chat(sandbox, **SMALL)
+    list(by_callback(meter, model).stream(HELLO))
+    list(by_wrapper(meter, model).stream(HELLO))
+    asked, wrapped = entries(meter)
+    assert wrapped.status == "settled"
+    assert asked.status in ("settled", "estimated")  # newer versions of ChatOpenAI ask by themselves
+    assert (wrapped.input_tokens, wrapped.output_tokens) == (
+        sandbox.bill.lines[1].input_tokens,
+        sandbox.bill.lines[1].output_tokens,
+    )
+
+
+@pytest.mark.parametrize("way", ["callback", "wrapper", "both", "instrument"])
+def test_cache_hits_cost_nothing(way: str, sandbox: Sandbox, meter: Meter) -> None:
+    with opened(way, meter, chat(sandbox, **SMALL, cache=InMemoryCache())) as model:
+        for _ in range(3):
+            model.invoke(HELLO)
+            arun(model.ainvoke(HELLO))
+    assert len(sandbox.bill.lines) == len(entries(meter)) == 1
+    assert_agrees(meter, sandbox)
+    assert_sound(meter)
+
+
+@pytest.mark.parametrize("way", ["callback", "wrapper", "instrument"])
+def test_several_answers_to_one_question(way: str, sandbox: Sandbox, meter: Meter) -> None:
+    with opened(way, meter, chat(sandbox, **SMALL, n=3)) as model:
+        model.invoke(HELLO)
+    assert_agrees(meter, sandbox)
+    assert entries(meter)[0].output_tokens == sandbox.bill.lines[0].output_tokens > 100
+
+
+@pytest.mark.parametrize("way", ["callback", "wrapper", "both", "instrument"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_batch_of_a_text_model_is_one_request(
+    way: str, asynchronous: bool, sandbox: Sandbox, meter: Meter
+) -> None:
+    model = TextModel(
+        base_url=sandbox.base_url,
+        api_key="none",
+        model="gpt-3.5-turbo-instruct",
+        max_tokens=20,
+        max_retries=0,
+    )
+    with opened(way, meter, model) as text:
+        if asynchronous:
+            arun(text.abatch(["one", "two", "three"]))
+        else:
+            text.batch(["one", "two", "three"])
+        text.invoke("four")
+    assert_agrees(meter, sandbox)
+    assert sum(e.output_tokens for e in entries(meter)) == sum(b.output_tokens for b in sandbox.bill.lines)
+    assert_sound(meter)
+
+
+@pytest.mark.parametrize("kind", ["chat", "text"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_refusal_in_a_batch_leaves_nothing_held(kind: str, asynchronous: bool, sandbox: Sandbox) -> None:
+    with Meter("memory://", budgets=["2 calls"]) as meter, meter.instrument_langchain():
+        name = "gpt-3.5-turbo-instruct"
+        text = TextModel(base_url=sandbox.base_url, api_key="none", model=name, max_tokens=20)
+        model: Any = chat(sandbox, **SMALL) if kind == "chat" else text
+        prompts: Any = [[HumanMessage(HELLO)]] * 3 if kind == "chat" else [HELLO] * 3
+
+        def go() -> Any:
+            return arun(model.agenerate(prompts)) if asynchronous else model.generate(prompts)
+
+        with pytest.raises(BudgetExceeded):
+            go()
+        assert sandbox.requests == 0
+        assert_sound(meter)
+        assert entries(meter) == []
+        assert len(model.batch([HELLO] * 2)) == 2
+
+
+def test_two_chat_calls_begun_side_by_side_are_two_entries(sandbox: Sandbox, meter: Meter) -> None:
+    model = chat(sandbox, **SMALL)
+    with meter.instrument_langchain():
+        model.generate([[HumanMessage("one")], [HumanMessage("two")]])
+        arun(model.agenerate([[HumanMessage("one")], [HumanMessage("two")]]))
+        meter.langchain_model(model).generate([[HumanMessage("one")], [HumanMessage("two")]])
+    assert len(entries(meter)) == len(sandbox.bill.lines) == 6
+    assert_agrees(meter, sandbox)
+    assert_sound(meter)
+
+
+# ── who ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("way", ["callback", "wrapper", "instrument"])
+def test_who_is_taken_from_the_run_where_nothing_else_says(way: str, sandbox: Sandbox, meter: Meter) -> None:
+    with opened(way, meter, chat(sandbox, **SMALL)) as model:
+        model.invoke(HELLO, {"metadata": {"session_id": "m-1", "user_id": "u-1"}})
+        model.invoke(HELLO, {"metadata": {"conversation_id": 7}})
+        _graph(model).invoke({"text": HELLO}, {"configurable": {"thread_id": "t-1"}})
+        with session("scope", user="u-2"):
+            _graph(model).invoke({"text": HELLO}, {"configurable": {"thread_id": "t-2"}})
+            model.invoke(HELLO, {"metadata": {"session_id": "m-2"}})
+    who = [(e.session_id, e.user_id) for e in entries(meter)]
+    assert who == [("m-1", "u-1"), ("7", None), ("t-1", None), ("scope", "u-2"), ("m-2", "u-2")]
+
+
+def test_threads_of_a_graph_are_sessions_with_budgets_of_their_own(sandbox: Sandbox) -> None:
+    with Meter("memory://", budgets=["2 calls per session"]) as meter:
+        agent = create_agent(
+            chat(sandbox, **SMALL), checkpointer=InMemorySaver(), middleware=[meter.langchain_middleware()]
+        )
+        for thread in ("a", "b"):
+            config = {"configurable": {"thread_id": thread}}
+            made = until_exhausted(lambda c=config: Agent(agent).invoke(HELLO, c))
+            assert made == 2
+        assert {e.session_id for e in entries(meter)} == {"a", "b"}
+
+
+def test_tags_of_the_run_when_asked_for(sandbox: Sandbox, meter: Meter) -> None:
+    model = chat(sandbox, **SMALL)
+    config: Any = {"tags": ["feature:support", "beta"], "metadata": {"team": "blue"}}
+    (_chain(model)).invoke({"question": HELLO}, {**config, "callbacks": [meter.langchain()]})
+    handler = meter.langchain(run_tags=True, metadata_tags=["team"])
+    (_chain(model)).invoke({"question": HELLO}, {**config, "callbacks": [handler]})
+    plain, tagged = entries(meter)
+    assert plain.tags == {}
+    assert tagged.tags == {"feature": "support", "beta": "true", "team": "blue"}
+
+
+@pytest.mark.parametrize("bad", [{"session_id": "a\nb"}, {"user_id": "x" * 2000}, {"session_id": ["x"]}])
+def test_ids_that_cannot_be_ids_are_refused_before_the_call(bad: Any, sandbox: Sandbox, meter: Meter) -> None:
+    for way in ("callback", "wrapper"):
+        with opened(way, meter, chat(sandbox, **SMALL)) as model, pytest.raises(ConfigError):
+            model.invoke(HELLO, {"metadata": bad})
+    assert sandbox.requests == 0
+    assert_sound(meter)
+
+
+# ── one call, several layers ───────────────────────────────────────────────────────────
+
+
+def test_a_call_seen_by_every_layer_is_one_entry(sandbox: Sandbox, meter: Meter) -> None:
+    model = chat(sandbox, **SMALL)
+    metered = meter.openai(client(sandbox))
+    model.client, model.root_client = metered.chat.completions, metered
+    with meter.instrument_langchain():
+        for runnable in (
+            model,
+            model.with_config(callbacks=[meter.langchain(), meter.langchain()]),
+            meter.langchain_model(model).with_config(callbacks=[meter.langchain()]),
+        ):
+            runnable.invoke(HELLO, {"metadata": {"session_id": "s"}})
+            list(runnable.stream(HELLO, {"metadata": {"session_id": "s"}}))
+    assert len(entries(meter)) == len(sandbox.bill.lines) == 6
+    assert {e.session_id for e in entries(meter)} == {"s"}
+    assert_agrees(meter, sandbox)
+    assert_sound(meter)
+
+
+def test_a_metered_call_within_a_stream_is_a_call_of_its_own(sandbox: Sandbox, meter: Meter) -> None:
+    model = meter.langchain_model(chat(sandbox, **SMALL))
+    for number, _ in enumerate(model.stream(HELLO)):
+        if number < 2:
+            model.invoke(HELLO)
+    assert len(entries(meter)) == len(sandbox.bill.lines) == 3
+    assert_agrees(meter, sandbox)
+
+
+def test_two_meters_each_count(sandbox: Sandbox, meter: Meter) -> None:
+    with Meter("memory://", budgets=["1 calls"]) as other:
+        model = meter.langchain_model(chat(sandbox, **SMALL)).with_config(callbacks=[other.langchain()])
+        model.invoke(HELLO)
+        with pytest.raises(BudgetExceeded):
+            model.invoke(HELLO)
+        assert len(entries(meter)) == len(entries(other)) == 1
+        assert_sound(other)
+
+
+# ── the wrapper keeps what the model is ────────────────────────────────────────────────
+
+
+def test_the_wrapper_is_still_the_model(sandbox: Sandbox, meter: Meter) -> None:
+    from langchain_openai import ChatOpenAI
+    from pydantic import BaseModel
+
+    class City(BaseModel):
+        name: str
+        people: int
+
+    plain = chat(sandbox, **SMALL)
+    model = by_wrapper(meter, plain)
+    assert isinstance(model, ChatOpenAI)
+    assert type(model).__name__ == "ChatOpenAI"
+    assert type(plain) is ChatOpenAI
+    assert model.bind_tools([search]).invoke(HELLO).tool_calls[0]["name"] == "search"
+    assert isinstance(model.with_structured_output(City).invoke(HELLO), City)
+    assert isinstance(model.with_structured_output(City, method="function_calling").invoke(HELLO), City)
+    assert model.model_copy(update={"max_tokens": 5}).invoke(HELLO).usage_metadata["output_tokens"] == 5
+    assert len(entries(meter)) == len(sandbox.bill.lines) == 4
+    assert_agrees(meter, sandbox)
+    with pytest.raises(ConfigError, match="metered already"):
+        meter.langchain_model(model)
+    with pytest.raises(ConfigError, match="wrap the model itself"):
+        meter.langchain_model(plain.bind_tools([search]))
+
+
+def test_the_wrapper_can_be_pickled(sandbox: Sandbox, sqlite_store: str) -> None:
+    fake = GenericFakeChatModel(messages=iter([]))
+    with Meter(sqlite_store, budgets=["$1 per session"], prices=HOUSE) as meter:
+        model = meter.langchain_model(
+            Detailed(usage={"input_tokens": 3, "output_tokens": 1, "total_tokens": 4})
+        )
+        again = pickle.loads(pickle.dumps(model))
+        again.invoke(HELLO)
+        assert len(entries(meter)) == 1
+        assert again._behest.meter is meter
+        meter.langchain_model(fake)  # what cannot be pickled can still be wrapped
+        code = "import pickle, sys; m = pickle.load(sys.stdin.buffer); m.flush(); print(m.spend()[0])"
+        there = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(meter), capture_output=True)
+        assert b"$1 per session" in there.stdout, there.stderr
+    with Meter("memory://") as meter:
+        assert pickle.loads(pickle.dumps(meter)) is meter
+        there = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(meter), capture_output=True)
+        assert b"cannot go to another process" in there.stderr
+
+
+# ── not OpenAI's ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("way", ALL_WAYS)
+def test_a_fake_model_that_tells_nothing(way: str) -> None:
+    """No usage, no model name, no provider: priced by its class's name, counted, and marked."""
+    prices = {"generic-fake-chat-model": Price(input="1", output="2")}
+    answers = iter([AIMessage("one two three")] * 3)
+    with (
+        Meter("memory://", budgets=["2 calls", "$1"], prices=prices, default_output_tokens=100) as meter,
+        opened(way, meter, GenericFakeChatModel(messages=answers)) as model,
+    ):
+        model.invoke(HELLO)
+        assert "".join(str(c.content) for c in model.stream(HELLO)) == "one two three"
+        with pytest.raises(BudgetExceeded):
+            model.invoke(HELLO)
+        booked = entries(meter)
+        assert [(e.status, e.model, e.output_tokens) for e in booked] == [
+            ("estimated", "generic-fake-chat-model", 13)
+        ] * 2
+        assert_sound(meter)
+
+
+def test_a_text_model_that_tells_nothing(meter: Meter) -> None:
+    with Meter("memory://", budgets=["3 calls", "1k tokens"], default_output_tokens=50) as meter:
+        model = meter.langchain_model(FakeListLLM(responses=["one", "two"]))
+        assert model.invoke("hello") == "one"
+        assert "".join(model.stream("hello")) == "two"
+        assert arun(model.ainvoke("hello")) == "one"
+        with pytest.raises(BudgetExceeded):
+            model.invoke("hello")
+        assert {e.status for e in entries(meter)} == {"estimated"}
+
+
+# ── embeddings ─────────────────────────────────────────────────────────────────────────
+
+
+def test_embeddings(sandbox: Sandbox, meter: Meter) -> None:
+    plain = embedder(sandbox)
+    metered = meter.langchain_embeddings(plain)
+    assert isinstance(metered, type(plain))
+    with session("s"):
+        assert len(metered.embed_documents(["one", "two words"])) == 2
+        metered.embed_query("three little words")
+        arun(metered.aembed_documents(["one", "two words"]))
+    booked = entries(meter)
+    assert {(e.operation, e.status, e.session_id, e.model) for e in booked} == {
+        ("embeddings", "estimated", "s", "text-embedding-3-small")
+    }
+    assert [e.input_tokens for e in booked] == [line.input_tokens for line in sandbox.bill.lines]
+    meter.set_limit("$1 per session", "$0.000000001")
+    with session("s"), pytest.raises(BudgetExceeded):
+        metered.embed_query("no more")
+    assert sandbox.requests == 3
+    with pytest.raises(ConfigError):
+        meter.langchain_embeddings(chat(sandbox))  # type: ignore[type-var]
+    assert_sound(meter)
+
+
+def test_other_embeddings() -> None:
+    with Meter("memory://", budgets=["2 calls"], prices=HOUSE) as meter:
+        metered = meter.langchain_embeddings(DeterministicFakeEmbedding(size=4))
+        metered.embed_documents(["a", "b"])  # calls embed_query for each: one call all the same
+        arun(metered.aembed_query("a"))
+        with pytest.raises(BudgetExceeded):
+            metered.embed_query("a")
+        assert len(entries(meter)) == 2
+
+
+# ── the agent's middleware, and tools ──────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("structured", [False, True])
+def test_the_middleware_can_end_an_agent_with_an_answer(
+    asynchronous: bool, structured: bool, sandbox: Sandbox
+) -> None:
+    from langchain.agents.structured_output import ToolStrategy
+    from pydantic import BaseModel
+
+    class City(BaseModel):
+        name: str
+
+    with Meter("memory://", budgets=["1 calls per session"]) as meter:
+        agent = create_agent(
+            chat(sandbox, **SMALL),
+            tools=[search],
+            middleware=[meter.langchain_middleware(on_exceeded="end")],
+            response_format=ToolStrategy(City) if structured else None,
+        )
+        asked = {"messages": [{"role": "user", "content": HELLO}]}
+        for _ in range(2):
+            found = arun(agent.ainvoke(asked)) if asynchronous else agent.invoke(asked)
+        last = found["messages"][-1]
+        assert isinstance(last, AIMessage)
+        assert "1 calls per session" in last.content
+        assert "does not allow another step" in last.content
+        assert sandbox.requests == 1
+        assert_sound(meter)
+
+
+def test_the_middleware_goes_cheaper_in_time(sandbox: Sandbox) -> None:
+    with Meter("memory://", budgets=["$0.002 per session"]) as meter:
+        cheaper = chat(sandbox, **SMALL)
+        agent = create_agent(
+            chat(sandbox, model="gpt-4o", max_tokens=60),
+            middleware=[meter.langchain_middleware(cheaper=cheaper, cheaper_at=50)],
+        )
+        for _ in range(3):
+            Agent(agent).invoke(HELLO)
+        arun(Agent(agent).ainvoke(HELLO))
+        models = [e.model for e in entries(meter)]
+        assert models == ["gpt-4o", "gpt-4o", "gpt-4o-mini", "gpt-4o-mini"]
+        assert [line.model for line in sandbox.bill.lines] == models
+
+
+@tool
+def failing(q: str) -> str:
+    """Fail."""
+    raise RuntimeError("no such thing")
+
+
+@pytest.mark.parametrize("by", ["callback", "middleware"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_tools_at_a_price(by: str, asynchronous: bool, sandbox: Sandbox) -> None:
+    with Meter("memory://", budgets=["$0.012 per session"]) as meter:
+        prices = {"search": "$0.005"}
+        extra = [meter.langchain_middleware(tool_prices=prices)] if by == "middleware" else []
+        agent = create_agent(chat(sandbox, **SMALL), tools=[search], middleware=extra)
+        config: Any = {} if extra else {"callbacks": [meter.langchain(tool_prices=prices)]}
+
+        def go() -> None:
+            asked = {"messages": [{"role": "user", "content": HELLO}]}
+            arun(agent.ainvoke(asked, config)) if asynchronous else agent.invoke(asked, config)
+
+        go()
+        go()
+        with pytest.raises(BudgetExceeded) as caught:
+            go()
+        assert "0.005" in str(caught.value)
+        used = [e for e in entries(meter) if e.operation == "tool"]
+        assert [(e.model, e.cost, e.calls) for e in used] == [("search", 5_000_000, 0)] * 2
+        assert_sound(meter)
+
+
+def test_the_middleware_tells_the_agent_that_a_tool_is_too_dear(sandbox: Sandbox) -> None:
+    with Meter("memory://", budgets=["$0.004 per session"]) as meter:
+        middleware = meter.langchain_middleware(tool_prices={"search": "$0.005"}, on_exceeded="end")
+        agent = create_agent(chat(sandbox, **SMALL), tools=[search], middleware=[middleware])
+        found = agent.invoke({"messages": [{"role": "user", "content": HELLO}]})
+        told = found["messages"][2]
+        assert (told.type, told.status) == ("tool", "error")
+        assert "$0.004 per session" in told.content
+        assert [e.operation for e in entries(meter)] == ["chat", "chat"]
+
+
+def test_a_price_that_is_none(meter: Meter) -> None:
+    for price in ("5 calls", "cheap"):
+        with pytest.raises(ConfigError):
+            meter.langchain(tool_prices={"search": price})
+    with pytest.raises(ConfigError, match="on_exceeded"):
+        meter.langchain_middleware(on_exceeded="stop")  # type: ignore[arg-type]
+
+
+# ── when things go wrong ───────────────────────────────────────────────────────────────
+
+
+class Troublemaker(BaseCallbackHandler):
+    raise_error = True
+
+    def __init__(self, *moments: str) -> None:
+        self.moments = moments
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        if "start" in self.moments:
+            raise RuntimeError("trouble")
+
+    def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
+        if "end" in self.moments:
+            raise RuntimeError("trouble")
+
+    def on_llm_new_token(self, *args: Any, **kwargs: Any) -> None:
+        if "token" in self.moments:
+            raise RuntimeError("trouble")
+
+
+@pytest.mark.parametrize("moment", ["start", "token", "end"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("way", ["callback", "wrapper"])
+def test_another_handler_that_raises(
+    way: str, asynchronous: bool, first: bool, moment: str, sandbox: Sandbox
+) -> None:
+    now = [1_800_000_000_000]
+    with Meter("memory://", budgets=["$1"], clock=lambda: now[0]) as meter:
+        model = chat(sandbox, **SMALL)
+        others: list[Any] = [Troublemaker(moment)]
+        if way == "wrapper":
+            model = by_wrapper(meter, model)
+        else:
+            others.insert(0 if first else 1, meter.langchain())
+
+        async def stream() -> None:
+            async for _ in model.astream(HELLO, {"callbacks": others}):
+                pass
+
+        def go() -> None:
+            if asynchronous:
+                arun(stream())
+            else:
+                list(model.stream(HELLO, {"callbacks": others}))
+
+        with pytest.raises(RuntimeError, match="trouble"):
+            go()
+        meter.flush()
+        assert holds(meter) <= 1
+        # Whoever told nobody of its end is booked when the lease runs out, and not before.
+        now[0] += 16 * 60 * 1000
+        meter.sweep()
+        assert_sound(meter)
+        assert sum(e.cost or 0 for e in entries(meter)) >= sum(
+            int(b.cost * 10**9) for b in sandbox.bill.lines
+        )
+
+
+def test_a_tool_that_fails(sandbox: Sandbox) -> None:
+    with Meter("memory://", budgets=["$1"]) as meter:
+        handler = meter.langchain(tool_prices={"failing": "$0.01"})
+        agent = create_agent(chat(sandbox, **SMALL), tools=[failing])
+        with pytest.raises(RuntimeError, match="no such thing"):
+            agent.invoke({"messages": [{"role": "user", "content": HELLO}]}, {"callbacks": [handler]})
+        assert [e.operation for e in entries(meter)] == ["chat", "tool"]  # it was used, and costs
+        assert_sound(meter)
+
+
+def test_a_graph_that_is_cancelled(sandbox: Sandbox, meter: Meter) -> None:
+    sandbox.latency = 5
+    agent = create_agent(chat(sandbox, **SMALL), tools=[search])
+
+    async def run() -> None:
+        asked = {"messages": [{"role": "user", "content": HELLO}]}
+        tasks = [
+            asyncio.ensure_future(agent.ainvoke(asked, {"callbacks": [meter.langchain()]})),
+            asyncio.ensure_future(
+                create_agent(chat(sandbox, **SMALL), middleware=[meter.langchain_middleware()]).ainvoke(asked)
+            ),
+        ]
+        await asyncio.sleep(0.6)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    arun(run())
+    booked = entries(meter)
+    assert [(e.status, e.flags) for e in booked] == [("assumed", "cancelled")] * 2
+    assert_sound(meter)
+
+
+def test_an_async_stream_that_is_left_ends_with_its_loop(sandbox: Sandbox, meter: Meter) -> None:
+    async def run(model: Any) -> None:
+        async for _ in model.astream(HELLO):
+            break
+
+    for way in ("callback", "wrapper"):
+        with opened(way, meter, chat(sandbox, **SMALL)) as model:
+            asyncio.run(run(model))
+    assert [e.flags for e in entries(meter)] == ["closed_early"] * 2
+    assert_sound(meter)
+
+
+DIES = """
+import os, signal, sys, threading
+sys.path.insert(0, {tests!r})
+from langchain_support import *
+from behest_integrations import Meter
+meter = Meter({store!r}, budgets=["$1 per session"], lease=1)
+model = ChatOpenAI(base_url={url!r}, api_key="none", model="gpt-4", max_tokens=490, max_retries=0)
+threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+{way}(meter, model).invoke("hello")
+"""
+
+
+@pytest.mark.parametrize("way", ["by_callback", "by_wrapper", "by_middleware"])
+def test_a_process_that_is_killed(way: str, sqlite_store: str) -> None:
+    from pathlib import Path
+
+    with Sandbox(latency=30) as slow, Meter(sqlite_store, budgets=["$1 per session"]) as meter:
+        code = textwrap.dedent(DIES).format(
+            tests=str(Path(__file__).parent), store=sqlite_store, url=slow.base_url, way=way
+        )
+        dead = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+        assert dead.returncode == -9, dead.stderr
+        for _ in range(100):
+            meter.sweep()
+            if not holds(meter):
+                break
+            time.sleep(0.05)
+        assert [e.status for e in entries(meter)] == ["assumed"]
+        assert verify(meter.ledger) == []
+
+
+def test_a_model_without_a_limit_is_told_of_once(
+    sandbox: Sandbox, meter: Meter, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = by_callback(meter, chat(sandbox, model="gpt-4o-mini", max_tokens=None))
+    for _ in range(3):
+        model.invoke(HELLO)
+    said = [r.message for r in caplog.records if "no output limit" in r.message]
+    assert len(said) == 1
+    assert "max_tokens" in said[0]
+    assert "langchain_model" in said[0]
+
+
+def test_instrumentation_ends(sandbox: Sandbox, meter: Meter) -> None:
+    model = chat(sandbox, **SMALL)
+    metering = meter.instrument_langchain()
+    model.invoke(HELLO)
+    metering.remove()
+    metering.remove()
+    model.invoke(HELLO)
+    assert len(entries(meter)) == 1
+    with meter.instrument_langchain():
+        RunnableLambda(lambda x: model.invoke(x)).invoke(HELLO)
+    model.invoke(HELLO)
+    assert len(entries(meter)) == 2
+
+
+def test_a_chunk_that_has_a_running_total_is_not_counted_twice() -> None:
+    class Totals(Detailed):
+        def _stream(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+            for text in ("one ", "two"):
+                yield ChatGenerationChunk(message=AIMessageChunk(text))
+            usage = {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
+            yield ChatGenerationChunk(message=AIMessageChunk("", usage_metadata=usage))
+
+    for way in ("callback", "wrapper"):
+        with Meter("memory://", budgets=["$1"], prices=HOUSE) as meter, opened(way, meter, Totals()) as model:
+            list(model.stream(HELLO))
+            assert [(e.input_tokens, e.output_tokens) for e in entries(meter)] == [(5, 2)]
