@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class Hold:
         output_limit: the output tokens to ask the provider for (per choice); None: as sent.
         lowered_from: what the caller wanted, if less than that fits.
         meter, plan: where it is booked, and what it was reserved for.
+        heir: the hold of an inner layer that has taken this one's place.
+        without_usage: its reply came whole, and told no usage.
         amounts: what is held, by unit.
     """
 
@@ -67,12 +70,14 @@ class Hold:
         "_rank",
         "amounts",
         "claims",
+        "heir",
         "id",
         "lowered_from",
         "meter",
         "output_limit",
         "plan",
         "started",
+        "without_usage",
     )
 
     def __init__(
@@ -97,6 +102,8 @@ class Hold:
         self.output_limit = output if plan.sends_limit else None
         self.lowered_from = want if output < want else None
         self._rank = -1
+        self.heir: Hold | None = None
+        self.without_usage = False
 
     # Each way to end, once for blocking callers and once for coroutines; `post` is for
     # finalisers and cancelled tasks, which must not wait.
@@ -129,9 +136,10 @@ class Hold:
         """`end` soon, without waiting: for finalisers and cancelled tasks."""
         self.meter.post_end(self, outcome)
 
-    def hand_over(self) -> None:
+    def hand_over(self, heir: Hold | None = None) -> None:
         """Another layer of the same call has reserved in this one's place and books the call."""
         self._rank = _FINAL
+        self.heir = heir
 
     def takes(self, outcome: Outcome) -> bool:
         """Whether `outcome` says more than was known; notes that it is known now."""
@@ -139,6 +147,7 @@ class Hold:
         if rank <= self._rank:
             return False
         self._rank = rank
+        self.without_usage = "no_usage" in outcome.flags
         return True
 
 
@@ -205,9 +214,12 @@ def take_offer(meter: Meter, operation: str, model: str, *, layer: str = "") -> 
         for hold, offered in _offers.get()
         if hold.meter is meter
         and (hold.plan.operation == "embeddings") == kind
+        and offered.open
         and (not layer or offered.layer != layer)
     ]
-    for _hold, offered in sorted(offers, key=lambda o: o[0].plan.model != model):
+    # The innermost layer's, and in the order of its calls: `generate([a, b])` begins both.
+    innermost = {offered.layer: place for place, (_hold, offered) in enumerate(offers)}
+    for _hold, offered in sorted(offers, key=lambda o: (o[0].plan.model != model, -innermost[o[1].layer])):
         taken = offered.take()
         if taken is not None:
             return taken
@@ -238,6 +250,8 @@ def outcome_of_error(error: BaseException) -> Outcome:
 
     SDKs wrap the errors of their HTTP library: the whole chain of causes is looked at.
     """
+    if isinstance(error, asyncio.CancelledError):
+        return Outcome("assumed", note="the task was cancelled", flags=("cancelled",))
     cause: BaseException | None = error
     for _ in range(8):
         if cause is None:

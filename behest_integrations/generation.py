@@ -131,7 +131,7 @@ class Generation:
         """The outcome of a call that raised; a stopped stream and a cancelled task included."""
         if isinstance(error, GeneratorExit):
             return self.interrupted(heard, "the stream was closed before its end", "closed_early")
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError) and heard.text:
             return self.interrupted(heard, "the task was cancelled", "cancelled")
         if heard.text:
             return self.interrupted(heard, f"the stream broke: {type(error).__name__}", "broken")
@@ -182,4 +182,7 @@ def finish(hold: Hold, outcome: Outcome, error: BaseException | None = None) -> 
     if is_abandoned(error):
         hold.post(outcome)
         return None
+    heir = hold.heir
+    if outcome.status == "estimated" and heir is not None and heir.without_usage:
+        hold = heir  # it saw the reply pass, and not its text
     return hold.meter.ending(hold, outcome)

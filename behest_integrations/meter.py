@@ -434,11 +434,17 @@ class Meter:
                     replaces.hand_over()
                     self._unwritten.append(_dropping(replaces.id))
                 return Hold(self, plan, call_id, now, claims, None)
-            if replaces is not None:
-                replaces.hand_over()
-                replaces = None
+            hold = None
             if isinstance(result, Reserved):
-                return Hold(self, plan, call_id, now, claims, result)
+                hold = Hold(self, plan, call_id, now, claims, result)
+            if replaces is not None:
+                replaces.hand_over(hold)
+                if hold is not None:
+                    hold.lowered_from = hold.lowered_from or replaces.lowered_from
+                replaces = None
+            if hold is not None:
+                return hold
+            assert isinstance(result, Refused)
             self._announce(result.events)
             if not sweep:
                 sweep = True  # holds of the dead may be in the way
@@ -773,7 +779,8 @@ class Meter:
     def langchain_embeddings(self, embeddings: _Embeddings, *, provider: str | None = None) -> _Embeddings:
         """Embeddings like `embeddings`, of their own class, metered.
 
-        Their usage is not told by LangChain: it is counted, and booked as `estimated`.
+        Their usage is not told by LangChain: where their client is not OpenAI's, it is counted,
+        and booked as `estimated`.
 
         Raises:
             MissingExtra: `langchain-core` is not installed.

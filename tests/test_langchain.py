@@ -32,7 +32,8 @@ from langgraph.graph import END, START, StateGraph
 from support import assert_agrees, assert_sound, client, entries, holds, until_exhausted
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, Price, session
-from behest_integrations.reports import verify
+from behest_integrations.budgets import to_nano
+from behest_integrations.reports import report, verify
 from behest_integrations.sandbox import Sandbox
 
 SMALL = {"model": "gpt-4o-mini", "max_tokens": 60}
@@ -167,6 +168,31 @@ def test_a_retry_does_not_ask_the_provider_again(sandbox: Sandbox, meter: Meter)
     assert_agrees(meter, sandbox)
 
 
+@pytest.mark.parametrize("way", ["wrapper", "both", "middleware"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_each_attempt_of_a_client_that_retries_is_a_call(
+    way: str, asynchronous: bool, sandbox: Sandbox, meter: Meter
+) -> None:
+    """The provider here bills the answers that it fails to deliver."""
+    with opened(way, meter, chat(sandbox, **SMALL, max_retries=2)) as model:
+        sandbox.fault("status", status=500, times=2)
+        arun(model.ainvoke(HELLO)) if asynchronous else model.invoke(HELLO)
+        assert [e.status for e in entries(meter)] == ["assumed", "assumed", "settled"]
+        assert sum(e.cost or 0 for e in entries(meter)) >= to_nano(sandbox.bill.total())
+        assert_sound(meter)
+
+
+def test_a_model_that_retries_out_of_sight_is_told_of_once(
+    meter: Meter, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Retries(Detailed):
+        max_retries: int = 2
+
+    for _ in range(2):
+        meter.langchain_model(Retries())
+    assert len([r for r in caplog.records if "max_retries=0" in r.getMessage()]) == 1
+
+
 def test_the_wrapper_lowers_what_is_asked_for(sandbox: Sandbox) -> None:
     sandbox.output_tokens = 1000
     with Meter("memory://", budgets=["$0.0004 per session"]) as meter:
@@ -245,11 +271,12 @@ def test_a_stream_without_usage_is_counted_and_marked(way: str, sandbox: Sandbox
     sandbox.fault("no_usage", times=1)
     with opened(way, meter, chat(sandbox, **SMALL)) as model:
         list(model.stream(HELLO))
-    (entry,) = entries(meter)
+    entry = entries(meter)[-1]  # what a metered client within has assumed is reversed
     (line,) = sandbox.bill.lines
     assert (entry.status, entry.flags) == ("estimated", "no_usage")
     assert line.input_tokens <= entry.input_tokens <= line.input_tokens + 8
     assert line.output_tokens <= entry.output_tokens <= line.output_tokens + 2
+    assert report(meter.ledger).total.output_tokens == entry.output_tokens
     assert_sound(meter)
 
 
@@ -522,7 +549,7 @@ def test_embeddings(sandbox: Sandbox, meter: Meter) -> None:
         arun(metered.aembed_documents(["one", "two words"]))
     booked = entries(meter)
     assert {(e.operation, e.status, e.session_id, e.model) for e in booked} == {
-        ("embeddings", "estimated", "s", "text-embedding-3-small")
+        ("embeddings", "settled", "s", "text-embedding-3-small")
     }
     assert [e.input_tokens for e in booked] == [line.input_tokens for line in sandbox.bill.lines]
     meter.set_limit("$1 per session", "$0.000000001")
@@ -541,7 +568,7 @@ def test_other_embeddings() -> None:
         arun(metered.aembed_query("a"))
         with pytest.raises(BudgetExceeded):
             metered.embed_query("a")
-        assert len(entries(meter)) == 2
+        assert [(e.status, e.input_tokens) for e in entries(meter)] == [("estimated", 2), ("estimated", 1)]
 
 
 # ── the agent's middleware, and tools ──────────────────────────────────────────────────

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from langchain_core.embeddings import Embeddings
 
 from ...calls import Hold, offer, take_offer
+from ...clients import metered_clients
 from ...errors import ConfigError
 from ...generation import Generation, Heard, finish
 from ...meter import Meter
@@ -119,8 +120,11 @@ def meter_embeddings(meter: Meter, embeddings: E, provider: str | None) -> E:
             namespace = {"__module__": base.__module__, "__qualname__": base.__qualname__}
             cls = classes[base, provider] = type(base)(base.__name__, (_Metered, base), namespace)
             cls._behest = (meter, provider)
+    metered: Any
     if hasattr(base, "model_fields"):
-        return _as_class(embeddings, cls)  # type: ignore[no-any-return]
-    metered = cls.__new__(cls)
-    metered.__dict__.update(vars(embeddings))
+        metered = _as_class(embeddings, cls)
+    else:
+        metered = cls.__new__(cls)
+        metered.__dict__.update(vars(embeddings))
+    vars(metered).update(metered_clients(meter, vars(embeddings), provider))
     return metered  # type: ignore[no-any-return]

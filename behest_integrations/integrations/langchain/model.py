@@ -7,6 +7,7 @@ and it asks streams for their usage where the class has a setting for that.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +20,15 @@ from langchain_core.messages import HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 
 from ...calls import Hold, Offer, Outcome, offer, take_offer
+from ...clients import metered_clients
 from ...errors import ConfigError
 from ...generation import LIMIT_NAMES, Generation, Heard, finish, output_limit
 from ...meter import Meter
 from ...steps import Steps
 from .handler import take_run
 from .translate import METERED_BY, attribution_of, hear, name_model, request_as_wire
+
+log = logging.getLogger("behest")
 
 M = TypeVar("M")
 
@@ -267,7 +271,6 @@ async def _astream(
     await call.meter.arun(call.answered(chunks))
 
 
-_CALLS = {"_get_ls_params": _get_ls_params, "_generate": _generate, "_agenerate": _agenerate}
 _STREAMS = {"_stream": _stream, "_astream": _astream}
 _NATIVE_EVENTS = ("_stream_chat_model_events", "_astream_chat_model_events")
 _lock = threading.Lock()
@@ -293,10 +296,35 @@ def meter_model(meter: Meter, model: M, provider: str | None = None, limit_field
         cls = classes.get((base, door))
         if cls is None:
             cls = classes[base, door] = _make_class(base, door)
-    metered: Any = _as_class(model, cls)
-    if getattr(metered, "stream_usage", True) is None:
-        metered.stream_usage = True
-    return metered  # type: ignore[no-any-return]
+    return _prepared(_as_class(model, cls))  # type: ignore[no-any-return]
+
+
+def _prepared(model: Any) -> Any:
+    door: _Door = model._behest
+    clients = metered_clients(door.meter, vars(model), door.provider)
+    vars(model).update(clients)
+    if not clients and getattr(model, "max_retries", None):
+        _say_retries(door.meter, type(model).__name__)
+    if getattr(model, "stream_usage", True) is None:
+        model.stream_usage = True
+    return model
+
+
+def _init(self: Any, *args: Any, **kwargs: Any) -> None:
+    # LangChain makes models anew from their class, e.g. for `configurable_fields`.
+    super(_Metered, self).__init__(*args, **kwargs)
+    _prepared(self)
+
+
+def _say_retries(meter: Meter, name: str) -> None:
+    told: set[str] = meter.attached("langchain.retries told", set)
+    if name not in told:
+        told.add(name)
+        log.warning(
+            "%s retries by itself (max_retries), out of our sight: an attempt that the provider bills and "
+            "that is then repeated is not counted. Set max_retries=0, and use .with_retry() instead.",
+            name,
+        )
 
 
 def _make_class(base: Any, door: _Door) -> type:
@@ -305,7 +333,10 @@ def _make_class(base: Any, door: _Door) -> type:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
-        **_CALLS,
+        "__init__": _init,
+        "_get_ls_params": _get_ls_params,
+        "_generate": _generate,
+        "_agenerate": _agenerate,
         # Streaming is only claimed where the class has it: LangChain looks.
         **{n: f for n, f in _STREAMS.items() if getattr(base, n) is not getattr(top, n)},
         # A class's own event streams would pass us by; without them LangChain makes events
