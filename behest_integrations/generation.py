@@ -107,10 +107,21 @@ class Generation:
         """Whether nothing limits the answer but our assumption of the default."""
         return self.bound.output_limit is None and not self.bound.limit_fields
 
+    @property
+    def _input(self) -> int:
+        """The tokens of the request, as we count them."""
+        return max(0, self.plan.ask.needs["input_tokens"].amount(0) - self.bound.slack)
+
     def complete(self, heard: Heard) -> Outcome:
         """The outcome of an answer that was received whole."""
-        if heard.usage is not None:
-            return self._outcome("settled", heard.usage, heard)
+        usage = heard.usage
+        if usage is not None and (usage.input_tokens or not self._input):
+            return self._outcome("settled", usage, heard)
+        if usage is not None:
+            usage = replace(usage, input_tokens=self._input)
+            return self._outcome(
+                "estimated", usage, heard, "its input was counted: it was told as 0", "no_input"
+            )
         if self.bound.output_limit == 0:
             return self._counted(heard, "the reply has no usage: its texts were counted")
         unseen = self._thinks or self.plan.model.startswith(_THINKS_UNSEEN)
@@ -141,8 +152,7 @@ class Generation:
         """From above: the tokenizer's count or the bytes, and never more than was reserved."""
         most = self.plan.ask.needs["output_tokens"].amount(self.plan.ask.want)
         output = min(most, bound_tokens(heard.text, self.plan.model)) if heard.text else 0
-        held = self.plan.ask.needs["input_tokens"].amount(0)
-        usage = Usage(max(0, held - self.bound.slack), output)
+        usage = Usage(self._input, output)
         return self._outcome("estimated", usage, heard, note, flag)
 
     @staticmethod

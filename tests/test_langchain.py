@@ -9,11 +9,17 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from decimal import Decimal
 from typing import Any, TypedDict
 
 import pytest
+
+pytest.importorskip("langchain_openai")
+pytest.importorskip("langchain.agents")
+
+from anthropic_fake import AnthropicFake
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
@@ -26,7 +32,18 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langchain_core.tools import tool
 from langchain_openai import OpenAI as TextModel
-from langchain_support import ALL_WAYS, HELLO, Agent, arun, by_callback, by_wrapper, chat, embedder, opened
+from langchain_support import (
+    ALL_WAYS,
+    HELLO,
+    LOWERS,
+    Agent,
+    arun,
+    by_callback,
+    by_wrapper,
+    chat,
+    embedder,
+    opened,
+)
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from support import assert_agrees, assert_sound, client, entries, holds, until_exhausted
@@ -264,6 +281,20 @@ def test_the_details_of_the_usage(way: str) -> None:
         assert (entry.reasoning_tokens, entry.input_audio_tokens, entry.output_audio_tokens) == (30, 10, 5)
         assert entry.cost == 80 * 1000 + 100 * 100 + 20 * 1250 + 50 * 2000
         assert_sound(meter)
+
+
+@pytest.mark.parametrize("way", ["callback", "wrapper"])
+def test_usage_without_its_input_is_completed(way: str) -> None:
+    """As streams of some versions of langchain-anthropic have it."""
+    usage = {"input_tokens": 0, "output_tokens": 50, "total_tokens": 50}
+    with (
+        Meter("memory://", budgets=["$1"], prices=HOUSE) as meter,
+        opened(way, meter, Detailed(usage=usage)) as model,
+    ):
+        model.invoke("x" * 300)
+        (entry,) = entries(meter)
+        assert (entry.status, entry.output_tokens) == ("estimated", 50)
+        assert 300 <= entry.input_tokens <= 310
 
 
 @pytest.mark.parametrize("way", ["callback", "wrapper", "instrument"])
@@ -776,6 +807,7 @@ DIES = """
 import os, signal, sys, threading
 sys.path.insert(0, {tests!r})
 from langchain_support import *
+from langchain_support import ChatOpenAI
 from behest_integrations import Meter
 meter = Meter({store!r}, budgets=["$1 per session"], lease=1)
 model = ChatOpenAI(base_url={url!r}, api_key="none", model="gpt-4", max_tokens=490, max_retries=0)
@@ -841,3 +873,42 @@ def test_a_chunk_that_has_a_running_total_is_not_counted_twice() -> None:
         with Meter("memory://", budgets=["$1"], prices=HOUSE) as meter, opened(way, meter, Totals()) as model:
             list(model.stream(HELLO))
             assert [(e.input_tokens, e.output_tokens) for e in entries(meter)] == [(5, 2)]
+
+
+# ── another provider's package ─────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("way", ALL_WAYS)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_model_of_anthropic(way: str, asynchronous: bool) -> None:
+    anthropic = pytest.importorskip("langchain_anthropic")
+
+    async def stream(model: Any) -> None:
+        async for _ in model.astream(HELLO):
+            pass
+
+    with AnthropicFake() as provider, Meter("memory://", budgets=["$0.05 per session"]) as meter:
+        plain = anthropic.ChatAnthropic(
+            model="claude-sonnet-4-5", api_key="none", base_url=provider.url, max_tokens=490, max_retries=0
+        )
+        with opened(way, meter, plain) as model:
+            if asynchronous:
+                arun(model.ainvoke(HELLO))
+                arun(stream(model))
+            else:
+                model.invoke(HELLO)
+                list(model.stream(HELLO))
+            booked = entries(meter)
+            assert [(e.status, e.provider, e.model) for e in booked] == [
+                ("settled", "anthropic", "claude-sonnet-4-5")
+            ] * 2
+            assert [(e.input_tokens, e.output_tokens) for e in booked] == provider.served
+            assert {e.cached_input_tokens for e in booked} == {20}
+            assert report(meter.ledger).total.cost == to_nano(provider.bill)
+
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(lambda _: until_exhausted(lambda: model.invoke(HELLO)), range(16)))
+        cap = Decimal("0.05")
+        assert provider.bill <= cap
+        assert provider.bill >= cap * (97 if way in LOWERS else 84) / 100
+        assert_sound(meter)

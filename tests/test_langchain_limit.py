@@ -14,6 +14,10 @@ from contextlib import suppress
 from decimal import Decimal
 
 import pytest
+
+pytest.importorskip("langchain_openai")
+pytest.importorskip("langchain.agents")
+
 from langchain_support import ALL_WAYS, HELLO, LOWERS, chat, embedder, opened
 from support import ANSWER, assert_agrees, assert_sound, auntil_exhausted, until_exhausted
 

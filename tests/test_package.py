@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ def test_a_missing_extra_says_what_to_install() -> None:
     said = python(missing + "from behest_integrations.cli import main; main(['demo'])")
     assert "pip install 'behest-integrations[openai,sandbox]'" in said.stderr
     assert "Traceback" not in said.stderr
+    for door in ("langchain()", "langchain_model(object())", "langchain_embeddings(object())"):
+        said = python(
+            WITHOUT % (("langchain_core",),)
+            + f"from behest_integrations import Meter\nMeter('memory://').{door}"
+        )
+        assert "pip install 'behest-integrations[langchain]'" in said.stderr
+    if find_spec("langchain_core"):
+        missing = WITHOUT % (("langchain",),)
+        code = "from behest_integrations import Meter\nMeter('memory://').langchain_middleware()"
+        assert "pip install 'behest-integrations[langgraph]'" in python(missing + code).stderr
     said = python(WITHOUT % (("starlette",),) + "import behest_integrations.sandbox")
     assert "pip install 'behest-integrations[sandbox]'" in said.stderr
 
@@ -184,9 +195,12 @@ def test_the_readme_is_true() -> None:
         assert str(behest_integrations.Budget.parse(text)) == text
     for quickstart in re.findall(r"\]\((quickstarts/[^)]+)\)", readme):
         assert (ROOT / quickstart).is_file()
-    assert {p.name for p in (ROOT / "quickstarts").glob("*.py")} == set(
-        re.findall(r"\(quickstarts/([^)]+\.py)\)", readme)
-    )
+    there = {p.name for p in (ROOT / "quickstarts").glob("*.py")}
+    assert there == set(re.findall(r"\(quickstarts/([^)]+\.py)\)", readme))
+    choice = (ROOT / "quickstarts" / "README.md").read_text(encoding="utf-8")
+    assert there == set(re.findall(r"\]\(([^)]+\.py)\)", choice))
+    for door in re.findall(r"`meter\.(\w+)\(", readme + choice):
+        assert hasattr(Meter, door), door
     from behest_integrations.cli import main
 
     for command in re.findall(r"^(?:\.venv/bin/)?behest (\w+)", readme, re.MULTILINE):

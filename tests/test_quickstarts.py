@@ -22,10 +22,31 @@ SHOWS = {
         "session conversation-42",
         "total",
     ],
+    "langchain_chain.py": [
+        "One call:",
+        "A streamed one:",
+        "The callback stopped call",
+        "its last answer being shorter",
+        "conversation-3",
+        "total",
+    ],
+    "langgraph_agent.py": [
+        "searched: Nothing is written",
+        "does not allow another step",
+        "thread-b",
+        "search ",
+        "total",
+    ],
+}
+NEEDS = {
+    "openai_client.py": "openai",
+    "langchain_chain.py": "langchain_openai",
+    "langgraph_agent.py": "langgraph",
 }
 
 
 def run(path: Path, folder: Path, **env: str) -> str:
+    pytest.importorskip(NEEDS[path.name])
     clean = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
     done = subprocess.run(
         [sys.executable, str(path)],
@@ -48,4 +69,6 @@ def test_a_quickstart_with_a_key_asks_the_provider_it_is_told(path: Path, tmp_pa
     with Sandbox(output_tokens=4000) as provider:
         said = run(path, tmp_path, OPENAI_API_KEY="none", OPENAI_BASE_URL=provider.base_url)
         assert provider.requests > 1
+    for words in SHOWS[path.name]:
+        assert words in said
     assert "No OPENAI_API_KEY" not in said

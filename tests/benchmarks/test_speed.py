@@ -1,6 +1,6 @@
 """What the meter costs, as ratios to a baseline of the same run. Prints; asserts no times.
 
-pytest -m benchmark tests/benchmarks -s
+pytest -n 0 -m benchmark tests/benchmarks -s
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import openai
 import pytest
+from measure import BUDGETS, interleaved, say
 from openai import AsyncOpenAI, OpenAI
 
 from behest_integrations import Meter, Usage, session
@@ -29,7 +30,6 @@ else:
 
 pytestmark = pytest.mark.benchmark
 
-BUDGETS = ["$1000000 per session", "$1000000/day per user", "100M calls/minute per user"]
 MESSAGES: Any = [
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": "What is the capital of France, and how many people live there? " * 4},
@@ -52,10 +52,6 @@ REPLY = json.dumps(
 ).encode()
 
 
-def say(*lines: str) -> None:
-    print("\n" + "\n".join(lines), flush=True)
-
-
 def reply(_request: Any) -> Any:
     return httpx.Response(200, content=REPLY, headers={"content-type": "application/json"})
 
@@ -67,18 +63,6 @@ def bare_client() -> OpenAI:
 
 def call(client: OpenAI) -> None:
     client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, max_tokens=200)
-
-
-def interleaved(work: dict[str, Callable[[], None]], *, rounds: int, each: int) -> dict[str, float]:
-    """Median seconds per call of each, measured in turns so that noise hits all alike."""
-    samples: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, function in work.items():
-            started = time.perf_counter()
-            for _ in range(each):
-                function()
-            samples[name].append((time.perf_counter() - started) / each)
-    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def test_time_added_to_a_bare_call(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ A metered client keeps the type that it had, so that it completes and type-check
 
 from datetime import datetime
 
+from langchain.agents import create_agent
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 from openai.types.chat import ChatCompletion
 from typing_extensions import assert_type
@@ -33,6 +36,12 @@ assert_type(
     ),
     ChatCompletion,
 )
+assert_type(meter.langchain_model(ChatOpenAI()), ChatOpenAI)
+assert_type(meter.langchain_embeddings(OpenAIEmbeddings()), OpenAIEmbeddings)
+meter.langchain_model("a model")  # type: ignore[type-var]
+chain = ChatPromptTemplate.from_messages([("user", "{q}")]) | ChatOpenAI()
+chain.invoke({"q": "hello"}, {"callbacks": [meter.langchain(tool_prices={"search": "$0.005"})]})
+create_agent(ChatOpenAI(), middleware=[meter.langchain_middleware(on_exceeded="end")])
 meter.openai("a client")  # type: ignore[type-var]
 
 with meter.session("s", user="u", tags={"a": "b"}) as who:

@@ -19,7 +19,7 @@ from .translate import attribution_of
 try:
     from langchain.agents.middleware import AgentMiddleware
 except ImportError:
-    raise MissingExtra("LangChain's agent middleware (package langchain)", "langchain") from None
+    raise MissingExtra("LangChain's agent middleware", "langgraph") from None
 
 OnExceeded = Literal["raise", "end"]
 
