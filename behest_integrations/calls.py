@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -198,6 +199,16 @@ def offer(hold: Hold, layer: str) -> Offer:
     still_open = [o for o in _offers.get() if o[1].open]
     _offers.set((*still_open, (hold, made)))
     return made
+
+
+@contextmanager
+def offering(offered: Offer, hold: Hold) -> Iterator[None]:
+    """Offer `hold` to what runs inside, and to nothing else."""
+    token = _offers.set((*_offers.get(), (hold, offered)))
+    try:
+        yield
+    finally:
+        _offers.reset(token)
 
 
 def take_offer(meter: Meter, operation: str, model: str, *, layer: str = "") -> Hold | None:

@@ -8,17 +8,24 @@ HTTP exchange itself, `exchange` knows more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import inspect
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .attribution import NOBODY, Attribution
-from .calls import Hold, Outcome, outcome_of_error
+from .calls import Hold, Offer, Outcome, offering, outcome_of_error
 from .meter import Meter
 from .planning import Plan
+from .steps import Steps
 from .tokens import bound_tokens
 from .usage import Usage
 from .wire import RequestBound, bound_request
+
+log = logging.getLogger("behest")
 
 LIMIT_NAMES = (
     "max_tokens",
@@ -168,6 +175,24 @@ class Generation:
         )
 
 
+def lowered_settings(settings: Mapping[str, Any], field: str, limit: int) -> dict[str, Any]:
+    """The changes of a model's settings that lower its output limit.
+
+    Args:
+        settings: as they are.
+        field: what the model calls its limit; it may also be among its free keywords.
+    """
+    changes: dict[str, Any] = {field: limit}
+    for name in _FREE_KEYWORDS:
+        extra = settings.get(name)
+        if isinstance(extra, dict) and any(n in extra for n in LIMIT_NAMES):
+            changes[name] = {k: limit if k in LIMIT_NAMES else v for k, v in extra.items()}
+    return changes
+
+
+_FREE_KEYWORDS = ("model_kwargs", "additional_kwargs")
+
+
 def _bound(operation: str, request: Mapping[str, Any], *, can_limit: bool, choices: int) -> RequestBound:
     if operation == "embeddings":
         return bound_request("embeddings", request)
@@ -182,17 +207,182 @@ def _bound(operation: str, request: Mapping[str, Any], *, can_limit: bool, choic
     return replace(bound, **changes)
 
 
+# ── making the call ────────────────────────────────────────────────────────────────────
+
+_inside: ContextVar[frozenset[object]] = ContextVar("behest_inside", default=frozenset())
+
+
+def is_inside(key: object) -> bool:
+    """Whether a call of this key is under way here: a model's methods call each other."""
+    return key in _inside.get()
+
+
+Send = Callable[[Hold], Any]
+Listen = Callable[[Any], Heard]
+Fold = Callable[[Any, Any], Any]
+
+
+class Call:
+    """One call of a metered model, from its hold to its end.
+
+    `made`/`amade` for answers that come whole; `opened` and then `read` for streams.
+
+    Args:
+        generation: the call's plan.
+        outer: the hold of the layer around, which this one's replaces.
+        keys: what `is_inside` answers to while the model is at work.
+    """
+
+    def __init__(self, generation: Generation, outer: Hold | None, *keys: object) -> None:
+        self.generation = generation
+        self.meter = generation.meter
+        self._outer = outer
+        self._keys = frozenset(keys)
+        self._hold: Hold | None = None
+        self._offer: Offer | None = None
+
+    def _reserve(self) -> Steps[Hold]:
+        hold = yield from self.meter.reserving(self.generation.plan, self._outer)
+        self._hold, self._offer = hold, Offer(hold, "model")
+        return hold
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Around what the model does, and not around what its caller does between two chunks."""
+        assert self._hold is not None
+        assert self._offer is not None
+        token = _inside.set(_inside.get() | self._keys)
+        try:
+            with offering(self._offer, self._hold):
+                yield
+        finally:
+            _inside.reset(token)
+
+    def _answering(self) -> None:
+        if self._offer is not None:
+            self._offer.withdraw()
+
+    def _answered(self, listen: Listen, result: Any) -> Steps[None]:
+        self._answering()
+        assert self._hold is not None
+        yield from ending(self._hold, self.generation.complete(_heard(listen, result)))
+
+    def _failed(self, error: BaseException, heard: Heard = Heard()) -> Steps[None]:
+        self._answering()
+        if self._hold is not None:
+            yield from ending(self._hold, self.generation.failed(error, heard), error)
+
+    def opened(self, send: Send) -> Any:
+        """What `send` returns, called under the hold; the call goes on."""
+        hold = self.meter.run(self._reserve())
+        try:
+            with self._at_work():
+                return send(hold)
+        except BaseException as error:
+            self.meter.run(self._failed(error))
+            raise
+
+    async def aopened(self, send: Send) -> Any:
+        """`opened` for coroutines; what `send` returns is awaited if it can be."""
+        hold = await self.meter.arun(self._reserve())
+        try:
+            with self._at_work():
+                result = send(hold)
+                return await result if inspect.isawaitable(result) else result
+        except BaseException as error:
+            await self.meter.arun(self._failed(error))
+            raise
+
+    def made(self, send: Send, listen: Listen) -> Any:
+        """The whole call."""
+        result = self.opened(send)
+        self.meter.run(self._answered(listen, result))
+        return result
+
+    async def amade(self, send: Send, listen: Listen) -> Any:
+        """The whole call, for coroutines."""
+        result = await self.aopened(send)
+        await self.meter.arun(self._answered(listen, result))
+        return result
+
+    def read(self, chunks: Any, listen: Listen, fold: Fold, *, primed: bool = False) -> Iterator[Any]:
+        """The chunks of a stream as they come; the call ends with it.
+
+        Args:
+            listen: what the folded chunks say.
+            fold: adds a chunk to what came before (None at first).
+            primed: yield None first: a generator that has begun is closed when it is dropped.
+        """
+        so_far: Any = None
+        try:
+            if primed:
+                yield None
+            while True:
+                with self._at_work():
+                    chunk = next(chunks, _END)
+                if chunk is _END:
+                    break
+                self._answering()
+                so_far = fold(so_far, chunk)
+                yield chunk
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and hasattr(chunks, "close"):
+                chunks.close()
+            self.meter.run(self._failed(error, _heard(listen, so_far)))
+            raise
+        self.meter.run(self._answered(listen, so_far))
+
+    async def aread(
+        self, chunks: Any, listen: Listen, fold: Fold, *, primed: bool = False
+    ) -> AsyncIterator[Any]:
+        """`read` for coroutines."""
+        so_far: Any = None
+        try:
+            if primed:
+                yield None
+            while True:
+                with self._at_work():
+                    try:
+                        chunk = await chunks.__anext__()
+                    except StopAsyncIteration:
+                        break
+                self._answering()
+                so_far = fold(so_far, chunk)
+                yield chunk
+        except BaseException as error:
+            # Posted before anything is awaited: a cancelled task may not get further.
+            await self.meter.arun(self._failed(error, _heard(listen, so_far)))
+            if isinstance(error, GeneratorExit) and hasattr(chunks, "aclose"):
+                await chunks.aclose()
+            raise
+        await self.meter.arun(self._answered(listen, so_far))
+
+
+_END = object()
+
+
+def _heard(listen: Listen, result: Any) -> Heard:
+    """What an answer says; nothing where it cannot be read: it must reach its caller."""
+    try:
+        return listen(result)
+    except Exception:
+        log.exception("a reply could not be read: its worst case is booked")
+        return Heard()
+
+
 def is_abandoned(error: BaseException | None) -> bool:
     """Whether the call's owner is gone or must not wait: its hold is then ended by `post`."""
     return isinstance(error, (GeneratorExit, asyncio.CancelledError))
 
 
-def finish(hold: Hold, outcome: Outcome, error: BaseException | None = None) -> Any:
-    """The steps that end `hold`; None if there is nothing to wait for."""
+def ending(hold: Hold, outcome: Outcome, error: BaseException | None = None) -> Steps[None]:
+    """The steps that end `hold`; none where nobody must wait for them."""
     if is_abandoned(error):
         hold.post(outcome)
-        return None
+        return
     heir = hold.heir
     if outcome.status == "estimated" and heir is not None and heir.without_usage:
         hold = heir  # it saw the reply pass, and not its text
-    return hold.meter.ending(hold, outcome)
+    steps = hold.meter.ending(hold, outcome)
+    if steps is not None:
+        yield from steps

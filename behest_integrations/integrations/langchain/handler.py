@@ -21,7 +21,7 @@ from langchain_core.outputs import LLMResult
 
 from ...calls import Hold, Offer, Outcome, offer, take_offer
 from ...costs import USED
-from ...generation import Generation, Heard, finish, output_limit
+from ...generation import Generation, Heard, ending, output_limit
 from ...meter import Meter
 from ...steps import Steps
 from ...usage import Usage
@@ -257,25 +257,25 @@ class BehestCallbackHandler(BaseCallbackHandler):
         if run is None or run.generation is None:
             return
         if cached(response):
-            yield from _end(run.hold, Outcome("cancelled"))
+            yield from ending(run.hold, Outcome("cancelled"))
             return
         heard = _hear(response)
         if run.batch is not None and run.hold.plan.operation == "completions":
             yield from self._end_batch(run.batch, run, heard, response)
         else:
-            yield from _end(run.hold, run.generation.complete(heard))
+            yield from ending(run.hold, run.generation.complete(heard))
 
     def _end_batch(self, batch: _Batch, run: _Run, heard: Heard, response: LLMResult) -> Steps[None]:
         """One request for several prompts: its usage comes with the first, for all of them."""
         assert run.generation is not None
         if heard.usage is None:
             if (response.llm_output or {}).get("token_usage") != {}:  # else: it came with the first
-                yield from _end(run.hold, run.generation.complete(heard))
+                yield from ending(run.hold, run.generation.complete(heard))
             return
         runs = list(batch.runs.values())
         shares = _shares(heard.usage, [r.hold.amounts for r in runs])
         for sibling, usage in zip(runs, shares, strict=True):
-            yield from _end(
+            yield from ending(
                 sibling.hold, Outcome("settled", usage, model=heard.model, service_tier=heard.service_tier)
             )
 
@@ -285,7 +285,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
     ) -> Steps[None]:
         run = self._take(run_id)
         if run is not None and run.generation is not None:
-            yield from _end(run.hold, run.generation.failed(error, _hear(response)), error)
+            yield from ending(run.hold, run.generation.failed(error, _hear(response)), error)
 
     def _take(self, run_id: UUID) -> _Run | None:
         run = self._runs.pop(run_id, None)
@@ -328,19 +328,13 @@ class BehestCallbackHandler(BaseCallbackHandler):
     def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> Steps[None]:
         run = self._take(run_id)
         if run is not None:
-            yield from _end(run.hold, USED)
+            yield from ending(run.hold, USED)
 
     @Twofold
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> Steps[None]:
         run = self._take(run_id)
         if run is not None:
-            yield from _end(run.hold, USED, error)
-
-
-def _end(hold: Hold, outcome: Outcome, error: BaseException | None = None) -> Steps[None]:
-    steps = finish(hold, outcome, error)
-    if steps is not None:
-        yield from steps
+            yield from ending(run.hold, USED, error)
 
 
 def _hear(response: LLMResult | None) -> Heard:

@@ -10,10 +10,10 @@ from langchain_core.messages import AIMessage, ToolMessage
 
 from ...costs import USED
 from ...errors import BudgetExceeded, ConfigError, MissingExtra
-from ...generation import finish
+from ...generation import ending
 from ...meter import Meter
 from ...steps import Steps
-from .model import _Metered, _steps, meter_model
+from .model import is_metered, meter_model
 from .translate import attribution_of
 
 try:
@@ -72,7 +72,7 @@ class BudgetMiddleware(AgentMiddleware):
 
     def _metered(self, request: Any, late: bool) -> Any:
         model = self._cheaper if late and self._cheaper is not None else request.model
-        if isinstance(model, _Metered):
+        if is_metered(model):
             return request.override(model=model)
         return request.override(model=meter_model(self.meter, model))
 
@@ -94,7 +94,7 @@ class BudgetMiddleware(AgentMiddleware):
             try:
                 return handler(request)
             finally:
-                self.meter.run(_steps(finish(hold, USED)))
+                self.meter.run(ending(hold, USED))
         except BudgetExceeded as error:
             return self._tool_ended(request, error)
 
@@ -106,9 +106,9 @@ class BudgetMiddleware(AgentMiddleware):
             try:
                 found = await handler(request)
             except BaseException as error:
-                await self.meter.arun(_steps(finish(hold, USED, error)))
+                await self.meter.arun(ending(hold, USED, error))
                 raise
-            await self.meter.arun(_steps(finish(hold, USED)))
+            await self.meter.arun(ending(hold, USED))
             return found
         except BudgetExceeded as error:
             return self._tool_ended(request, error)
