@@ -14,18 +14,22 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .attribution import NOBODY, Attribution
 from .calls import Hold, Offer, Outcome, offering, outcome_of_error
 from .meter import Meter
 from .planning import Plan
+from .pricing import provider_for_url, provider_named
 from .steps import Steps
 from .tokens import bound_tokens
 from .usage import Usage
 from .wire import RequestBound, bound_request
 
 log = logging.getLogger("behest")
+
+K = TypeVar("K")
+R = TypeVar("R")
 
 LIMIT_NAMES = (
     "max_tokens",
@@ -37,6 +41,18 @@ LIMIT_NAMES = (
     "maxOutputTokens",
 )
 """What frameworks' model classes call their output limit."""
+
+ASKED = (
+    "tools", "functions", "response_format", "web_search_options", "modalities", "prediction", "audio", "n",
+    "service_tier", "previous_response_id", "conversation", "reasoning", "reasoning_effort", "thinking",
+    "thinking_budget", "thinking_level",
+)  # fmt: skip
+"""Settings, by their usual names, that change what a request may come to."""
+
+_COUNTED = "the reply has no usage: it was counted"
+
+_MODEL_NAMES = ("model", "model_name", "model_id", "deployment_name", "azure_deployment", "repo_id")
+_URL_NAMES = ("openai_api_base", "base_url", "anthropic_api_url", "api_base", "endpoint", "api_url")
 
 # Models that think in tokens which are billed and not shown: what is seen of their answer says
 # nothing of its cost. https://platform.openai.com/docs/guides/reasoning
@@ -52,6 +68,7 @@ class Heard:
         usage: the provider's own; None if it sent none.
         text: everything that was generated, of every choice. It is counted, never kept.
         model, service_tier, provider_id: as the reply says.
+        counted: whether `usage` is not the provider's own, but counted by us.
     """
 
     usage: Usage | None = None
@@ -59,6 +76,26 @@ class Heard:
     model: str | None = None
     service_tier: str | None = None
     provider_id: str | None = None
+    counted: bool = False
+
+
+def model_in(settings: Mapping[str, Any]) -> str | None:
+    """The model that settings name, whatever they call it."""
+    return next((m for n in _MODEL_NAMES if isinstance(m := settings.get(n), str) and m), None)
+
+
+def provider_of(settings: Mapping[str, Any], maker: str) -> str | None:
+    """The price list's id of the provider that a model object will call.
+
+    Args:
+        settings: its base URL, if it has one, whatever they call it.
+        maker: the package or framework's name for the provider. OpenAI's classes are used for
+            any compatible server, so that their name alone does not speak against the URL.
+    """
+    url = next((u for n in _URL_NAMES if isinstance(u := settings.get(n), str) and u), None)
+    if not url:
+        return provider_named(maker)
+    return provider_for_url(url) or (None if maker in ("", "openai") else provider_named(maker))
 
 
 def output_limit(*sources: Mapping[str, Any]) -> int | None:
@@ -80,6 +117,7 @@ class Generation:
         operation: ``chat``, ``completions`` or ``embeddings``.
         can_limit: whether the adapter can send another output limit than the caller's.
         choices: how many answers are asked for.
+        input_tokens: most tokens of the input, where the request does not show it.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -96,9 +134,12 @@ class Generation:
         provider: str | None = None,
         can_limit: bool = False,
         choices: int = 1,
+        input_tokens: int | None = None,
     ) -> None:
         self.meter = meter
         self.bound = _bound(operation, request, can_limit=can_limit, choices=choices)
+        if input_tokens is not None:
+            self.bound = replace(self.bound, input_tokens=input_tokens, slack=0)
         self._thinks = any(request.get(name) for name in _THINKING_ASKED)
         self.plan: Plan = meter.plan(
             operation,
@@ -119,9 +160,35 @@ class Generation:
         """The tokens of the request, as we count them."""
         return max(0, self.plan.ask.needs["input_tokens"].amount(0) - self.bound.slack)
 
+    def say_unlimited(self, instead: str) -> None:
+        """Say once a model that nothing limits its answers, for an adapter that cannot.
+
+        Args:
+            instead: the call that would.
+        """
+        plan = self.plan
+        if not self.unlimited or not {b.unit for b in plan.budgets} & {"usd", "tokens", "output_tokens"}:
+            return
+        told: set[str] = self.meter.attached("unlimited.told", set)
+        if plan.model in told:
+            return
+        told.add(plan.model)
+        log.warning(
+            "model %r has no output limit, and a callback cannot set one: %d tokens are reserved for "
+            "each answer, and a longer answer can pass a budget. Set the model's max_tokens, or use "
+            "%s, which sends a limit.",
+            plan.model,
+            plan.ask.want,
+            instead,
+        )
+
     def complete(self, heard: Heard) -> Outcome:
         """The outcome of an answer that was received whole."""
         usage = heard.usage
+        if usage is not None and heard.counted:
+            return self._outcome(
+                "estimated", usage, heard, "the reply has no usage: it was counted", "no_usage"
+            )
         if usage is not None and (usage.input_tokens or not self._input):
             return self._outcome("settled", usage, heard)
         if usage is not None:
@@ -130,11 +197,11 @@ class Generation:
                 "estimated", usage, heard, "its input was counted: it was told as 0", "no_input"
             )
         if self.bound.output_limit == 0:
-            return self._counted(heard, "the reply has no usage: its texts were counted")
+            return self._counted(heard, _COUNTED)
         unseen = self._thinks or self.plan.model.startswith(_THINKS_UNSEEN)
         if not heard.text or unseen:
             return self._outcome("assumed", None, heard, "the reply has no usage", "no_usage")
-        return self._counted(heard, "the reply has no usage: it was counted")
+        return self._counted(heard, _COUNTED)
 
     def interrupted(self, heard: Heard, note: str, flag: str) -> Outcome:
         """The outcome of an answer that was not received whole.
@@ -205,6 +272,42 @@ def _bound(operation: str, request: Mapping[str, Any], *, can_limit: bool, choic
         # What the provider has stored of the conversation is billed again.
         changes |= {"input_tokens": None, "extra_input": bound.input_tokens or 0, "previous": previous}
     return replace(bound, **changes)
+
+
+class Runs(Generic[K, R]):
+    """What callbacks have seen begin and not yet end, by the framework's id.
+
+    Some never end for us (another handler raised after ours): their holds end by lease, and
+    they are forgotten then.
+    """
+
+    _MANY = 1024
+
+    def __init__(self, lease_ms: int) -> None:
+        self._lease_ms = lease_ms
+        self._runs: dict[K, tuple[int, R]] = {}
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._runs
+
+    def get(self, key: K) -> R | None:
+        """The run of this id."""
+        found = self._runs.get(key)
+        return found[1] if found else None
+
+    def put(self, key: K, run: R, hold: Hold) -> None:
+        """A run has begun."""
+        if len(self._runs) >= self._MANY:
+            horizon = hold.started - self._lease_ms
+            for other, (started, _) in list(self._runs.items())[: self._MANY // 2]:
+                if started < horizon:
+                    self._runs.pop(other, None)
+        self._runs[key] = (hold.started, run)
+
+    def pop(self, key: K) -> R | None:
+        """A run has ended; for one caller only."""
+        found = self._runs.pop(key, None)
+        return found[1] if found else None
 
 
 # ── making the call ────────────────────────────────────────────────────────────────────

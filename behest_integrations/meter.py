@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from . import attribution as who_module
 from .attribution import NOBODY, Attribution, SessionScope, check_id
@@ -45,14 +45,20 @@ from .wire import RequestBound
 if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
     from langchain_core.language_models import BaseChatModel, BaseLLM
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.base.llms.base import BaseLLM as LlamaLLM
+    from llama_index.core.settings import _Settings
     from openai import AsyncOpenAI, OpenAI
 
     from .integrations.langchain import Instrumentation
     from .integrations.langchain.handler import BehestCallbackHandler
     from .integrations.langchain.middleware import BudgetMiddleware
+    from .integrations.llama_index.handler import BehestHandler
+    from .integrations.llama_index.settings import MeteredSettings
 
     _Model = TypeVar("_Model", bound=BaseChatModel | BaseLLM)
     _Embeddings = TypeVar("_Embeddings", bound=Embeddings)
+    _LLM = TypeVar("_LLM", bound=LlamaLLM | BaseEmbedding)
     _Client = TypeVar("_Client", bound=OpenAI | AsyncOpenAI)
 
 log = logging.getLogger("behest")
@@ -400,12 +406,16 @@ class Meter:
         """`reserve` for coroutines."""
         return await arun(self._ledger, self.reserving(plan, replaces))
 
-    def reserving(self, plan: Plan, replaces: Hold | None = None) -> Steps[Hold]:
-        """The steps of `reserve`, for what is itself written as steps."""
+    def reserving(self, plan: Plan, replaces: Hold | None = None, *, wait: bool = True) -> Steps[Hold]:
+        """The steps of `reserve`, for what is itself written as steps.
+
+        Args:
+            wait: whether a busy budget may be waited for, if the meter is to wait at all.
+        """
         # Ids that grow with time keep the store's trees together; the rest is random, so that
         # processes, and children of a fork, never share one.
         call_id = f"{self._clock():012x}{os.urandom(8).hex()}"
-        deadline = time.monotonic() + self._wait if self._wait else 0.0
+        deadline = time.monotonic() + self._wait if self._wait and wait else 0.0
         pause = 0.005
         sweep = False
         if self._unwritten:
@@ -832,6 +842,52 @@ class Meter:
         from .integrations.langchain import Instrumentation, callback_handler
 
         return Instrumentation(callback_handler(self, **options))
+
+    @overload
+    def llama_index(
+        self, target: _LLM, *, provider: str | None = None, limit_field: str | None = None
+    ) -> _LLM: ...
+
+    @overload
+    def llama_index(
+        self, target: _Settings, *, provider: str | None = None, limit_field: str | None = None
+    ) -> MeteredSettings: ...
+
+    def llama_index(self, target: Any, *, provider: str | None = None, limit_field: str | None = None) -> Any:
+        """Meter LlamaIndex's `Settings`: all that its LLM and embedding model are asked.
+
+            meter.llama_index(Settings)
+
+        Or a single LLM or embedding model: then the result is one like it, of its own class.
+
+        Args:
+            target: `Settings`, an LLM, or an embedding model.
+            provider: whose prices apply; default: what the model says of itself.
+            limit_field: the model's field for its output limit; default: the usual names.
+
+        Returns:
+            For `Settings`, what ends it: `.remove()`, or `with`.
+
+        Raises:
+            MissingExtra: `llama-index-core` is not installed.
+            ConfigError: none of these, or metered already.
+        """
+        from .integrations.llama_index import wrap
+
+        return wrap(self, target, provider=provider, limit_field=limit_field)
+
+    def llama_index_handler(self) -> BehestHandler:
+        """A handler for your own callback manager: `CallbackManager([meter.llama_index_handler()])`.
+
+        It refuses before the provider is called. It cannot lower an output limit: set one on
+        the model, or use `llama_index(model)`.
+
+        Raises:
+            MissingExtra: `llama-index-core` is not installed.
+        """
+        from .integrations.llama_index import make_handler
+
+        return make_handler(self)
 
 
 def _not_negative(value: float, name: str) -> float:

@@ -304,6 +304,13 @@ class Pricing:
             self._cache[key] = compiled
             return compiled
 
+    def context_window(self, model: str, provider: str | None = None) -> int | None:
+        """The most tokens that `model` takes in; None where it is not known."""
+        try:
+            return self.find(model, provider).context_window
+        except UnknownPrice:
+            return None
+
     def _compile(self, model: str, provider: str | None) -> ModelPricing:
         name = self._aliases.get(model, model)
         now = datetime.now(timezone.utc)
@@ -343,6 +350,33 @@ def provider_for_url(url: str) -> str | None:
         return get_snapshot().find_provider(None, None, url).id
     except LookupError:
         return None
+
+
+# Where packages and frameworks have another name for a provider than the price list.
+_PROVIDERS = {
+    "azure_openai": "azure",
+    "google_genai": "google",
+    "google_vertexai": "google",
+    "gemini": "google",
+    "vertex": "google",
+    "amazon_bedrock": "aws",
+    "bedrock": "aws",
+    "bedrock_converse": "aws",
+    "mistralai": "mistral",
+    "xai": "x-ai",
+    "together": "together",
+    "fireworks": "fireworks",
+}
+_SAME = frozenset(
+    {"openai", "azure", "anthropic", "google", "aws", "mistral", "groq", "cohere", "deepseek", "x-ai",
+     "perplexity", "openrouter"}
+)  # fmt: skip
+
+
+def provider_named(name: str) -> str | None:
+    """The price list's id for a provider's usual name; None if it is not known."""
+    name = name.lower()
+    return name if name in _SAME else _PROVIDERS.get(name)
 
 
 def _from_list(model: str, provider_id: str | None, now: datetime) -> ModelPricing | None:

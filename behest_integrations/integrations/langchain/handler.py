@@ -21,7 +21,7 @@ from langchain_core.outputs import LLMResult
 
 from ...calls import Hold, Offer, Outcome, offer, take_offer
 from ...costs import USED
-from ...generation import Generation, Heard, ending, output_limit
+from ...generation import Generation, Heard, Runs, ending, output_limit
 from ...meter import Meter
 from ...steps import Steps
 from ...usage import Usage
@@ -30,7 +30,6 @@ from .twofold import Twofold
 
 log = logging.getLogger("behest")
 
-_MANY = 1024
 _LAYER = "langchain callback"
 
 
@@ -59,9 +58,9 @@ class _Batch:
         self.refused = False
 
 
-def runs_of(meter: Meter) -> dict[UUID, _Run]:
+def runs_of(meter: Meter) -> Runs[UUID, _Run]:
     """The runs that callbacks of `meter` have seen begin, and not yet end."""
-    return meter.attached("langchain.runs", dict)
+    return meter.attached("langchain.runs", lambda: Runs(meter.lease_ms))
 
 
 def take_run(meter: Meter, run_id: UUID | None) -> list[Hold]:
@@ -97,7 +96,6 @@ class BehestCallbackHandler(BaseCallbackHandler):
         self._batches: WeakValueDictionary[int, _Batch] = meter.attached(
             "langchain.batches", WeakValueDictionary
         )
-        self._told: set[str] = meter.attached("langchain.told", set)
 
     # ── models ─────────────────────────────────────────────────────────────────────────
 
@@ -157,7 +155,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
             can_limit=metadata.get(METERED_BY) == self.meter.token,
             choices=_count(params, "best_of"),
         )
-        self._say_unlimited(generation)
+        generation.say_unlimited("meter.langchain_model(model)")
         batch = self._batch_of(invocation_params) if batch_size > 1 else None
         try:
             hold = yield from self.meter.reserving(generation.plan, outer)
@@ -166,7 +164,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
                 self._refuse(batch)
             raise
         run = _Run(hold, generation, batch)
-        self._keep(run_id, run)
+        self._runs.put(run_id, run, hold)
         if batch is not None:
             batch.runs[run_id] = run
             if batch.refused:
@@ -189,16 +187,6 @@ class BehestCallbackHandler(BaseCallbackHandler):
             if run is not None:
                 run.hold.post(Outcome("cancelled"))
 
-    def _keep(self, run_id: UUID, run: _Run) -> None:
-        if len(self._runs) >= _MANY:
-            # Runs that never ended (another handler raised after us): their holds end by lease.
-            oldest = list(self._runs.items())[: _MANY // 2]
-            horizon = run.hold.started - self.meter.lease_ms
-            for key, old in oldest:
-                if old.hold.started < horizon:
-                    self._runs.pop(key, None)
-        self._runs[run_id] = run
-
     def _watch(self, run_id: UUID, run: _Run) -> None:
         """End the run with its task: LangChain tells nobody of a run that is cancelled with it."""
         try:
@@ -211,7 +199,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
         def done(task: asyncio.Task[Any]) -> None:
             if run.offered is None and not task.cancelled():
                 return  # a stream, begun in this task and read on in others
-            if self._runs.pop(run_id, None) is not None:
+            if self._runs.pop(run_id) is not None:
                 self._abandoned(run)
 
         task.add_done_callback(done)
@@ -223,21 +211,6 @@ class BehestCallbackHandler(BaseCallbackHandler):
             run.hold.post(USED)
         else:
             run.hold.post(run.generation.failed(asyncio.CancelledError()))
-
-    def _say_unlimited(self, generation: Generation) -> None:
-        plan = generation.plan
-        if not generation.unlimited or plan.model in self._told:
-            return
-        if not {b.unit for b in plan.budgets} & {"usd", "tokens", "output_tokens"}:
-            return
-        self._told.add(plan.model)
-        log.warning(
-            "model %r has no output limit, and a callback cannot set one: %d tokens are reserved for "
-            "each answer, and a longer answer can pass a budget. Set the model's max_tokens, or use "
-            "meter.langchain_model(model), which sends a limit.",
-            plan.model,
-            plan.ask.want,
-        )
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **_: Any) -> None:
         self._answering(run_id)
@@ -288,7 +261,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
             yield from ending(run.hold, run.generation.failed(error, _hear(response)), error)
 
     def _take(self, run_id: UUID) -> _Run | None:
-        run = self._runs.pop(run_id, None)
+        run = self._runs.pop(run_id)
         if run is None:
             return None
         if run.offered is not None:
@@ -321,7 +294,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
         plan = self.meter.plan_cost(str(name), price, who=who, fallback=fallback)
         hold = yield from self.meter.reserving(plan)
         used = _Run(hold, None, None)
-        self._keep(run_id, used)
+        self._runs.put(run_id, used, hold)
         self._watch(run_id, used)
 
     @Twofold

@@ -12,41 +12,12 @@ from langchain_core.outputs import LLMResult
 from pydantic import TypeAdapter
 
 from ...attribution import Attribution
-from ...generation import Heard, output_limit
-from ...pricing import provider_for_url
+from ...generation import ASKED, Heard, model_in, output_limit, provider_of
 from ...usage import Usage, from_openai
 
-# LangChain's `ls_provider`, where the price list has another name for the provider.
-_PROVIDERS = {
-    "openai": "openai",
-    "azure": "azure",
-    "anthropic": "anthropic",
-    "google_genai": "google",
-    "google_vertexai": "google",
-    "amazon_bedrock": "aws",
-    "mistral": "mistral",
-    "mistralai": "mistral",
-    "groq": "groq",
-    "cohere": "cohere",
-    "deepseek": "deepseek",
-    "xai": "x-ai",
-    "together": "together",
-    "fireworks": "fireworks",
-    "perplexity": "perplexity",
-    "openrouter": "openrouter",
-}
-_URL_NAMES = ("openai_api_base", "base_url", "anthropic_api_url", "api_base", "endpoint", "api_url")
-_MODEL_NAMES = ("model", "model_name", "model_id", "deployment_name", "azure_deployment", "repo_id")
 METERED_BY = "behest_meter"
 """Where a metered model tells callbacks, in its run's metadata, that it meters itself: a callback
 then need not hold what the model may lower."""
-
-# Settings that change what a request may come to.
-_PASSED_ON = (
-    "tools", "functions", "response_format", "web_search_options", "modalities", "prediction", "audio", "n",
-    "service_tier", "previous_response_id", "conversation", "reasoning", "reasoning_effort", "thinking",
-    "thinking_budget", "thinking_level",
-)  # fmt: skip
 
 # Blocks whose JSON is all that there is to bill.
 _PLAIN_BLOCKS = frozenset(
@@ -105,7 +76,7 @@ def request_as_wire(messages: Sequence[BaseMessage], params: Mapping[str, Any], 
     """The request that a chat model is about to make."""
     limit = output_limit(params)
     wire: dict[str, Any] = {"model": model, "messages": [message_as_wire(m) for m in messages]}
-    wire |= {name: params[name] for name in _PASSED_ON if params.get(name) is not None}
+    wire |= {name: params[name] for name in ASKED if params.get(name) is not None}
     if isinstance(wire.get("tools"), Mapping):
         wire["tools"] = [wire["tools"]]
     if isinstance(wire.get("response_format"), type):
@@ -137,17 +108,12 @@ def name_model(params: Mapping[str, Any], metadata: Mapping[str, Any], settings:
         metadata: the run's, with `ls_provider` and `ls_model_name`.
         settings: the model object's own (its serialized keywords, or its attributes).
     """
-    said = (params.get(name) for name in _MODEL_NAMES)
-    model = next((m for m in said if isinstance(m, str) and m), None)
+    model = model_in(params)
     if model is None:
-        own = (settings.get(name) for name in _MODEL_NAMES)
-        model = metadata.get("ls_model_name") or next((m for m in own if isinstance(m, str) and m), None)
-    url = next((u for n in _URL_NAMES if isinstance(u := settings.get(n), str) and u), None)
-    ls_provider = str(metadata.get("ls_provider") or "")
-    provider = provider_for_url(url) if url else _PROVIDERS.get(ls_provider)
-    if url and provider is None and ls_provider not in ("", "openai"):
-        provider = _PROVIDERS.get(ls_provider)
-    return Named(str(model or params.get("_type") or ls_provider), provider)
+        said = metadata.get("ls_model_name")
+        model = said if isinstance(said, str) and said else model_in(settings)
+    maker = str(metadata.get("ls_provider") or "")
+    return Named(str(model or params.get("_type") or maker), provider_of(settings, maker))
 
 
 # ── who ────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,84 @@
+"""Any embedding model of LlamaIndex, metered where it asks its provider: after its cache, by batch."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from ...calls import take_offer
+from ...errors import ConfigError
+from ...generation import Call, Generation, Heard, is_inside
+from ...meter import Meter
+from ...wrapped import as_class, meter_clients_of, metered_class
+from .model import Door, Metered, client_methods, plain
+from .translate import attribution, model_name, provider_by, settings_of
+
+E = TypeVar("E")
+
+
+def _call(model: Any, asked: Any) -> Call:
+    door: Door = model._behest
+    settings = settings_of(model)
+    name = model_name(model, settings)
+    outer = take_offer(door.meter, "embeddings", name)
+    who = attribution()
+    generation = Generation(
+        door.meter,
+        {"model": name, "input": [asked] if isinstance(asked, str) else list(asked)},
+        operation="embeddings",
+        who=who.over(outer.plan.who) if outer else who,
+        provider=door.provider or provider_by(model, settings),
+    )
+    return Call(generation, outer, type(model), door.key)
+
+
+def _blocking(name: str) -> Any:
+    def method(self: Any, asked: Any) -> Any:
+        own = getattr(super(Metered, self), name)
+        if is_inside(type(self)) or not asked:
+            return own(asked)
+        return _call(self, asked).made(lambda hold: own(asked), _listen)
+
+    return method
+
+
+def _awaited(name: str) -> Any:
+    async def method(self: Any, asked: Any) -> Any:
+        own = getattr(super(Metered, self), name)
+        if is_inside(type(self)) or not asked:
+            return await own(asked)
+        return await _call(self, asked).amade(lambda hold: own(asked), _listen)
+
+    return method
+
+
+def _listen(vectors: object) -> Heard:
+    return Heard()
+
+
+_BLOCKING = ("_get_query_embedding", "_get_text_embedding", "_get_text_embeddings")
+_AWAITED = ("_aget_query_embedding", "_aget_text_embedding", "_aget_text_embeddings")
+
+
+def _methods(base: Any) -> dict[str, Any]:
+    return {
+        **{name: _blocking(name) for name in _BLOCKING},
+        **{name: _awaited(name) for name in _AWAITED},
+        **client_methods(base),
+        "__reduce__": _reduce,
+    }
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    door: Door = self._behest
+    return meter_embedding, (door.meter, plain(self), door.provider)
+
+
+def meter_embedding(meter: Meter, model: E, provider: str | None = None) -> E:
+    """See `Meter.llama_index`."""
+    if isinstance(model, Metered):
+        raise ConfigError("this embedding model is metered already")
+    base: Any = type(model)
+    cls = metered_class(meter, base, Metered, Door(meter, provider), lambda: _methods(base))
+    metered = as_class(model, cls)
+    meter_clients_of(metered, meter, provider)
+    return metered  # type: ignore[no-any-return]

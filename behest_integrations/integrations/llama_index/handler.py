@@ -1,0 +1,211 @@
+"""A handler for LlamaIndex's callback manager: it raises before the call, and cannot change it.
+
+LlamaIndex calls handlers in the caller's own thread and context, also from coroutines: what is
+reserved here is reserved blocking, and never waits for a busy budget inside of an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
+from llama_index.core.callbacks.schema import CBEventType, EventPayload
+
+from ...calls import Hold, Offer, offer, take_offer
+from ...generation import Generation, Heard, Runs, ending, is_inside
+from ...meter import Meter
+from ...pricing import provider_named
+from ...tokens import bound_tokens
+from ...usage import Usage
+from .translate import attribution, hear, request_as_wire
+
+log = logging.getLogger("behest")
+
+_LAYER = "llama_index callback"
+_METERED = (CBEventType.LLM, CBEventType.EMBEDDING)
+# What `metadata.num_output` says where a class says nothing of its own: then nothing limits it.
+_SAYS_NOTHING = 256
+# The longest input of OpenAI's embedding models, in tokens, where a model's is not known:
+# https://platform.openai.com/docs/guides/embeddings
+_LONGEST_TEXT = 8192
+
+
+class _Run:
+    __slots__ = ("frame", "generation", "hold", "offered")
+
+    def __init__(self, hold: Hold, generation: Generation, frame: FrameType | None) -> None:
+        self.hold = hold
+        self.generation = generation
+        self.offered: Offer = offer(hold, _LAYER)
+        self.frame = frame
+
+
+_open: ContextVar[tuple[_Run, ...]] = ContextVar("behest_llama_index_runs", default=())
+
+
+class BehestHandler(BaseCallbackHandler):
+    """See `Meter.llama_index_handler`."""
+
+    def __init__(self, meter: Meter) -> None:
+        ignored = [event for event in CBEventType if event not in _METERED]
+        super().__init__(event_starts_to_ignore=ignored, event_ends_to_ignore=ignored)
+        self.meter = meter
+        # Shared by all handlers of a meter: an event that two of them see is metered once.
+        self._runs: Runs[str, _Run] = meter.attached("llama_index.runs", lambda: Runs(meter.lease_ms))
+
+    def on_event_start(
+        self,
+        event_type: CBEventType,
+        payload: dict[str, Any] | None = None,
+        event_id: str = "",
+        parent_id: str = "",
+        **kwargs: Any,
+    ) -> str:
+        if is_inside(("llama_index", self.meter.token)) or event_id in self._runs:
+            return event_id  # a metered model's own call
+        payload = payload or {}
+        frame: FrameType | None = None
+        outer: Hold | None = None
+        if event_type == CBEventType.LLM:
+            frame = sys._getframe(2)
+            outer = self._around(frame)
+            generation = self._llm(payload, outer)
+        else:
+            generation = self._embedding(payload)
+        plan = generation.plan
+        outer = outer or take_offer(self.meter, plan.operation, plan.model, layer=_LAYER)
+        hold = self.meter.run(self.meter.reserving(plan, outer, wait=not _in_loop()))
+        run = _Run(hold, generation, frame)
+        self._runs.put(event_id, run, hold)
+        _open.set((*(r for r in _open.get() if r.frame is not None), run))
+        return event_id
+
+    def _llm(self, payload: dict[str, Any], outer: Hold | None) -> Generation:
+        model: dict[str, Any] = payload.get(EventPayload.SERIALIZED) or {}
+        kwargs: dict[str, Any] = payload.get(EventPayload.ADDITIONAL_KWARGS) or {}
+        messages = payload.get(EventPayload.MESSAGES)
+        if messages is None:
+            messages = [ChatMessage(str(payload.get(EventPayload.PROMPT) or ""))]
+        maker = str(model.get("class_name") or "")
+        settings = {"max_tokens": _limit(model, maker), **kwargs}
+        name = str(kwargs.get("model") or model.get("model_name") or maker)
+        generation = Generation(
+            self.meter,
+            request_as_wire(messages, settings, name),
+            who=_who(outer),
+            provider=provider_named(_maker(maker)),
+        )
+        generation.say_unlimited("meter.llama_index(model)")
+        return generation
+
+    def _embedding(self, payload: dict[str, Any]) -> Generation:
+        """Its texts are not told before it is made: as long a batch as there can be."""
+        model: dict[str, Any] = payload.get(EventPayload.SERIALIZED) or {}
+        maker = str(model.get("class_name") or "")
+        name = str(model.get("model_name") or maker)
+        batch = model.get("embed_batch_size")
+        texts = batch if isinstance(batch, int) and batch > 0 else 1
+        provider = provider_named(_maker(maker))
+        most = self.meter.pricing.context_window(name, provider) or _LONGEST_TEXT
+        return Generation(
+            self.meter,
+            {"model": name, "input": []},
+            operation="embeddings",
+            who=_who(None),
+            provider=provider,
+            input_tokens=texts * most,
+        )
+
+    @staticmethod
+    def _around(frame: FrameType) -> Hold | None:
+        """The hold of the event that this one is part of, as `complete` is made by `chat`: its
+        frame is still at work beneath this one's."""
+        runs = {id(run.frame): run for run in _open.get() if run.frame is not None}
+        above = frame.f_back
+        while runs and above is not None:
+            run = runs.get(id(above))
+            if run is not None:
+                return run.offered.take()
+            above = above.f_back
+        return None
+
+    def on_event_end(
+        self,
+        event_type: CBEventType,
+        payload: dict[str, Any] | None = None,
+        event_id: str = "",
+        **kwargs: Any,
+    ) -> None:
+        run = self._runs.pop(event_id)
+        if run is None:
+            return
+        run.offered.withdraw()
+        run.frame = None
+        payload = payload or {}
+        error = payload.get(EventPayload.EXCEPTION)
+        if isinstance(error, BaseException):
+            outcome = run.generation.failed(error)
+        elif event_type == CBEventType.EMBEDDING:
+            error = None
+            outcome = run.generation.complete(self._counted(run, payload.get(EventPayload.CHUNKS)))
+        else:
+            error = None
+            outcome = run.generation.complete(_hear(payload))
+        self.meter.run(ending(run.hold, outcome, error))
+
+    @staticmethod
+    def _counted(run: _Run, chunks: Any) -> Heard:
+        model = run.generation.plan.model
+        if not chunks:
+            return Heard()
+        return Heard(Usage(sum(bound_tokens(str(text), model) for text in chunks)), counted=True)
+
+    def start_trace(self, trace_id: str | None = None) -> None:
+        """Nothing is traced."""
+
+    def end_trace(self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None) -> None:
+        """Nothing is traced."""
+
+
+def _hear(payload: dict[str, Any]) -> Heard:
+    """What an end says; nothing where it cannot be read: the answer must reach its caller."""
+    try:
+        return hear(payload.get(EventPayload.RESPONSE) or payload.get(EventPayload.COMPLETION))
+    except Exception:
+        log.exception("a reply could not be read: its worst case is booked")
+        return Heard()
+
+
+def _who(outer: Hold | None) -> Any:
+    who = attribution()
+    return who.over(outer.plan.who) if outer else who
+
+
+def _limit(model: dict[str, Any], maker: str) -> int | None:
+    """The output limit that a model's metadata tell."""
+    said = model.get("num_output")
+    if not isinstance(said, int) or said <= 0:
+        return None
+    return said if said != _SAYS_NOTHING or maker.startswith(("openai", "OpenAI")) else None
+
+
+def _maker(class_name: str) -> str:
+    """`openai_llm`, `OpenAIEmbedding`, `Anthropic_LLM` → the provider's usual name."""
+    name = class_name.lower()
+    for ending_ in ("_llm", "llm", "_embedding", "embedding"):
+        name = name.removesuffix(ending_)
+    return name
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

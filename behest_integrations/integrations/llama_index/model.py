@@ -1,0 +1,206 @@
+"""Any LLM of LlamaIndex, metered: an object of a subclass of its own class.
+
+So it keeps its metadata, its function calling, its structured outputs and its streams. Near the
+cap it lowers the output limit; and where the OpenAI SDK is under it, that is metered, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from llama_index.core.base.llms.types import ChatMessage
+
+from ...calls import Hold, take_offer
+from ...errors import ConfigError
+from ...generation import LIMIT_NAMES, Call, Generation, is_inside, lowered_settings
+from ...meter import Meter
+from ...wrapped import as_class, meter_clients_of, metered_class, metered_clients, say_retries
+from .translate import attribution, hear, model_name, provider_by, request_as_wire, settings_of
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True)
+class Door:
+    """What a metered class knows."""
+
+    meter: Meter
+    provider: str | None
+    limit_field: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What `is_inside` knows any of this meter's LlamaIndex calls by."""
+        return ("llama_index", self.meter.token)
+
+
+class Metered:
+    """What all metered classes are."""
+
+    _behest: Door
+
+
+def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callable[[Hold], Any]]:
+    """A call of a metered model, and how to get the model and keywords to make it with."""
+    door: Door = model._behest
+    settings = {**settings_of(model), **kwargs}
+    name = model_name(model, settings)
+    if isinstance(asked, str):
+        formatted = kwargs.get("formatted") or not callable(getattr(model, "completion_to_prompt", None))
+        asked = [ChatMessage(asked if formatted else model.completion_to_prompt(asked))]
+    limits = [n for n in LIMIT_NAMES if kwargs.get(n) is not None]
+    outer = take_offer(door.meter, "chat", name)
+    who = attribution()
+    generation = Generation(
+        door.meter,
+        request_as_wire(asked, settings, name),
+        who=who.over(outer.plan.who) if outer else who,
+        provider=door.provider or provider_by(model, settings),
+        can_limit=bool(limits or door.limit_field),
+    )
+
+    def lowered(hold: Hold) -> tuple[Any, dict[str, Any]]:
+        limit = hold.output_limit
+        if limit is None or limit == generation.bound.output_limit:
+            return model, kwargs
+        if limits:
+            return model, {**kwargs, **dict.fromkeys(limits, limit)}
+        changes = lowered_settings(vars(model), str(door.limit_field), limit)
+        return model.model_copy(update=changes), kwargs
+
+    return Call(generation, outer, type(model), door.key), lowered
+
+
+def _last(_before: Any, chunk: Any) -> Any:
+    """Chunks carry all that came before them."""
+    return chunk
+
+
+def _send(name: str, asked: Any, lowered: Callable[[Hold], Any]) -> Callable[[Hold], Any]:
+    def send(hold: Hold) -> Any:
+        model, kwargs = lowered(hold)
+        return getattr(super(Metered, model), name)(asked, **kwargs)
+
+    return send
+
+
+def _whole(name: str) -> Any:
+    def method(self: Any, asked: Any = None, *args: Any, **kwargs: Any) -> Any:
+        asked = _asked(asked, args, kwargs)
+        if is_inside(type(self)):
+            return getattr(super(Metered, self), name)(asked, **kwargs)
+        call, lowered = _call(self, asked, kwargs)
+        return call.made(_send(name, asked, lowered), hear)
+
+    return method
+
+
+def _awhole(name: str) -> Any:
+    async def method(self: Any, asked: Any = None, *args: Any, **kwargs: Any) -> Any:
+        asked = _asked(asked, args, kwargs)
+        if is_inside(type(self)):
+            return await getattr(super(Metered, self), name)(asked, **kwargs)
+        call, lowered = _call(self, asked, kwargs)
+        return await call.amade(_send(name, asked, lowered), hear)
+
+    return method
+
+
+def _streamed(name: str) -> Any:
+    def method(self: Any, asked: Any = None, *args: Any, **kwargs: Any) -> Any:
+        asked = _asked(asked, args, kwargs)
+        if is_inside(type(self)):
+            return getattr(super(Metered, self), name)(asked, **kwargs)
+        call, lowered = _call(self, asked, kwargs)
+        chunks = call.read(call.opened(_send(name, asked, lowered)), hear, _last, primed=True)
+        next(chunks)
+        return chunks
+
+    return method
+
+
+def _astreamed(name: str) -> Any:
+    async def method(self: Any, asked: Any = None, *args: Any, **kwargs: Any) -> Any:
+        asked = _asked(asked, args, kwargs)
+        if is_inside(type(self)):
+            return await getattr(super(Metered, self), name)(asked, **kwargs)
+        call, lowered = _call(self, asked, kwargs)
+        opened = await call.aopened(_send(name, asked, lowered))
+        chunks = call.aread(opened, hear, _last, primed=True)
+        await chunks.__anext__()
+        return chunks
+
+    return method
+
+
+def _asked(asked: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What is asked, however it was passed; `formatted` may come by its place."""
+    if args:
+        kwargs["formatted"] = args[0]
+    if asked is None:
+        asked = kwargs.pop("messages", None) or kwargs.pop("prompt", None)
+    return asked
+
+
+_METHODS: dict[str, Callable[[str], Any]] = {
+    "chat": _whole,
+    "complete": _whole,
+    "achat": _awhole,
+    "acomplete": _awhole,
+    "stream_chat": _streamed,
+    "stream_complete": _streamed,
+    "astream_chat": _astreamed,
+    "astream_complete": _astreamed,
+}
+
+
+def methods(base: Any) -> dict[str, Any]:
+    """The methods of a metered LLM of class `base`."""
+    return {
+        **{name: make(name) for name, make in _METHODS.items()},
+        **client_methods(base),
+        "__reduce__": _reduce,
+    }
+
+
+def client_methods(base: Any) -> dict[str, Any]:
+    """Where a class makes its OpenAI client when it is first needed: the client is metered."""
+    return {n: _client_method(n) for n in ("_get_client", "_get_aclient") if hasattr(base, n)}
+
+
+def _client_method(name: str) -> Any:
+    def method(self: Any) -> Any:
+        client = getattr(super(Metered, self), name)()
+        door: Door = self._behest
+        return metered_clients(door.meter, {"client": client}, door.provider).get("client", client)
+
+    return method
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    door: Door = self._behest
+    return meter_llm, (door.meter, plain(self), door.provider, door.limit_field)
+
+
+def plain(model: Any) -> Any:
+    """A metered model, or embedding model, as it was."""
+    return as_class(model, type(model).__mro__[2])
+
+
+def meter_llm(meter: Meter, llm: M, provider: str | None = None, limit_field: str | None = None) -> M:
+    """See `Meter.llama_index`."""
+    if isinstance(llm, Metered):
+        raise ConfigError("this model is metered already")
+    base: Any = type(llm)
+    if limit_field is None:
+        limit_field = next((n for n in LIMIT_NAMES if n in base.model_fields), None)
+    elif limit_field not in base.model_fields:
+        raise ConfigError(f"{base.__name__} has no field {limit_field!r}")
+    cls = metered_class(meter, base, Metered, Door(meter, provider, limit_field), lambda: methods(base))
+    metered = as_class(llm, cls)
+    reached = meter_clients_of(metered, meter, provider) or hasattr(base, "_get_client")
+    if not reached and getattr(llm, "max_retries", None):
+        say_retries(meter, base.__name__, "")
+    return metered  # type: ignore[no-any-return]

@@ -1,0 +1,185 @@
+"""From LlamaIndex's words to the engine's: what is asked, who asks, what came back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
+from llama_index_instrumentation.dispatcher import active_instrument_tags
+
+from ...attribution import Attribution
+from ...generation import ASKED, Heard, model_in, output_limit, provider_of
+from ...usage import Usage, from_openai
+
+# ── what is asked ──────────────────────────────────────────────────────────────────────
+
+
+def message_as_wire(message: ChatMessage) -> dict[str, Any]:
+    """A message with everything in it that is billed, in the wire's shape."""
+    wire: dict[str, Any] = {
+        "role": str(getattr(message.role, "value", message.role)),
+        "content": [_block(block) for block in message.blocks],
+    }
+    wire |= {name: value for name, value in message.additional_kwargs.items() if value}
+    return wire
+
+
+def _block(block: Any) -> dict[str, Any]:
+    kind = getattr(block, "block_type", "")
+    if kind == "text":
+        return {"type": "text", "text": block.text}
+    if kind == "image":
+        return {"type": "image_url", "image_url": {"detail": block.detail}}
+    if kind == "audio":
+        return {"type": "input_audio"}
+    if kind in ("document", "video"):
+        return {"type": "file"}
+    inner = getattr(block, "content", None) or getattr(block, "cited_content", None)
+    inner = inner if isinstance(inner, list) else [inner]
+    if any(getattr(b, "block_type", "text") in ("image", "document", "audio", "video") for b in inner):
+        return {"type": "file"}
+    return {"type": "text", "text": block.model_dump_json()}
+
+
+def request_as_wire(
+    messages: Sequence[ChatMessage], settings: Mapping[str, Any], model: str
+) -> dict[str, Any]:
+    """The request that a model is about to make.
+
+    Args:
+        settings: the model's own and the call's, the call's over the model's.
+    """
+    wire: dict[str, Any] = {"model": model, "messages": [message_as_wire(m) for m in messages]}
+    wire |= {name: settings[name] for name in ASKED if settings.get(name) is not None}
+    if isinstance(wire.get("n"), bool) or not isinstance(wire.get("n", 1), int):
+        del wire["n"]
+    limit = output_limit(settings)
+    if limit is not None:
+        wire["max_tokens"] = limit
+    return wire
+
+
+def settings_of(model: Any) -> dict[str, Any]:
+    """A model object's settings, those among its free keywords included."""
+    own = dict(vars(model))
+    for name in ("additional_kwargs", "model_kwargs", "generate_kwargs"):
+        extra = own.get(name)
+        if isinstance(extra, Mapping):
+            own |= extra
+    return own
+
+
+def model_name(model: Any, settings: Mapping[str, Any]) -> str:
+    """What a model object calls the model that it asks."""
+    try:
+        named = model.metadata.model_name
+    except Exception:  # classes look the model up in a table, and raise where it is not in it
+        named = None
+    return str(model_in(settings) or named or model.class_name())
+
+
+def provider_by(model: Any, settings: Mapping[str, Any]) -> str | None:
+    """The provider, by the model's base URL or its class's package (`llama_index.llms.NAME`)."""
+    parts = type(model).__module__.split(".")
+    maker = parts[2] if parts[0] == "llama_index" and len(parts) > 2 else parts[0]
+    return provider_of(settings, maker.removesuffix("_like"))
+
+
+def attribution() -> Attribution:
+    """Who is asking, by LlamaIndex's own `instrument_tags`.
+
+    Raises:
+        ConfigError: something there cannot be an id.
+    """
+    tags = active_instrument_tags.get()
+    ids = {name: str(value) for name, value in tags.items() if value not in (None, "")}
+    return Attribution(
+        session_id=ids.get("session_id"),
+        user_id=ids.get("user_id"),
+        project=ids.get("project"),
+        tenant=ids.get("tenant"),
+    )
+
+
+# ── what came back ─────────────────────────────────────────────────────────────────────
+
+
+def hear(response: Any) -> Heard:
+    """What an answer, or the last chunk of a stream, says of its cost."""
+    if not isinstance(response, (ChatResponse, CompletionResponse)):
+        return Heard()
+    raw = _mapping(response.raw)
+    usage = usage_of(raw, response.additional_kwargs)
+    if usage is not None and not usage.total_tokens:
+        usage = None
+    return Heard(
+        usage,
+        "" if usage is not None else _text(response),
+        model=_str(raw, "model"),
+        service_tier=_str(raw, "service_tier"),
+        provider_id=_str(raw, "id"),
+    )
+
+
+def usage_of(raw: Mapping[str, Any], extra: Mapping[str, Any]) -> Usage | None:
+    """Usage out of a provider's raw answer, in whichever provider's shape."""
+    said = _mapping(raw.get("usage") or raw.get("usage_metadata"))
+    if "cache_read_input_tokens" in said or "cache_creation_input_tokens" in said:
+        # Anthropic's: what was read from or written to the cache comes on top.
+        # https://docs.claude.com/en/docs/build-with-claude/prompt-caching
+        read = _count(said, "cache_read_input_tokens")
+        written = _count(said, "cache_creation_input_tokens")
+        return Usage(
+            _count(said, "input_tokens") + read + written,
+            _count(said, "output_tokens"),
+            cached_input_tokens=read,
+            cache_write_tokens=written,
+        )
+    if "prompt_token_count" in said:
+        # Gemini's. https://ai.google.dev/api/generate-content#UsageMetadata
+        thoughts = _count(said, "thoughts_token_count")
+        prompt = _count(said, "prompt_token_count") + _count(said, "tool_use_prompt_token_count")
+        return Usage(
+            prompt,
+            _count(said, "candidates_token_count") + thoughts,
+            cached_input_tokens=min(_count(said, "cached_content_token_count"), prompt),
+            reasoning_tokens=thoughts,
+        )
+    if "prompt_eval_count" in raw:
+        # Ollama's. https://github.com/ollama/ollama/blob/main/docs/api.md
+        return Usage(_count(raw, "prompt_eval_count"), _count(raw, "eval_count"))
+    return from_openai(said) or from_openai(extra)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    dump = getattr(value, "model_dump", None)
+    found = dump() if dump is not None else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _count(source: Mapping[str, Any], name: str) -> int:
+    value = source.get(name)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _str(source: Mapping[str, Any], name: str) -> str | None:
+    value = source.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _text(response: ChatResponse | CompletionResponse) -> str:
+    """Everything that a model has written, its tool calls included."""
+    if isinstance(response, CompletionResponse):
+        return response.text
+    message = response.message
+    parts = []
+    for block in message.blocks:
+        text = getattr(block, "text", None)
+        parts.append(text if isinstance(text, str) else block.model_dump_json())
+    calls = message.additional_kwargs.get("tool_calls")
+    if calls and not any(getattr(b, "block_type", "") == "tool_call" for b in message.blocks):
+        parts.append(str(calls))
+    return "".join(parts)
