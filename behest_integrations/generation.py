@@ -481,6 +481,9 @@ def is_abandoned(error: BaseException | None) -> bool:
 def ending(hold: Hold, outcome: Outcome, error: BaseException | None = None) -> Steps[None]:
     """The steps that end `hold`; none where nobody must wait for them."""
     if is_abandoned(error):
+        # The layer within may not have noticed: its stream ends when it is collected.
+        while hold.heir is not None:
+            hold = hold.heir
         hold.post(outcome)
         return
     heir = hold.heir

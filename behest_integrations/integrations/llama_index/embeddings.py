@@ -9,7 +9,7 @@ from ...errors import ConfigError
 from ...generation import Call, Generation, Heard, is_inside
 from ...meter import Meter
 from ...wrapped import as_class, meter_clients_of, metered_class
-from .model import Door, Metered, client_methods, plain
+from .model import Door, Metered, common_methods, plain
 from .translate import attribution, model_name, provider_by, settings_of
 
 E = TypeVar("E")
@@ -28,7 +28,7 @@ def _call(model: Any, asked: Any) -> Call:
         who=who.over(outer.plan.who) if outer else who,
         provider=door.provider or provider_by(model, settings),
     )
-    return Call(generation, outer, type(model), door.key)
+    return Call(generation, outer, type(model))
 
 
 def _blocking(name: str) -> Any:
@@ -63,7 +63,7 @@ def _methods(base: Any) -> dict[str, Any]:
     return {
         **{name: _blocking(name) for name in _BLOCKING},
         **{name: _awaited(name) for name in _AWAITED},
-        **client_methods(base),
+        **common_methods(base),
         "__reduce__": _reduce,
     }
 

@@ -18,11 +18,12 @@ from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 
 from ...calls import Hold, Offer, offer, take_offer
-from ...generation import Generation, Heard, Runs, ending, is_inside
+from ...generation import Generation, Heard, Runs, ending
 from ...meter import Meter
 from ...pricing import provider_named
 from ...tokens import bound_tokens
 from ...usage import Usage
+from .model import METERED_BY
 from .translate import attribution, hear, request_as_wire
 
 log = logging.getLogger("behest")
@@ -67,9 +68,10 @@ class BehestHandler(BaseCallbackHandler):
         parent_id: str = "",
         **kwargs: Any,
     ) -> str:
-        if is_inside(("llama_index", self.meter.token)) or event_id in self._runs:
-            return event_id  # a metered model's own call
         payload = payload or {}
+        model: dict[str, Any] = payload.get(EventPayload.SERIALIZED) or {}
+        if model.get(METERED_BY) == self.meter.token or event_id in self._runs:
+            return event_id
         frame: FrameType | None = None
         outer: Hold | None = None
         if event_type == CBEventType.LLM:

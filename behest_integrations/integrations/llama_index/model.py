@@ -19,6 +19,9 @@ from ...meter import Meter
 from ...wrapped import as_class, meter_clients_of, metered_class, metered_clients, say_retries
 from .translate import attribution, hear, model_name, provider_by, request_as_wire, settings_of
 
+METERED_BY = "behest_meter"
+"""Where a metered model tells handlers that it meters itself, in what it says of itself."""
+
 M = TypeVar("M")
 
 
@@ -29,11 +32,6 @@ class Door:
     meter: Meter
     provider: str | None
     limit_field: str | None = None
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What `is_inside` knows any of this meter's LlamaIndex calls by."""
-        return ("llama_index", self.meter.token)
 
 
 class Metered:
@@ -70,7 +68,7 @@ def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callabl
         changes = lowered_settings(vars(model), str(door.limit_field), limit)
         return model.model_copy(update=changes), kwargs
 
-    return Call(generation, outer, type(model), door.key), lowered
+    return Call(generation, outer, type(model)), lowered
 
 
 def _last(_before: Any, chunk: Any) -> Any:
@@ -160,14 +158,25 @@ def methods(base: Any) -> dict[str, Any]:
     """The methods of a metered LLM of class `base`."""
     return {
         **{name: make(name) for name, make in _METHODS.items()},
-        **client_methods(base),
+        **common_methods(base),
         "__reduce__": _reduce,
     }
 
 
-def client_methods(base: Any) -> dict[str, Any]:
-    """Where a class makes its OpenAI client when it is first needed: the client is metered."""
-    return {n: _client_method(n) for n in ("_get_client", "_get_aclient") if hasattr(base, n)}
+def common_methods(base: Any) -> dict[str, Any]:
+    """What LLMs and embedding models have in common: they tell handlers that they are metered;
+    and where a class makes its OpenAI client when it is first needed, the client is metered."""
+    making = [n for n in ("_get_client", "_get_aclient") if hasattr(base, n)]
+    telling = "to_payload" if hasattr(base, "to_payload") else "to_dict"  # before 0.14.13
+    return {**{n: _client_method(n) for n in making}, telling: _telling_method(telling)}
+
+
+def _telling_method(name: str) -> Any:
+    def method(self: Any, **kwargs: Any) -> dict[str, Any]:
+        door: Door = self._behest
+        return {**getattr(super(Metered, self), name)(**kwargs), METERED_BY: door.meter.token}
+
+    return method
 
 
 def _client_method(name: str) -> Any:
