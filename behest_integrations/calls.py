@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -62,6 +62,7 @@ class Hold:
         lowered_from: what the caller wanted, if less than that fits.
         meter, plan: where it is booked, and what it was reserved for.
         heir: the hold of an inner layer that has taken this one's place.
+        hang_up: closes the stream of its reply; returns an awaitable where that takes one.
         without_usage: its reply came whole, and told no usage.
         amounts: what is held, by unit.
     """
@@ -71,6 +72,7 @@ class Hold:
         "_rank",
         "amounts",
         "claims",
+        "hang_up",
         "heir",
         "id",
         "lowered_from",
@@ -104,6 +106,7 @@ class Hold:
         self.lowered_from = want if output < want else None
         self._rank = -1
         self.heir: Hold | None = None
+        self.hang_up: Callable[[], Any] | None = None
         self.without_usage = False
 
     # Each way to end, once for blocking callers and once for coroutines; `post` is for
@@ -141,6 +144,14 @@ class Hold:
         """Another layer of the same call has reserved in this one's place and books the call."""
         self._rank = _FINAL
         self.heir = heir
+
+    @property
+    def last(self) -> Hold:
+        """The hold that the call has now, through all the layers that took it over."""
+        hold = self
+        while hold.heir is not None:
+            hold = hold.heir
+        return hold
 
     def takes(self, outcome: Outcome) -> bool:
         """Whether `outcome` says more than was known; notes that it is known now."""

@@ -375,6 +375,13 @@ class Call:
         if self._hold is not None:
             yield from ending(self._hold, self.generation.failed(error, heard), error)
 
+    def _hang_up(self) -> Any:
+        """Not every framework closes the stream under one that it is asked to close. Left to the
+        garbage collector, it goes on being generated and billed, and is closed at a moment when
+        its HTTP library may hold a lock of its own."""
+        hang_up = self._hold.last.hang_up if self._hold is not None else None
+        return hang_up() if hang_up is not None else None
+
     def opened(self, send: Send) -> Any:
         """What `send` returns, called under the hold; the call goes on."""
         hold = self.meter.run(self._reserve())
@@ -429,8 +436,10 @@ class Call:
                 so_far = fold(so_far, chunk)
                 yield chunk
         except BaseException as error:
-            if isinstance(error, GeneratorExit) and hasattr(chunks, "close"):
-                chunks.close()
+            if isinstance(error, GeneratorExit):
+                if hasattr(chunks, "close"):
+                    chunks.close()
+                self._hang_up()
             self.meter.run(self._failed(error, _heard(listen, so_far)))
             raise
         self.meter.run(self._answered(listen, so_far))
@@ -455,8 +464,12 @@ class Call:
         except BaseException as error:
             # Posted before anything is awaited: a cancelled task may not get further.
             await self.meter.arun(self._failed(error, _heard(listen, so_far)))
-            if isinstance(error, GeneratorExit) and hasattr(chunks, "aclose"):
-                await chunks.aclose()
+            if isinstance(error, GeneratorExit):
+                if hasattr(chunks, "aclose"):
+                    await chunks.aclose()
+                hanging_up = self._hang_up()
+                if inspect.isawaitable(hanging_up):
+                    await hanging_up
             raise
         await self.meter.arun(self._answered(listen, so_far))
 
@@ -481,10 +494,7 @@ def is_abandoned(error: BaseException | None) -> bool:
 def ending(hold: Hold, outcome: Outcome, error: BaseException | None = None) -> Steps[None]:
     """The steps that end `hold`; none where nobody must wait for them."""
     if is_abandoned(error):
-        # The layer within may not have noticed: its stream ends when it is collected.
-        while hold.heir is not None:
-            hold = hold.heir
-        hold.post(outcome)
+        hold.last.post(outcome)  # the layer within may not have noticed
         return
     heir = hold.heir
     if outcome.status == "estimated" and heir is not None and heir.without_usage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,19 @@ def opened(way: str, meter: Meter, model: Any) -> Iterator[Any]:
                 yield getattr(Settings, name)
     finally:
         Settings._llm, Settings._embed_model, Settings._callback_manager = kept
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """LlamaIndex leaves the SDK's streams that it is asked to close to the garbage collector, which
+    may come while httpcore's pool holds its lock, and then waits for itself. (A metered model
+    closes them; with a handler alone nobody does.)"""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
 
 
 WAYS = ("wrapper", "settings", "handler", "both")

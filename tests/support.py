@@ -75,3 +75,22 @@ async def auntil_exhausted(call: Any, *, most: int = 400, pause: float = 0.01) -
                 return made
             await asyncio.sleep(pause)
     raise AssertionError(f"not exhausted after {most} tries")
+
+
+def kill_in_mid_call(code: str, provider: Sandbox) -> None:
+    """Run `code` in a process of its own, and kill it as soon as `provider` is asked."""
+    import subprocess
+    import sys
+    import time
+
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    try:
+        for _ in range(600):
+            if provider.requests or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert provider.requests == 1
+    finally:
+        process.kill()
+        process.communicate()

@@ -46,7 +46,7 @@ from langchain_support import (
 )
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
-from support import assert_agrees, assert_sound, client, entries, holds, until_exhausted
+from support import assert_agrees, assert_sound, client, entries, holds, kill_in_mid_call, until_exhausted
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, Price, session
 from behest_integrations.budgets import to_nano
@@ -804,14 +804,13 @@ def test_an_async_stream_that_is_left_ends_with_its_loop(sandbox: Sandbox, meter
 
 
 DIES = """
-import os, signal, sys, threading
+import sys
 sys.path.insert(0, {tests!r})
 from langchain_support import *
 from langchain_support import ChatOpenAI
 from behest_integrations import Meter
 meter = Meter({store!r}, budgets=["$1 per session"], lease=1)
 model = ChatOpenAI(base_url={url!r}, api_key="none", model="gpt-4", max_tokens=490, max_retries=0)
-threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 {way}(meter, model).invoke("hello")
 """
 
@@ -824,8 +823,7 @@ def test_a_process_that_is_killed(way: str, sqlite_store: str) -> None:
         code = textwrap.dedent(DIES).format(
             tests=str(Path(__file__).parent), store=sqlite_store, url=slow.base_url, way=way
         )
-        dead = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
-        assert dead.returncode == -9, dead.stderr
+        kill_in_mid_call(code, slow)
         for _ in range(100):
             meter.sweep()
             if not holds(meter):

@@ -15,7 +15,7 @@ pytest.importorskip("llama_index.llms.openai")
 pytest.importorskip("llama_index.embeddings.openai")
 
 from llama_index.core import Document, VectorStoreIndex
-from llama_index_support import HELLO, LOWERS, WAYS, arun, embedder, llm, opened
+from llama_index_support import HELLO, LOWERS, WAYS, arun, embedder, llm, no_collection, opened
 from support import ANSWER, assert_agrees, assert_sound, auntil_exhausted, until_exhausted
 
 from behest_integrations import BudgetExceeded, Meter
@@ -87,7 +87,7 @@ def test_64_streams_a_third_broken_off(way: str) -> None:
                     chunks.close()
                     break
 
-        with ThreadPoolExecutor(64) as pool:
+        with ThreadPoolExecutor(64) as pool, no_collection():
             list(pool.map(lambda n: until_exhausted(lambda: stream(n % 3 == 0)), range(64)))
         check(way, sandbox, meter)
 

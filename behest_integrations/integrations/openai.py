@@ -440,10 +440,17 @@ def _watch(
     # The functions must not keep the response alive: a stream that is dropped is collected,
     # and ends its hold then.
     ref = weakref.ref(response)
+    hold.hang_up = lambda: _close(ref(), asynchronous)
     if asynchronous:
         response.aiter_bytes, response.aclose = _async_patches(ref, watch)
     else:
         response.iter_bytes, response.close = _sync_patches(ref, watch)
+
+
+def _close(response: Any, asynchronous: bool) -> Any:
+    if response is None or response.is_closed:
+        return None
+    return response.aclose() if asynchronous else response.close()
 
 
 def _sync_patches(ref: Callable[[], Any], watch: _Watch) -> tuple[Any, Any]:

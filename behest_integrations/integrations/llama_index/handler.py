@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from contextvars import ContextVar
-from types import FrameType
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -29,6 +27,7 @@ from .translate import attribution, hear, request_as_wire
 log = logging.getLogger("behest")
 
 _LAYER = "llama_index callback"
+_EVENTS_OF_LLMS = "llama_index.core.llms.callbacks"
 _METERED = (CBEventType.LLM, CBEventType.EMBEDDING)
 # What `metadata.num_output` says where a class says nothing of its own: then nothing limits it.
 _SAYS_NOTHING = 256
@@ -38,16 +37,12 @@ _LONGEST_TEXT = 8192
 
 
 class _Run:
-    __slots__ = ("frame", "generation", "hold", "offered")
+    __slots__ = ("generation", "hold", "offered")
 
-    def __init__(self, hold: Hold, generation: Generation, frame: FrameType | None) -> None:
+    def __init__(self, hold: Hold, generation: Generation) -> None:
         self.hold = hold
         self.generation = generation
         self.offered: Offer = offer(hold, _LAYER)
-        self.frame = frame
-
-
-_open: ContextVar[tuple[_Run, ...]] = ContextVar("behest_llama_index_runs", default=())
 
 
 class BehestHandler(BaseCallbackHandler):
@@ -72,20 +67,16 @@ class BehestHandler(BaseCallbackHandler):
         model: dict[str, Any] = payload.get(EventPayload.SERIALIZED) or {}
         if model.get(METERED_BY) == self.meter.token or event_id in self._runs:
             return event_id
-        frame: FrameType | None = None
         outer: Hold | None = None
         if event_type == CBEventType.LLM:
-            frame = sys._getframe(2)
-            outer = self._around(frame)
+            outer = self._around()
             generation = self._llm(payload, outer)
         else:
             generation = self._embedding(payload)
         plan = generation.plan
         outer = outer or take_offer(self.meter, plan.operation, plan.model, layer=_LAYER)
         hold = self.meter.run(self.meter.reserving(plan, outer, wait=not _in_loop()))
-        run = _Run(hold, generation, frame)
-        self._runs.put(event_id, run, hold)
-        _open.set((*(r for r in _open.get() if r.frame is not None), run))
+        self._runs.put(event_id, _Run(hold, generation), hold)
         return event_id
 
     def _llm(self, payload: dict[str, Any], outer: Hold | None) -> Generation:
@@ -124,17 +115,16 @@ class BehestHandler(BaseCallbackHandler):
             input_tokens=texts * most,
         )
 
-    @staticmethod
-    def _around(frame: FrameType) -> Hold | None:
-        """The hold of the event that this one is part of, as `complete` is made by `chat`: its
-        frame is still at work beneath this one's."""
-        runs = {id(run.frame): run for run in _open.get() if run.frame is not None}
-        above = frame.f_back
-        while runs and above is not None:
-            run = runs.get(id(above))
-            if run is not None:
-                return run.offered.take()
-            above = above.f_back
+    def _around(self) -> Hold | None:
+        """The hold of the event that this one is part of, as `complete` is made by `chat`: the
+        function that has begun it is still at work beneath us."""
+        frame = sys._getframe(4)  # above us, on_event_start, the manager, and the event's own function
+        while frame is not None:
+            if frame.f_globals.get("__name__") == _EVENTS_OF_LLMS:
+                run = self._runs.get(frame.f_locals.get("event_id", ""))
+                if run is not None:
+                    return run.offered.take()
+            frame = frame.f_back  # type: ignore[assignment]
         return None
 
     def on_event_end(
@@ -148,7 +138,6 @@ class BehestHandler(BaseCallbackHandler):
         if run is None:
             return
         run.offered.withdraw()
-        run.frame = None
         payload = payload or {}
         error = payload.get(EventPayload.EXCEPTION)
         if isinstance(error, BaseException):
