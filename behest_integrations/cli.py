@@ -82,6 +82,57 @@ def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     return at if at.tzinfo else at.replace(tzinfo=timezone.utc)
 
 
+EXIT_BUDGET = 3
+"""`behest run` ends with this when the budget has ended the program."""
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--budget", "budgets", multiple=True, metavar="TEXT", help='Such as "$5 per session"; several.')
+@click.option("--store", metavar="FILE|URL", help="The ledger. Default: behest.toml's, or memory alone.")
+@click.option("--session", help="Attribute the program's calls to this session.")
+@click.option("--user", help="Attribute the program's calls to this user.")
+@click.option("--by", default="session,model", show_default=True, help="How the report is grouped.")
+@click.argument("program", type=click.Path(exists=True, dir_okay=False))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def run(
+    budgets: tuple[str, ...],
+    store: str | None,
+    session: str | None,
+    user: str | None,
+    by: str,
+    program: str,
+    args: tuple[str, ...],
+) -> None:
+    """Run a Python program with its model calls metered and held to a budget.
+
+    The program is not changed: OpenAI clients, LangChain and LlamaIndex are metered as it
+    imports them. The report goes to standard error. The exit code is the program's own, or 3
+    if the budget has ended it.
+    """
+    from .meter import Meter
+    from .programs import run_program
+    from .reports.tables import print_report
+
+    settings: dict[str, Any] = _config().arguments()
+    if budgets:
+        settings["budgets"] = budgets
+    if not settings.get("budgets"):
+        raise click.UsageError('no budget: say one, such as --budget "$5 per session"')
+    if store is not None and "://" not in store:
+        store = f"sqlite:///{store}"
+    settings["store"] = store or settings.get("store") or "memory://"
+    settings |= {"session": session, "user": user}
+    with Meter(**settings) as meter:
+        code, refusal = run_program(meter, program, args)
+        sys.stdout.flush()
+        if refusal is not None:
+            click.echo(f"\nbehest: the program was ended by its budget.\n{refusal}", err=True)
+            code = EXIT_BUDGET
+        click.echo(err=True)
+        print_report(meter.ledger, by=tuple(by.split(",")), file=sys.stderr)
+    raise SystemExit(code)
+
+
 @main.command()
 @_store
 @click.option(

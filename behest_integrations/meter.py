@@ -50,11 +50,14 @@ if TYPE_CHECKING:
     from llama_index.core.settings import _Settings
     from openai import AsyncOpenAI, OpenAI
 
-    from .integrations.langchain import Instrumentation
+    from .instrument import Instrumented
+    from .integrations.langchain import Instrumentation as LangChainInstrumentation
     from .integrations.langchain.handler import BehestCallbackHandler
     from .integrations.langchain.middleware import BudgetMiddleware
+    from .integrations.llama_index import Instrumentation as LlamaIndexInstrumentation
     from .integrations.llama_index.handler import BehestHandler
     from .integrations.llama_index.settings import MeteredSettings
+    from .integrations.openai import Instrumentation as OpenAIInstrumentation
 
     _Model = TypeVar("_Model", bound=BaseChatModel | BaseLLM)
     _Embeddings = TypeVar("_Embeddings", bound=Embeddings)
@@ -97,7 +100,7 @@ class Meter:
         on_threshold: called with a `ThresholdEvent`, on the thread that settled the call.
         service_tier: the tier of your provider's project, if you know it; calls that name
             none are then bounded by its price and not by the dearest tier's.
-        project, tenant: for calls that name none.
+        session, user, project, tenant: for calls that name none, in whatever thread they are.
         clock: milliseconds since 1970 (for tests).
 
     Raises:
@@ -126,6 +129,8 @@ class Meter:
         thresholds: Sequence[int] = (50, 80, 100),
         on_threshold: Callable[[ThresholdEvent], object] | None = None,
         service_tier: str | None = None,
+        session: str | None = None,
+        user: str | None = None,
         project: str | None = None,
         tenant: str | None = None,
         clock: Callable[[], int] | None = None,
@@ -146,7 +151,7 @@ class Meter:
             min_output=min_output_tokens,
             lower=lower_limits,
             service_tier=service_tier,
-            defaults=Attribution(project=project, tenant=tenant),
+            defaults=Attribution(session_id=session, user_id=user, project=project, tenant=tenant),
             thresholds=thresholds,
         )
         self._wait = _not_negative(wait, "wait")
@@ -827,7 +832,7 @@ class Meter:
             self, on_exceeded=on_exceeded, cheaper=cheaper, cheaper_at=cheaper_at, tool_prices=tool_prices
         )
 
-    def instrument_langchain(self, **options: Any) -> Instrumentation:
+    def instrument_langchain(self, **options: Any) -> LangChainInstrumentation:
         """Meter every LangChain run of this process, with no callback passed.
 
         Args:
@@ -888,6 +893,43 @@ class Meter:
         from .integrations.llama_index import make_handler
 
         return make_handler(self)
+
+    def instrument_openai(self) -> OpenAIInstrumentation:
+        """Meter every OpenAI client that is made from now on, whoever makes it.
+
+        Returns:
+            What ends it: `.remove()`, or `with`.
+
+        Raises:
+            MissingExtra: the `openai` package is not installed.
+        """
+        from .integrations.openai import Instrumentation
+
+        return Instrumentation(self)
+
+    def instrument_llama_index(self) -> LlamaIndexInstrumentation:
+        """Meter every model of LlamaIndex that is made from now on, with no handler passed.
+
+        Returns:
+            What ends it: `.remove()`, or `with`.
+
+        Raises:
+            MissingExtra: `llama-index-core` is not installed.
+            ConfigError: LlamaIndex has a global handler already.
+        """
+        from .integrations.llama_index import Instrumentation
+
+        return Instrumentation(self)
+
+    def instrument(self) -> Instrumented:
+        """Meter OpenAI clients, LangChain and LlamaIndex, each as soon as it is imported.
+
+        Returns:
+            What ends it: `.remove()`, or `with`.
+        """
+        from .instrument import Instrumented
+
+        return Instrumented(self)
 
 
 def _not_negative(value: float, name: str) -> float:

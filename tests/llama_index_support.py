@@ -96,12 +96,13 @@ LOWERS = ("wrapper", "settings", "both")
 class House(CustomLLM):
     """Not OpenAI's: it tells no usage, and its own limit."""
 
+    model: str = "house-1"
     max_tokens: int = 50
     answer: str = "one two three"
 
     @property
     def metadata(self) -> LLMMetadata:
-        return LLMMetadata(model_name="house-1", num_output=self.max_tokens)
+        return LLMMetadata(model_name=self.model, num_output=self.max_tokens)
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:

@@ -78,6 +78,12 @@ def test_a_missing_extra_says_what_to_install() -> None:
             + f"from behest_integrations import Meter\nMeter('memory://').{door}"
         )
         assert "pip install 'behest-integrations[langchain]'" in said.stderr
+    for door in ("llama_index(object())", "llama_index_handler()"):
+        said = python(
+            WITHOUT % (("llama_index",),)
+            + f"from behest_integrations import Meter\nMeter('memory://').{door}"
+        )
+        assert "pip install 'behest-integrations[llama-index]'" in said.stderr
     if find_spec("langchain_core"):
         missing = WITHOUT % (("langchain",),)
         code = "from behest_integrations import Meter\nMeter('memory://').langchain_middleware()"

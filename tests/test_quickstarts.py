@@ -30,6 +30,14 @@ SHOWS = {
         "conversation-3",
         "total",
     ],
+    "llama_index_rag.py": [
+        "Indexed 4 documents",
+        "A streamed one:",
+        "An agent:",
+        "Stopped at question",
+        "librarian  embeddings",
+        "total",
+    ],
     "langgraph_agent.py": [
         "searched: Nothing is written",
         "does not allow another step",
@@ -42,6 +50,7 @@ NEEDS = {
     "openai_client.py": "openai",
     "langchain_chain.py": "langchain_openai",
     "langgraph_agent.py": "langgraph",
+    "llama_index_rag.py": "llama_index.llms.openai",
 }
 
 

@@ -13,13 +13,14 @@ retried), and its outcome is read in `_send_request`.
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
 from ..calls import Hold, Outcome, take_offer
@@ -39,7 +40,10 @@ _RESPONSE_PATH = re.compile(r"/responses/([^/]+)(?:/cancel)?$")
 
 @dataclass(frozen=True)
 class _Door:
-    """What a metered client class knows: its meter and how to read its requests."""
+    """What a metered client class knows: its meter and how to read its requests.
+
+    `provider` None: the one at the client's base URL.
+    """
 
     meter: Meter
     provider: str | None
@@ -67,14 +71,15 @@ class _Call:
             self.outer = take_offer(door.meter, self.operation, str(body.get("model") or ""))
             if self.outer is not None:
                 who = who.over(self.outer.plan.who)
+            provider = _provider(self.client)
             self.exchange = Exchange(
                 door.meter,
                 self.operation,
                 body,
                 who=who,
                 fallback=from_headers(self.client._custom_headers),
-                provider=door.provider,
-                prefer_max_tokens=door.provider not in ("openai", "azure"),
+                provider=provider,
+                prefer_max_tokens=provider not in ("openai", "azure"),
             )
         return self.exchange
 
@@ -152,6 +157,14 @@ class _Follow:
         return None if self.exchange.reply.usage is None else self.exchange.complete()
 
 
+def _provider(client: Any) -> str | None:
+    door: _Door = client._behest
+    return door.provider or _provider_at(str(client.base_url))
+
+
+_provider_at = functools.lru_cache(maxsize=256)(provider_for_url)
+
+
 def _pending(meter: Meter) -> dict[str, tuple[Exchange, Hold]]:
     """Background responses that this process has started, by id. Those of other processes
     end by their lease; what is looked at here is settled when it is known."""
@@ -224,7 +237,7 @@ class _Metered:
             "realtime",
             {},
             fallback=from_headers(client._custom_headers),
-            provider=self._behest.provider,
+            provider=_provider(client),
         )
 
 
@@ -574,22 +587,60 @@ def meter_client(
     base = type(client)
     if issubclass(base, _Metered):
         raise ConfigError("this client is metered already")
-    door = _Door(meter, provider or provider_for_url(str(client.base_url)), send_attribution)
-    mixin = _MeteredSync if isinstance(client, OpenAI) else _MeteredAsync
-    key = (base, door)
-    classes: dict[tuple[type, _Door], type] = meter.attached("openai.classes", dict)
-    with _classes_lock:
-        cls = classes.get(key)
-        if cls is None:
-            cls = type(
-                base.__name__,
-                (mixin, base),
-                {"_behest": door, "__module__": base.__module__, "__qualname__": base.__qualname__},
-            )
-            classes[key] = cls
-    metered: Any = object.__new__(cls)
+    door = _Door(meter, provider, send_attribution)
+    metered: Any = object.__new__(_metered_class(base, door))
     for name, value in vars(client).items():
         # Resources that the client has made already (client.chat) call back into it.
         if getattr(value, "_client", None) is not client:
             metered.__dict__[name] = value
     return metered  # type: ignore[no-any-return]
+
+
+def _metered_class(base: type, door: _Door) -> type:
+    from openai import OpenAI
+
+    mixin = _MeteredSync if issubclass(base, OpenAI) else _MeteredAsync
+    classes: dict[tuple[type, _Door], type] = door.meter.attached("openai.classes", dict)
+    with _classes_lock:
+        cls = classes.get((base, door))
+        if cls is None:
+            namespace = {"_behest": door, "__module__": base.__module__, "__qualname__": base.__qualname__}
+            cls = classes[base, door] = type(base.__name__, (mixin, base), namespace)
+        return cls
+
+
+class Instrumentation:
+    """Every OpenAI client that is made is metered, until `remove()`; also as `with`. See
+    `Meter.instrument_openai`."""
+
+    _active: ClassVar[list[Instrumentation]] = []
+
+    def __init__(self, meter: Meter) -> None:
+        try:
+            from openai import AsyncOpenAI, OpenAI
+        except ImportError:
+            raise MissingExtra("The OpenAI client", "openai") from None
+        self._door = _Door(meter, None, False)
+        self._active.append(self)
+        # They stay: a class whose `__new__` was set and taken away again takes no arguments.
+        for cls in (OpenAI, AsyncOpenAI):
+            if "__new__" not in vars(cls):
+                cls.__new__ = _new  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        """Clients that are made from now on are plain; those made before stay metered."""
+        if self in self._active:
+            self._active.remove(self)
+
+    def __enter__(self) -> Instrumentation:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+
+def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
+    active = Instrumentation._active
+    if active and not issubclass(cls, _Metered):
+        cls = _metered_class(cls, active[-1]._door)
+    return object.__new__(cls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,11 +17,12 @@ from ..ledger import Ledger
 from .queries import BucketLine, Line, Report, StageNode, report
 
 
-def console() -> Console:
+def console(file: TextIO | None = None) -> Console:
     """The terminal, or 100 plain columns in a pipe, where nothing is to be cut."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, file=file)
     if not out.is_terminal:
-        out = Console(highlight=False, width=max(100, out.width if out.width != 80 else 100), soft_wrap=False)
+        width = max(100, out.width if out.width != 80 else 100)
+        out = Console(highlight=False, file=file, width=width, soft_wrap=False)
     return out
 
 
@@ -72,9 +74,9 @@ def report_table(found: Report) -> Table:
     return table
 
 
-def print_report(ledger: Ledger, by: Sequence[str] = ("session",)) -> None:
+def print_report(ledger: Ledger, by: Sequence[str] = ("session",), *, file: TextIO | None = None) -> None:
     """Print what was spent, by session, user, model, …: see `report`."""
-    console().print(report_table(report(ledger, by)))
+    console(file).print(report_table(report(ledger, by)))
 
 
 def stage_tree(nodes: Sequence[StageNode]) -> Tree:

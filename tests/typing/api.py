@@ -8,6 +8,9 @@ from datetime import datetime
 from langchain.agents import create_agent
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.settings import Settings
+from llama_index.llms.openai import OpenAI as LlamaOpenAI
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 from openai.types.chat import ChatCompletion
 from typing_extensions import assert_type
@@ -42,6 +45,12 @@ meter.langchain_model("a model")  # type: ignore[type-var]
 chain = ChatPromptTemplate.from_messages([("user", "{q}")]) | ChatOpenAI()
 chain.invoke({"q": "hello"}, {"callbacks": [meter.langchain(tool_prices={"search": "$0.005"})]})
 create_agent(ChatOpenAI(), middleware=[meter.langchain_middleware(on_exceeded="end")])
+assert_type(meter.llama_index(LlamaOpenAI()), LlamaOpenAI)
+with meter.llama_index(Settings) as metered_settings:
+    metered_settings.remove()
+CallbackManager([meter.llama_index_handler()])
+with meter.instrument() as instrumented:
+    instrumented.remove()
 meter.openai("a client")  # type: ignore[type-var]
 
 with meter.session("s", user="u", tags={"a": "b"}) as who:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .handler import BehestHandler
 
 try:
+    import llama_index.core as core
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.base.llms.base import BaseLLM
     from llama_index.core.settings import Settings
@@ -46,3 +47,29 @@ def make_handler(meter: Meter) -> BehestHandler:
     from .handler import BehestHandler
 
     return BehestHandler(meter)
+
+
+class Instrumentation:
+    """What LlamaIndex's models are asked is metered, until `remove()`; also as `with`. See
+    `Meter.instrument_llama_index`."""
+
+    def __init__(self, meter: Meter) -> None:
+        from .handler import BehestHandler
+
+        self._handler = BehestHandler(meter, clients_metered=True)
+        self._before = core.global_handler
+        if self._before is not None:
+            raise ConfigError("LlamaIndex has a global handler already, and takes only one")
+        core.global_handler = self._handler
+
+    def remove(self) -> None:
+        """Models that are made from now on are not metered."""
+        self._handler.meter_on = False
+        if core.global_handler is self._handler:
+            core.global_handler = self._before
+
+    def __enter__(self) -> Instrumentation:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()

@@ -16,7 +16,7 @@ from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 
 from ...calls import Hold, Offer, offer, take_offer
-from ...generation import Generation, Heard, Runs, ending
+from ...generation import Generation, Heard, Runs, ending, model_in, output_limit
 from ...meter import Meter
 from ...pricing import provider_named
 from ...tokens import bound_tokens
@@ -46,12 +46,19 @@ class _Run:
 
 
 class BehestHandler(BaseCallbackHandler):
-    """See `Meter.llama_index_handler`."""
+    """See `Meter.llama_index_handler`.
 
-    def __init__(self, meter: Meter) -> None:
+    Args:
+        clients_metered: whether the OpenAI SDK's clients are metered themselves: then what they
+            embed, whose texts they know, is left to them.
+    """
+
+    def __init__(self, meter: Meter, *, clients_metered: bool = False) -> None:
         ignored = [event for event in CBEventType if event not in _METERED]
         super().__init__(event_starts_to_ignore=ignored, event_ends_to_ignore=ignored)
         self.meter = meter
+        self.meter_on = True
+        self._clients_metered = clients_metered
         # Shared by all handlers of a meter: an event that two of them see is metered once.
         self._runs: Runs[str, _Run] = meter.attached("llama_index.runs", lambda: Runs(meter.lease_ms))
 
@@ -65,7 +72,13 @@ class BehestHandler(BaseCallbackHandler):
     ) -> str:
         payload = payload or {}
         model: dict[str, Any] = payload.get(EventPayload.SERIALIZED) or {}
-        if model.get(METERED_BY) == self.meter.token or event_id in self._runs:
+        if model.get(METERED_BY) == self.meter.token or event_id in self._runs or not self.meter_on:
+            return event_id
+        if (
+            event_type == CBEventType.EMBEDDING
+            and self._clients_metered
+            and "openai" in str(model.get("class_name")).lower()
+        ):
             return event_id
         outer: Hold | None = None
         if event_type == CBEventType.LLM:
@@ -81,13 +94,16 @@ class BehestHandler(BaseCallbackHandler):
 
     def _llm(self, payload: dict[str, Any], outer: Hold | None) -> Generation:
         model: dict[str, Any] = payload.get(EventPayload.SERIALIZED) or {}
+        model = model.get("llm") or model  # what a structured LLM asks
         kwargs: dict[str, Any] = payload.get(EventPayload.ADDITIONAL_KWARGS) or {}
         messages = payload.get(EventPayload.MESSAGES)
         if messages is None:
             messages = [ChatMessage(str(payload.get(EventPayload.PROMPT) or ""))]
         maker = str(model.get("class_name") or "")
-        settings = {"max_tokens": _limit(model, maker), **kwargs}
-        name = str(kwargs.get("model") or model.get("model_name") or maker)
+        # What it says of itself are its metadata, or (before 0.14.13) all of its fields.
+        own = {**model, **(model.get("additional_kwargs") or {})}
+        settings = {"max_tokens": output_limit(own) or _limit(model, maker), **kwargs}
+        name = str(kwargs.get("model") or model_in(model) or maker)
         generation = Generation(
             self.meter,
             request_as_wire(messages, settings, name),
@@ -101,7 +117,7 @@ class BehestHandler(BaseCallbackHandler):
         """Its texts are not told before it is made: as long a batch as there can be."""
         model: dict[str, Any] = payload.get(EventPayload.SERIALIZED) or {}
         maker = str(model.get("class_name") or "")
-        name = str(model.get("model_name") or maker)
+        name = str(model_in(model) or maker)
         batch = model.get("embed_batch_size")
         texts = batch if isinstance(batch, int) and batch > 0 else 1
         provider = provider_named(_maker(maker))
