@@ -366,14 +366,18 @@ class Sandbox:
                     if fault and fault.kind == "cut" and number >= len(events) // 2:
                         raise ConnectionResetError("the sandbox was told to cut the stream")
                     sent += tokens
+                    if number == len(events) - 1:
+                        # Charged before its end is told: who has read it may look at the bill.
+                        whole = True
+                        self._charge(job, output, reasoning)
                     yield event
                     # Also without a delay: the loop must get to notice a client's hang-up.
                     await asyncio.sleep(self.chunk_delay)
-                whole = True
             finally:
                 # Also when the client has hung up: what was made has been paid for.
-                everything = whole or self.abandoned == "all" or (fault is not None and fault.kind == "cut")
-                self._charge(job, output if everything else sent, reasoning, abandoned=not whole)
+                if not whole:
+                    everything = self.abandoned == "all" or (fault is not None and fault.kind == "cut")
+                    self._charge(job, output if everything else sent, reasoning, abandoned=True)
 
         return StreamingResponse(body(), media_type="text/event-stream")
 
