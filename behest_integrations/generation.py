@@ -160,6 +160,27 @@ class Generation:
         """The tokens of the request, as we count them."""
         return max(0, self.plan.ask.needs["input_tokens"].amount(0) - self.bound.slack)
 
+    def limited(
+        self, hold: Hold, model: Any, kwargs: dict[str, Any], field: str | None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The model and the call's keywords with the output limit that `hold` allows.
+
+        Args:
+            model: a pydantic object; not changed, but copied with another setting.
+            field: what the model calls its limit, which the call's own keywords come before.
+        """
+        limit = hold.output_limit
+        if limit is None or limit == self.bound.output_limit:
+            return model, kwargs
+        if any(kwargs.get(name) is not None for name in LIMIT_NAMES):
+            return model, {k: limit if k in LIMIT_NAMES and v is not None else v for k, v in kwargs.items()}
+        changes: dict[str, Any] = {str(field): limit}
+        for name in _FREE_KEYWORDS:
+            extra = getattr(model, name, None)
+            if isinstance(extra, dict) and any(n in extra for n in LIMIT_NAMES):
+                changes[name] = {k: limit if k in LIMIT_NAMES else v for k, v in extra.items()}
+        return model.model_copy(update=changes), kwargs
+
     def say_unlimited(self, instead: str) -> None:
         """Say once a model that nothing limits its answers, for an adapter that cannot.
 
@@ -240,21 +261,6 @@ class Generation:
             note=note,
             flags=(flag,) if flag else (),
         )
-
-
-def lowered_settings(settings: Mapping[str, Any], field: str, limit: int) -> dict[str, Any]:
-    """The changes of a model's settings that lower its output limit.
-
-    Args:
-        settings: as they are.
-        field: what the model calls its limit; it may also be among its free keywords.
-    """
-    changes: dict[str, Any] = {field: limit}
-    for name in _FREE_KEYWORDS:
-        extra = settings.get(name)
-        if isinstance(extra, dict) and any(n in extra for n in LIMIT_NAMES):
-            changes[name] = {k: limit if k in LIMIT_NAMES else v for k, v in extra.items()}
-    return changes
 
 
 _FREE_KEYWORDS = ("model_kwargs", "additional_kwargs")

@@ -23,7 +23,6 @@ from ...generation import (
     Generation,
     Heard,
     is_inside,
-    lowered_settings,
     output_limit,
 )
 from ...meter import Meter
@@ -55,7 +54,6 @@ def _call(
     prompts = [] if chat else list(messages)
     asked = messages if chat else [HumanMessage(p) for p in prompts]
     request = request_as_wire(asked, params, named.model)
-    limits = [name for name in LIMIT_NAMES if kwargs.get(name) is not None]
     limit = output_limit(params, settings)
     if limit is not None:
         request["max_tokens"] = limit
@@ -74,20 +72,14 @@ def _call(
         who=who.over(outer.plan.who) if outer else who,
         fallback=fallback,
         provider=door.provider or named.provider,
-        can_limit=bool(limits or door.limit_field),
+        can_limit=door.limit_field is not None or output_limit(kwargs) is not None,
         choices=max(1, len(prompts)) * max(1, *(int(params.get(n) or 1) for n in ("n", "best_of"))),
     )
 
-    def lowered(hold: Hold) -> tuple[Any, dict[str, Any]]:
-        limit = hold.output_limit
-        if limit is None or limit == generation.bound.output_limit:
-            return model, kwargs
-        if limits:
-            return model, {**kwargs, **dict.fromkeys(limits, limit)}
-        changes = lowered_settings(vars(model), str(door.limit_field), limit)
-        return model.model_copy(update=changes), kwargs
+    def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:
+        return generation.limited(hold, model, kwargs, door.limit_field)
 
-    return Call(generation, outer, type(model)), lowered
+    return Call(generation, outer, type(model)), limited
 
 
 def _settings(model: Any) -> dict[str, Any]:
@@ -132,10 +124,10 @@ def _get_ls_params(self: Any, *args: Any, **kwargs: Any) -> Any:
 def _generate(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
     if is_inside(type(self)):
         return super(_Metered, self)._generate(asked, stop=stop, run_manager=run_manager, **kwargs)
-    call, lowered = _call(self, asked, stop, run_manager, kwargs)
+    call, limited = _call(self, asked, stop, run_manager, kwargs)
 
     def send(hold: Hold) -> Any:
-        model, given = lowered(hold)
+        model, given = limited(hold)
         return super(_Metered, model)._generate(asked, stop=stop, run_manager=run_manager, **given)
 
     return call.made(send, _listen)
@@ -144,10 +136,10 @@ def _generate(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, 
 async def _agenerate(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
     if is_inside(type(self)):
         return await super(_Metered, self)._agenerate(asked, stop=stop, run_manager=run_manager, **kwargs)
-    call, lowered = _call(self, asked, stop, run_manager, kwargs)
+    call, limited = _call(self, asked, stop, run_manager, kwargs)
 
     def send(hold: Hold) -> Any:
-        model, given = lowered(hold)
+        model, given = limited(hold)
         return super(_Metered, model)._agenerate(asked, stop=stop, run_manager=run_manager, **given)
 
     return await call.amade(send, _listen)
@@ -157,10 +149,10 @@ def _stream(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **
     if is_inside(type(self)):
         yield from super(_Metered, self)._stream(asked, stop=stop, run_manager=run_manager, **kwargs)
         return
-    call, lowered = _call(self, _prompts(asked), stop, run_manager, kwargs)
+    call, limited = _call(self, _prompts(asked), stop, run_manager, kwargs)
 
     def send(hold: Hold) -> Any:
-        model, given = lowered(hold)
+        model, given = limited(hold)
         return super(_Metered, model)._stream(asked, stop=stop, run_manager=run_manager, **given)
 
     yield from call.read(call.opened(send), _listen, _gather)
@@ -175,10 +167,10 @@ async def _astream(
         ):
             yield chunk
         return
-    call, lowered = _call(self, _prompts(asked), stop, run_manager, kwargs)
+    call, limited = _call(self, _prompts(asked), stop, run_manager, kwargs)
 
     def send(hold: Hold) -> Any:
-        model, given = lowered(hold)
+        model, given = limited(hold)
         return super(_Metered, model)._astream(asked, stop=stop, run_manager=run_manager, **given)
 
     chunks = call.aread(await call.aopened(send), _listen, _gather)

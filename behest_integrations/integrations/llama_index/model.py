@@ -14,7 +14,7 @@ from llama_index.core.base.llms.types import ChatMessage
 
 from ...calls import Hold, take_offer
 from ...errors import ConfigError
-from ...generation import LIMIT_NAMES, Call, Generation, is_inside, lowered_settings
+from ...generation import LIMIT_NAMES, Call, Generation, is_inside, output_limit
 from ...meter import Meter
 from ...wrapped import as_class, meter_clients_of, metered_class, metered_clients, say_retries
 from .translate import attribution, hear, model_name, provider_by, request_as_wire, settings_of
@@ -48,7 +48,6 @@ def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callabl
     if isinstance(asked, str):
         formatted = kwargs.get("formatted") or not callable(getattr(model, "completion_to_prompt", None))
         asked = [ChatMessage(asked if formatted else model.completion_to_prompt(asked))]
-    limits = [n for n in LIMIT_NAMES if kwargs.get(n) is not None]
     outer = take_offer(door.meter, "chat", name)
     who = attribution()
     generation = Generation(
@@ -56,19 +55,13 @@ def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callabl
         request_as_wire(asked, settings, name),
         who=who.over(outer.plan.who) if outer else who,
         provider=door.provider or provider_by(model, settings),
-        can_limit=bool(limits or door.limit_field),
+        can_limit=door.limit_field is not None or output_limit(kwargs) is not None,
     )
 
-    def lowered(hold: Hold) -> tuple[Any, dict[str, Any]]:
-        limit = hold.output_limit
-        if limit is None or limit == generation.bound.output_limit:
-            return model, kwargs
-        if limits:
-            return model, {**kwargs, **dict.fromkeys(limits, limit)}
-        changes = lowered_settings(vars(model), str(door.limit_field), limit)
-        return model.model_copy(update=changes), kwargs
+    def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:
+        return generation.limited(hold, model, kwargs, door.limit_field)
 
-    return Call(generation, outer, type(model)), lowered
+    return Call(generation, outer, type(model)), limited
 
 
 def _last(_before: Any, chunk: Any) -> Any:
@@ -76,9 +69,9 @@ def _last(_before: Any, chunk: Any) -> Any:
     return chunk
 
 
-def _send(name: str, asked: Any, lowered: Callable[[Hold], Any]) -> Callable[[Hold], Any]:
+def _send(name: str, asked: Any, limited: Callable[[Hold], Any]) -> Callable[[Hold], Any]:
     def send(hold: Hold) -> Any:
-        model, kwargs = lowered(hold)
+        model, kwargs = limited(hold)
         return getattr(super(Metered, model), name)(asked, **kwargs)
 
     return send
@@ -89,8 +82,8 @@ def _whole(name: str) -> Any:
         asked = _asked(asked, args, kwargs)
         if is_inside(type(self)):
             return getattr(super(Metered, self), name)(asked, **kwargs)
-        call, lowered = _call(self, asked, kwargs)
-        return call.made(_send(name, asked, lowered), hear)
+        call, limited = _call(self, asked, kwargs)
+        return call.made(_send(name, asked, limited), hear)
 
     return method
 
@@ -100,8 +93,8 @@ def _awhole(name: str) -> Any:
         asked = _asked(asked, args, kwargs)
         if is_inside(type(self)):
             return await getattr(super(Metered, self), name)(asked, **kwargs)
-        call, lowered = _call(self, asked, kwargs)
-        return await call.amade(_send(name, asked, lowered), hear)
+        call, limited = _call(self, asked, kwargs)
+        return await call.amade(_send(name, asked, limited), hear)
 
     return method
 
@@ -111,8 +104,8 @@ def _streamed(name: str) -> Any:
         asked = _asked(asked, args, kwargs)
         if is_inside(type(self)):
             return getattr(super(Metered, self), name)(asked, **kwargs)
-        call, lowered = _call(self, asked, kwargs)
-        chunks = call.read(call.opened(_send(name, asked, lowered)), hear, _last, primed=True)
+        call, limited = _call(self, asked, kwargs)
+        chunks = call.read(call.opened(_send(name, asked, limited)), hear, _last, primed=True)
         next(chunks)
         return chunks
 
@@ -124,8 +117,8 @@ def _astreamed(name: str) -> Any:
         asked = _asked(asked, args, kwargs)
         if is_inside(type(self)):
             return await getattr(super(Metered, self), name)(asked, **kwargs)
-        call, lowered = _call(self, asked, kwargs)
-        opened = await call.aopened(_send(name, asked, lowered))
+        call, limited = _call(self, asked, kwargs)
+        opened = await call.aopened(_send(name, asked, limited))
         chunks = call.aread(opened, hear, _last, primed=True)
         await chunks.__anext__()
         return chunks
