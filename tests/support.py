@@ -46,7 +46,7 @@ def assert_agrees(meter: Meter, sandbox: Sandbox) -> None:
     assert report(meter.ledger).total.cost == to_nano(sandbox.bill.total())
 
 
-def until_exhausted(call: Any, *, most: int = 400, pause: float = 0.01) -> int:
+def until_exhausted(call: Any, *, most: int = 400, pause: float = 0.03) -> int:
     """Call on and on until the budget is used up, trying again while it is only busy."""
     import time
 
@@ -62,7 +62,7 @@ def until_exhausted(call: Any, *, most: int = 400, pause: float = 0.01) -> int:
     raise AssertionError(f"not exhausted after {most} tries")
 
 
-async def auntil_exhausted(call: Any, *, most: int = 400, pause: float = 0.01) -> int:
+async def auntil_exhausted(call: Any, *, most: int = 400, pause: float = 0.03) -> int:
     import asyncio
 
     made = 0
