@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from langchain.agents import create_agent
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from support import ANSWER, MODEL
@@ -109,5 +111,15 @@ WAYS: dict[str, Callable[[Meter, Any], Any]] = {
     "middleware": by_middleware,
 }
 ALL_WAYS = [*WAYS, "instrument"]
+HANDED_ON = sys.version_info >= (3, 11)
+"""Whether LangGraph can hand callbacks and a thread's id on to what an asynchronous node calls."""
+
+
+def skip_unless_handed_on(way: str) -> None:
+    """For tests of an asynchronous graph."""
+    if way == "agent's callback" and not HANDED_ON:
+        pytest.skip("before Python 3.11, LangGraph does not hand callbacks on in asynchronous nodes")
+
+
 LOWERS = ("wrapper", "both", "middleware")
 """The ways that can lower an output limit, and so use up the budget."""

@@ -34,6 +34,7 @@ from langchain_core.tools import tool
 from langchain_openai import OpenAI as TextModel
 from langchain_support import (
     ALL_WAYS,
+    HANDED_ON,
     HELLO,
     LOWERS,
     Agent,
@@ -43,6 +44,7 @@ from langchain_support import (
     chat,
     embedder,
     opened,
+    skip_unless_handed_on,
 )
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
@@ -153,6 +155,8 @@ def test_every_path_is_metered_and_refused(way: str, path: str, sandbox: Sandbox
 @pytest.mark.parametrize("way", ["agent's callback", "middleware", "instrument"])
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_agents_with_tools(way: str, asynchronous: bool, sandbox: Sandbox, meter: Meter) -> None:
+    if asynchronous:
+        skip_unless_handed_on(way)
     model = chat(sandbox, **SMALL)
     extra = [meter.langchain_middleware()] if way == "middleware" else []
     agent = create_agent(model, tools=[search], middleware=extra)
@@ -658,6 +662,8 @@ def failing(q: str) -> str:
 @pytest.mark.parametrize("by", ["callback", "middleware"])
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_tools_at_a_price(by: str, asynchronous: bool, sandbox: Sandbox) -> None:
+    if asynchronous and by == "callback":
+        skip_unless_handed_on("agent's callback")
     with Meter("memory://", budgets=["$0.012 per session"]) as meter:
         prices = {"search": "$0.005"}
         extra = [meter.langchain_middleware(tool_prices=prices)] if by == "middleware" else []
@@ -769,6 +775,7 @@ def test_a_tool_that_fails(sandbox: Sandbox) -> None:
 
 
 def test_a_graph_that_is_cancelled(sandbox: Sandbox, meter: Meter) -> None:
+    skip_unless_handed_on("agent's callback")
     sandbox.latency = 5
     agent = create_agent(chat(sandbox, **SMALL), tools=[search])
 
@@ -845,6 +852,16 @@ def test_a_model_without_a_limit_is_told_of_once(
     assert "langchain_model" in said[0]
 
 
+@pytest.mark.skipif(HANDED_ON, reason="of Python 3.10")
+def test_a_callback_that_is_not_handed_on_says_so(
+    sandbox: Sandbox, meter: Meter, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = create_agent(chat(sandbox, **SMALL)).with_config(callbacks=[meter.langchain()])
+    for _ in range(2):
+        arun(Agent(agent).ainvoke(HELLO))
+    assert len([r for r in caplog.records if "on Python 3.10" in r.getMessage()]) == 1
+
+
 def test_instrumentation_ends(sandbox: Sandbox, meter: Meter) -> None:
     model = chat(sandbox, **SMALL)
     metering = meter.instrument_langchain()
@@ -879,6 +896,8 @@ def test_a_chunk_that_has_a_running_total_is_not_counted_twice() -> None:
 @pytest.mark.parametrize("way", ALL_WAYS)
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_model_of_anthropic(way: str, asynchronous: bool) -> None:
+    if asynchronous:
+        skip_unless_handed_on(way)
     anthropic = pytest.importorskip("langchain_anthropic")
 
     async def stream(model: Any) -> None:

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("langchain_openai")
 pytest.importorskip("langchain.agents")
 
-from langchain_support import ALL_WAYS, HELLO, LOWERS, chat, embedder, opened
+from langchain_support import ALL_WAYS, HELLO, LOWERS, chat, embedder, opened, skip_unless_handed_on
 from support import ANSWER, assert_agrees, assert_sound, auntil_exhausted, until_exhausted
 
 from behest_integrations import Meter
@@ -59,6 +59,8 @@ def test_64_threads(way: str, sqlite_store: str) -> None:
 
 @pytest.mark.parametrize("way", ALL_WAYS)
 def test_64_tasks(way: str) -> None:
+    skip_unless_handed_on(way)
+
     async def run() -> None:
         await asyncio.gather(*(auntil_exhausted(lambda: model.ainvoke(HELLO)) for _ in range(64)))
 
@@ -93,6 +95,8 @@ def test_64_streams_a_third_broken_off(way: str) -> None:
 
 @pytest.mark.parametrize("way", ALL_WAYS)
 def test_64_async_streams_a_third_broken_off_and_some_cancelled(way: str, sqlite_store: str) -> None:
+    skip_unless_handed_on(way)
+
     async def stream(number: int) -> None:
         count = 0
         async for _ in model.astream(HELLO):
@@ -122,6 +126,7 @@ def test_64_async_streams_a_third_broken_off_and_some_cancelled(way: str, sqlite
 
 @pytest.mark.parametrize("way", ALL_WAYS)
 def test_tasks_cancelled_in_mid_call(way: str) -> None:
+    skip_unless_handed_on(way)
     rng = random.Random(7)
 
     async def call() -> None:

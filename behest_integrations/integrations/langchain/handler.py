@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -271,6 +272,23 @@ class BehestCallbackHandler(BaseCallbackHandler):
             task.remove_done_callback(done)
         return run
 
+    if sys.version_info < (3, 11):
+
+        def on_chain_start(
+            self, serialized: Any, inputs: Any, *, metadata: Mapping[str, Any] | None = None, **_: Any
+        ) -> None:
+            """Before Python 3.11 a task cannot be given a context, and LangGraph has no way to hand
+            callbacks on to what an asynchronous node calls."""
+            told: set[str] = self.meter.attached("langchain.told", set)
+            if told or not metadata or "langgraph_node" not in metadata or not _in_loop():
+                return
+            told.add("python 3.10")
+            log.warning(
+                "on Python 3.10, LangGraph does not hand callbacks on to what an async node calls: such "
+                "calls are not metered by a callback. Use meter.langchain_model(model), "
+                "meter.langchain_middleware() or meter.instrument_langchain(), or Python 3.11."
+            )
+
     # ── tools ──────────────────────────────────────────────────────────────────────────
 
     @Twofold
@@ -308,6 +326,14 @@ class BehestCallbackHandler(BaseCallbackHandler):
         run = self._take(run_id)
         if run is not None:
             yield from ending(run.hold, USED, error)
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _hear(response: LLMResult | None) -> Heard:
