@@ -6,8 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import close_loop
 
 from behest_integrations.sandbox import Sandbox
+
+
+@pytest.fixture(autouse=True)
+def _own_loop() -> Iterator[None]:
+    yield
+    close_loop()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +16,6 @@ from behest_integrations import Meter
 from behest_integrations.sandbox import Sandbox
 
 HELLO = "hello there"
-
-
-_loop = asyncio.new_event_loop()
-
-
-def arun(work: Any) -> Any:
-    """`asyncio.run` on one and the same loop: models keep their connections, which belong to one."""
-    return _loop.run_until_complete(work)
 
 
 def chat(sandbox: Sandbox, **options: Any) -> ChatOpenAI:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +27,6 @@ from behest_integrations.sandbox import Sandbox
 
 HELLO = [ChatMessage("hello there")]
 SMALL = {"model": "gpt-4o-mini", "max_tokens": 60}
-
-_loop = asyncio.new_event_loop()
-
-
-def arun(work: Any) -> Any:
-    """`asyncio.run` on one and the same loop: models keep their connections, which belong to one."""
-    return _loop.run_until_complete(work)
 
 
 def llm(sandbox: Sandbox, **options: Any) -> OpenAI:

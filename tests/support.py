@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import time
 from typing import Any
 
 from openai import AsyncOpenAI, OpenAI
@@ -48,8 +51,6 @@ def assert_agrees(meter: Meter, sandbox: Sandbox) -> None:
 
 def until_exhausted(call: Any, *, most: int = 400, pause: float = 0.03) -> int:
     """Call on and on until the budget is used up, trying again while it is only busy."""
-    import time
-
     made = 0
     for _ in range(most):
         try:
@@ -63,8 +64,6 @@ def until_exhausted(call: Any, *, most: int = 400, pause: float = 0.03) -> int:
 
 
 async def auntil_exhausted(call: Any, *, most: int = 400, pause: float = 0.03) -> int:
-    import asyncio
-
     made = 0
     for _ in range(most):
         try:
@@ -77,11 +76,35 @@ async def auntil_exhausted(call: Any, *, most: int = 400, pause: float = 0.03) -
     raise AssertionError(f"not exhausted after {most} tries")
 
 
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def arun(work: Any) -> Any:
+    """`asyncio.run`, on one loop for all of a test: models keep their connections, which belong
+    to a loop."""
+    global _loop
+    if _loop is None:
+        _loop = asyncio.new_event_loop()
+    return _loop.run_until_complete(work)
+
+
+def close_loop() -> None:
+    """At the end of a test. A loop that lived on would hear the sockets of clients that have been
+    collected, whose numbers new ones then get."""
+    global _loop
+    if _loop is not None:
+        _loop.run_until_complete(_loop.shutdown_asyncgens())
+        _loop.close()
+        _loop = None
+    clients = sys.modules.get("langchain_openai.chat_models._client_utils")
+    for name in ("_cached_sync_httpx_client", "_cached_async_httpx_client"):
+        if hasattr(clients, name):
+            getattr(clients, name).cache_clear()
+
+
 def kill_in_mid_call(code: str, provider: Sandbox) -> None:
     """Run `code` in a process of its own, and kill it as soon as `provider` is asked."""
     import subprocess
-    import sys
-    import time
 
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     try:

@@ -38,7 +38,6 @@ from langchain_support import (
     HELLO,
     LOWERS,
     Agent,
-    arun,
     by_callback,
     by_wrapper,
     chat,
@@ -48,7 +47,16 @@ from langchain_support import (
 )
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
-from support import assert_agrees, assert_sound, client, entries, holds, kill_in_mid_call, until_exhausted
+from support import (
+    arun,
+    assert_agrees,
+    assert_sound,
+    client,
+    entries,
+    holds,
+    kill_in_mid_call,
+    until_exhausted,
+)
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, Price, session
 from behest_integrations.budgets import to_nano

@@ -29,9 +29,9 @@ from llama_index.core.settings import Settings
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.llms.openai import OpenAI
 from llama_index.llms.openai_like import OpenAILike
-from llama_index_support import HELLO, LOWERS, SMALL, WAYS, House, arun, embedder, llm, opened
+from llama_index_support import HELLO, LOWERS, SMALL, WAYS, House, embedder, llm, opened
 from pydantic import BaseModel
-from support import assert_agrees, assert_sound, entries, holds, kill_in_mid_call
+from support import arun, assert_agrees, assert_sound, entries, holds, kill_in_mid_call
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, Price, Unbounded, session
 from behest_integrations.budgets import to_nano

@@ -15,8 +15,8 @@ pytest.importorskip("llama_index.llms.openai")
 pytest.importorskip("llama_index.embeddings.openai")
 
 from llama_index.core import Document, VectorStoreIndex
-from llama_index_support import HELLO, LOWERS, WAYS, arun, embedder, llm, no_collection, opened
-from support import ANSWER, assert_agrees, assert_sound, auntil_exhausted, until_exhausted
+from llama_index_support import HELLO, LOWERS, WAYS, embedder, llm, no_collection, opened
+from support import ANSWER, arun, assert_agrees, assert_sound, auntil_exhausted, until_exhausted
 
 from behest_integrations import BudgetExceeded, Meter
 from behest_integrations.sandbox import Sandbox
