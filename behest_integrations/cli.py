@@ -53,8 +53,7 @@ def _ledger(store: str | None) -> SQLLedger:
     from .meter import DEFAULT_STORE
 
     url = store or os.environ.get("BEHEST_STORE") or _config().store or DEFAULT_STORE
-    if "://" not in url:
-        url = f"sqlite:///{url}"
+    url = _as_url(url)
     try:
         database = make_url(url).database
     except ArgumentError:
@@ -67,6 +66,11 @@ def _ledger(store: str | None) -> SQLLedger:
             "'behest demo --store FILE' to see one made."
         )
     return SQLLedger(url)
+
+
+def _as_url(store: str) -> str:
+    """A ledger's file, or its URL, as a URL."""
+    return store if "://" in store else f"sqlite:///{store}"
 
 
 _store = click.option("--store", metavar="FILE|URL", help="The ledger. Default: behest.toml's, or behest.db.")
@@ -118,9 +122,7 @@ def run(
         settings["budgets"] = budgets
     if not settings.get("budgets"):
         raise click.UsageError('no budget: say one, such as --budget "$5 per session"')
-    if store is not None and "://" not in store:
-        store = f"sqlite:///{store}"
-    settings["store"] = store or settings.get("store") or "memory://"
+    settings["store"] = _as_url(store) if store else settings.get("store") or "memory://"
     settings |= {"session": session, "user": user}
     with Meter(**settings) as meter:
         code, refusal = run_program(meter, program, args)

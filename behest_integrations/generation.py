@@ -374,7 +374,7 @@ class Call:
     def _answered(self, listen: Listen, result: Any) -> Steps[None]:
         self._answering()
         assert self._hold is not None
-        yield from ending(self._hold, self.generation.complete(_heard(listen, result)))
+        yield from ending(self._hold, self.generation.complete(heard(listen, result)))
 
     def _failed(self, error: BaseException, heard: Heard = Heard()) -> Steps[None]:
         self._answering()
@@ -446,7 +446,7 @@ class Call:
                 if hasattr(chunks, "close"):
                     chunks.close()
                 self._hang_up()
-            self.meter.run(self._failed(error, _heard(listen, so_far)))
+            self.meter.run(self._failed(error, heard(listen, so_far)))
             raise
         self.meter.run(self._answered(listen, so_far))
 
@@ -469,7 +469,7 @@ class Call:
                 yield chunk
         except BaseException as error:
             # Posted before anything is awaited: a cancelled task may not get further.
-            await self.meter.arun(self._failed(error, _heard(listen, so_far)))
+            await self.meter.arun(self._failed(error, heard(listen, so_far)))
             if isinstance(error, GeneratorExit):
                 if hasattr(chunks, "aclose"):
                     await chunks.aclose()
@@ -483,7 +483,7 @@ class Call:
 _END = object()
 
 
-def _heard(listen: Listen, result: Any) -> Heard:
+def heard(listen: Listen, result: Any) -> Heard:
     """What an answer says; nothing where it cannot be read: it must reach its caller."""
     try:
         return listen(result)

@@ -63,3 +63,12 @@ async def arun(ledger: Ledger, steps: Steps[T]) -> T:
         return stop.value  # type: ignore[no-any-return]
     finally:
         steps.close()  # after a cancellation: the steps undo what they had begun
+
+
+def in_loop() -> bool:
+    """Whether an event loop runs in this thread: nothing may wait here."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

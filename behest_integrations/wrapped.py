@@ -15,9 +15,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import ConfigError
+from .generation import LIMIT_NAMES
 from .meter import Meter
 
 log = logging.getLogger("behest")
+
+METERED_BY = "behest_meter"
+"""Where a metered model tells callbacks that it meters itself, in what it says of itself: a
+callback then need not hold what the model may lower."""
 
 _lock = threading.Lock()
 
@@ -62,6 +67,27 @@ def as_class(value: Any, cls: Any) -> Any:
         if name == "__dict__" or hasattr(type(value), name) or held is not None:
             object.__setattr__(other, name, held.copy() if isinstance(held, (dict, set)) else held)
     return other
+
+
+def plain(value: Any) -> Any:
+    """An object of a metered class as it was."""
+    return as_class(value, type(value).__mro__[2])
+
+
+def limit_field_of(base: Any, said: str | None) -> str | None:
+    """The field of a pydantic class for its output limit; None if it has none.
+
+    Args:
+        said: which it is; default: the first of the usual names.
+
+    Raises:
+        ConfigError: it has no such field.
+    """
+    if said is None:
+        return next((name for name in LIMIT_NAMES if name in base.model_fields), None)
+    if said not in base.model_fields:
+        raise ConfigError(f"{base.__name__} has no field {said!r}")
+    return said
 
 
 def meter_clients_of(value: Any, meter: Meter, provider: str | None) -> bool:

@@ -29,6 +29,7 @@ from ..exchange import Exchange
 from ..meter import Meter
 from ..pricing import provider_for_url
 from ..wire import SSEReader, operation_of
+from ..wrapped import metered_class
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -569,8 +570,6 @@ def _async_patches(ref: Callable[[], Any], watch: _Watch) -> tuple[Any, Any]:
 
 # ── the client ─────────────────────────────────────────────────────────────────────────
 
-_classes_lock = threading.Lock()
-
 
 def meter_client(
     meter: Meter, client: _Client, *, provider: str | None = None, send_attribution: bool = False
@@ -596,17 +595,11 @@ def meter_client(
     return metered  # type: ignore[no-any-return]
 
 
-def _metered_class(base: type, door: _Door) -> type:
+def _metered_class(base: type, door: _Door) -> Any:
     from openai import OpenAI
 
     mixin = _MeteredSync if issubclass(base, OpenAI) else _MeteredAsync
-    classes: dict[tuple[type, _Door], type] = door.meter.attached("openai.classes", dict)
-    with _classes_lock:
-        cls = classes.get((base, door))
-        if cls is None:
-            namespace = {"_behest": door, "__module__": base.__module__, "__qualname__": base.__qualname__}
-            cls = classes[base, door] = type(base.__name__, (mixin, base), namespace)
-        return cls
+    return metered_class(door.meter, base, mixin, door, dict)
 
 
 class Instrumentation:

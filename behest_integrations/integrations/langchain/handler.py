@@ -22,11 +22,12 @@ from langchain_core.outputs import LLMResult
 
 from ...calls import Hold, Offer, Outcome, offer, take_offer
 from ...costs import USED
-from ...generation import Generation, Heard, Runs, ending, output_limit
+from ...generation import Generation, Heard, Runs, ending, heard, output_limit
 from ...meter import Meter
-from ...steps import Steps
+from ...steps import Steps, in_loop
 from ...usage import Usage
-from .translate import METERED_BY, attribution_of, cached, hear, name_model, request_as_wire
+from ...wrapped import METERED_BY
+from .translate import attribution_of, cached, hear, name_model, request_as_wire
 from .twofold import Twofold
 
 log = logging.getLogger("behest")
@@ -233,24 +234,24 @@ class BehestCallbackHandler(BaseCallbackHandler):
         if cached(response):
             yield from ending(run.hold, Outcome("cancelled"))
             return
-        heard = _hear(response)
+        said = heard(hear, response)
         if run.batch is not None and run.hold.plan.operation == "completions":
-            yield from self._end_batch(run.batch, run, heard, response)
+            yield from self._end_batch(run.batch, run, said, response)
         else:
-            yield from ending(run.hold, run.generation.complete(heard))
+            yield from ending(run.hold, run.generation.complete(said))
 
-    def _end_batch(self, batch: _Batch, run: _Run, heard: Heard, response: LLMResult) -> Steps[None]:
+    def _end_batch(self, batch: _Batch, run: _Run, said: Heard, response: LLMResult) -> Steps[None]:
         """One request for several prompts: its usage comes with the first, for all of them."""
         assert run.generation is not None
-        if heard.usage is None:
+        if said.usage is None:
             if (response.llm_output or {}).get("token_usage") != {}:  # else: it came with the first
-                yield from ending(run.hold, run.generation.complete(heard))
+                yield from ending(run.hold, run.generation.complete(said))
             return
         runs = list(batch.runs.values())
-        shares = _shares(heard.usage, [r.hold.amounts for r in runs])
+        shares = _shares(said.usage, [r.hold.amounts for r in runs])
         for sibling, usage in zip(runs, shares, strict=True):
             yield from ending(
-                sibling.hold, Outcome("settled", usage, model=heard.model, service_tier=heard.service_tier)
+                sibling.hold, Outcome("settled", usage, model=said.model, service_tier=said.service_tier)
             )
 
     @Twofold
@@ -259,7 +260,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
     ) -> Steps[None]:
         run = self._take(run_id)
         if run is not None and run.generation is not None:
-            yield from ending(run.hold, run.generation.failed(error, _hear(response)), error)
+            yield from ending(run.hold, run.generation.failed(error, heard(hear, response)), error)
 
     def _take(self, run_id: UUID) -> _Run | None:
         run = self._runs.pop(run_id)
@@ -280,7 +281,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
             """Before Python 3.11 a task cannot be given a context, and LangGraph has no way to hand
             callbacks on to what an asynchronous node calls."""
             told: set[str] = self.meter.attached("langchain.told", set)
-            if told or not metadata or "langgraph_node" not in metadata or not _in_loop():
+            if told or not metadata or "langgraph_node" not in metadata or not in_loop():
                 return
             told.add("python 3.10")
             log.warning(
@@ -326,23 +327,6 @@ class BehestCallbackHandler(BaseCallbackHandler):
         run = self._take(run_id)
         if run is not None:
             yield from ending(run.hold, USED, error)
-
-
-def _in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _hear(response: LLMResult | None) -> Heard:
-    """What a result says; nothing where it cannot be read: the answer must reach its caller."""
-    try:
-        return hear(response)
-    except Exception:
-        log.exception("a reply could not be read: its worst case is booked")
-        return Heard()
 
 
 def _count(params: Mapping[str, Any], name: str) -> int:

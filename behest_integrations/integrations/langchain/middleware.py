@@ -8,9 +8,8 @@ from typing import Any, Literal
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 
-from ...costs import USED
+from ...costs import CostScope
 from ...errors import BudgetExceeded, ConfigError, MissingExtra
-from ...generation import ending
 from ...meter import Meter
 from ...steps import Steps
 from .model import is_metered, meter_model
@@ -87,40 +86,30 @@ class BudgetMiddleware(AgentMiddleware):
     # ── tools ──────────────────────────────────────────────────────────────────────────
 
     def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        cost = self._cost(request)
         try:
-            hold = self.meter.run(self._reserve_tool(request))
-            if hold is None:
+            if cost is None:
                 return handler(request)
-            try:
+            with cost:
                 return handler(request)
-            finally:
-                self.meter.run(ending(hold, USED))
         except BudgetExceeded as error:
             return self._tool_ended(request, error)
 
     async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        cost = self._cost(request)
         try:
-            hold = await self.meter.arun(self._reserve_tool(request))
-            if hold is None:
+            if cost is None:
                 return await handler(request)
-            try:
-                found = await handler(request)
-            except BaseException as error:
-                await self.meter.arun(ending(hold, USED, error))
-                raise
-            await self.meter.arun(ending(hold, USED))
-            return found
+            async with cost:
+                return await handler(request)
         except BudgetExceeded as error:
             return self._tool_ended(request, error)
 
-    def _reserve_tool(self, request: Any) -> Steps[Any]:
+    def _cost(self, request: Any) -> CostScope | None:
+        """What a use of the tool costs; None if it has no price."""
         name = str(request.tool_call.get("name"))
         price = self._tool_prices.get(name)
-        if price is None:
-            return None
-        who, fallback = attribution_of(_run_metadata())
-        plan = self.meter.plan_cost(name, price, who=who, fallback=fallback)
-        return (yield from self.meter.reserving(plan))
+        return None if price is None else CostScope(self.meter, name, price, *attribution_of(_run_metadata()))
 
     def _tool_ended(self, request: Any, error: BudgetExceeded) -> Any:
         if not self._end:

@@ -18,7 +18,6 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResul
 from ...calls import Hold, Outcome, take_offer
 from ...errors import ConfigError
 from ...generation import (
-    LIMIT_NAMES,
     Call,
     Generation,
     Heard,
@@ -26,9 +25,17 @@ from ...generation import (
     output_limit,
 )
 from ...meter import Meter
-from ...wrapped import as_class, meter_clients_of, metered_class, say_retries
+from ...wrapped import (
+    METERED_BY,
+    as_class,
+    limit_field_of,
+    meter_clients_of,
+    metered_class,
+    plain,
+    say_retries,
+)
 from .handler import take_run
-from .translate import METERED_BY, attribution_of, hear, name_model, request_as_wire
+from .translate import attribution_of, hear, name_model, request_as_wire
 
 M = TypeVar("M")
 
@@ -107,13 +114,13 @@ def _listen(result: Any) -> Heard:
 
 
 class _Metered:
-    """What all metered classes are; the methods around the class's own come with `_make_class`."""
+    """What all metered classes are; the methods around the class's own come with `_methods`."""
 
     _behest: _Door
 
     def __reduce__(self) -> tuple[Any, ...]:
         door = self._behest
-        return meter_model, (door.meter, _plain(self), door.provider, door.limit_field)
+        return meter_model, (door.meter, plain(self), door.provider, door.limit_field)
 
 
 def _get_ls_params(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -207,11 +214,7 @@ def meter_model(meter: Meter, model: M, provider: str | None = None, limit_field
     if isinstance(model, _Metered):
         raise ConfigError("this model is metered already")
     base: Any = type(model)
-    if limit_field is None:
-        limit_field = next((n for n in LIMIT_NAMES if n in base.model_fields), None)
-    elif limit_field not in base.model_fields:
-        raise ConfigError(f"{base.__name__} has no field {limit_field!r}")
-    door = _Door(meter, provider, limit_field)
+    door = _Door(meter, provider, limit_field_of(base, limit_field))
     cls = metered_class(meter, base, _Metered, door, lambda: _methods(base))
     return _prepared(as_class(model, cls))  # type: ignore[no-any-return]
 
@@ -250,7 +253,3 @@ def _methods(base: Any) -> dict[str, Any]:
         # from `_stream`.
         **{n: None for n in _NATIVE_EVENTS if getattr(base, n, None) is not None},
     }
-
-
-def _plain(model: Any) -> Any:
-    return as_class(model, type(model).__mro__[2])

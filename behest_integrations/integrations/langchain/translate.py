@@ -15,10 +15,6 @@ from ...attribution import Attribution
 from ...generation import ASKED, Heard, model_in, output_limit, provider_of
 from ...usage import Usage, from_openai
 
-METERED_BY = "behest_meter"
-"""Where a metered model tells callbacks, in its run's metadata, that it meters itself: a callback
-then need not hold what the model may lower."""
-
 # Blocks whose JSON is all that there is to bill.
 _PLAIN_BLOCKS = frozenset(
     {

@@ -8,8 +8,8 @@ from ...calls import take_offer
 from ...errors import ConfigError
 from ...generation import Call, Generation, Heard, is_inside
 from ...meter import Meter
-from ...wrapped import as_class, meter_clients_of, metered_class
-from .model import Door, Metered, common_methods, plain
+from ...wrapped import as_class, meter_clients_of, metered_class, plain
+from .model import Door, Metered, common_methods
 from .translate import attribution, model_name, provider_by, settings_of
 
 E = TypeVar("E")

@@ -6,8 +6,6 @@ reserved here is reserved blocking, and never waits for a busy budget inside of 
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sys
 from typing import Any
 
@@ -16,15 +14,14 @@ from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 
 from ...calls import Hold, Offer, offer, take_offer
-from ...generation import Generation, Heard, Runs, ending, model_in, output_limit
+from ...generation import Generation, Heard, Runs, ending, heard, model_in, output_limit
 from ...meter import Meter
 from ...pricing import provider_named
+from ...steps import in_loop
 from ...tokens import bound_tokens
 from ...usage import Usage
-from .model import METERED_BY
+from ...wrapped import METERED_BY
 from .translate import attribution, hear, request_as_wire
-
-log = logging.getLogger("behest")
 
 _LAYER = "llama_index callback"
 _EVENTS_OF_LLMS = "llama_index.core.llms.callbacks"
@@ -88,7 +85,7 @@ class BehestHandler(BaseCallbackHandler):
             generation = self._embedding(payload)
         plan = generation.plan
         outer = outer or take_offer(self.meter, plan.operation, plan.model, layer=_LAYER)
-        hold = self.meter.run(self.meter.reserving(plan, outer, wait=not _in_loop()))
+        hold = self.meter.run(self.meter.reserving(plan, outer, wait=not in_loop()))
         self._runs.put(event_id, _Run(hold, generation), hold)
         return event_id
 
@@ -163,7 +160,8 @@ class BehestHandler(BaseCallbackHandler):
             outcome = run.generation.complete(self._counted(run, payload.get(EventPayload.CHUNKS)))
         else:
             error = None
-            outcome = run.generation.complete(_hear(payload))
+            said = payload.get(EventPayload.RESPONSE) or payload.get(EventPayload.COMPLETION)
+            outcome = run.generation.complete(heard(hear, said))
         self.meter.run(ending(run.hold, outcome, error))
 
     @staticmethod
@@ -178,15 +176,6 @@ class BehestHandler(BaseCallbackHandler):
 
     def end_trace(self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None) -> None:
         """Nothing is traced."""
-
-
-def _hear(payload: dict[str, Any]) -> Heard:
-    """What an end says; nothing where it cannot be read: the answer must reach its caller."""
-    try:
-        return hear(payload.get(EventPayload.RESPONSE) or payload.get(EventPayload.COMPLETION))
-    except Exception:
-        log.exception("a reply could not be read: its worst case is booked")
-        return Heard()
 
 
 def _who(outer: Hold | None) -> Any:
@@ -208,11 +197,3 @@ def _maker(class_name: str) -> str:
     for ending_ in ("_llm", "llm", "_embedding", "embedding"):
         name = name.removesuffix(ending_)
     return name
-
-
-def _in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -14,13 +14,19 @@ from llama_index.core.base.llms.types import ChatMessage
 
 from ...calls import Hold, take_offer
 from ...errors import ConfigError
-from ...generation import LIMIT_NAMES, Call, Generation, is_inside, output_limit
+from ...generation import Call, Generation, is_inside, output_limit
 from ...meter import Meter
-from ...wrapped import as_class, meter_clients_of, metered_class, metered_clients, say_retries
+from ...wrapped import (
+    METERED_BY,
+    as_class,
+    limit_field_of,
+    meter_clients_of,
+    metered_class,
+    metered_clients,
+    plain,
+    say_retries,
+)
 from .translate import attribution, hear, model_name, provider_by, request_as_wire, settings_of
-
-METERED_BY = "behest_meter"
-"""Where a metered model tells handlers that it meters itself, in what it says of itself."""
 
 M = TypeVar("M")
 
@@ -186,21 +192,13 @@ def _reduce(self: Any) -> tuple[Any, ...]:
     return meter_llm, (door.meter, plain(self), door.provider, door.limit_field)
 
 
-def plain(model: Any) -> Any:
-    """A metered model, or embedding model, as it was."""
-    return as_class(model, type(model).__mro__[2])
-
-
 def meter_llm(meter: Meter, llm: M, provider: str | None = None, limit_field: str | None = None) -> M:
     """See `Meter.llama_index`."""
     if isinstance(llm, Metered):
         raise ConfigError("this model is metered already")
     base: Any = type(llm)
-    if limit_field is None:
-        limit_field = next((n for n in LIMIT_NAMES if n in base.model_fields), None)
-    elif limit_field not in base.model_fields:
-        raise ConfigError(f"{base.__name__} has no field {limit_field!r}")
-    cls = metered_class(meter, base, Metered, Door(meter, provider, limit_field), lambda: methods(base))
+    door = Door(meter, provider, limit_field_of(base, limit_field))
+    cls = metered_class(meter, base, Metered, door, lambda: methods(base))
     metered = as_class(llm, cls)
     reached = meter_clients_of(metered, meter, provider) or hasattr(base, "_get_client")
     if not reached and getattr(llm, "max_retries", None):

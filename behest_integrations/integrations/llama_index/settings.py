@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.settings import Settings, _Settings
 
+from ...wrapped import plain
 from .embeddings import meter_embedding
-from .model import Metered, meter_llm, plain
+from .model import Metered, meter_llm
 
 if TYPE_CHECKING:
     from ...meter import Meter
