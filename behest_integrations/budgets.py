@@ -234,10 +234,17 @@ class Budget:
         return all(f.matches(who, model) for f in self.filters)
 
     def scope_key(self, who: Attribution, model: str) -> str:
-        """The scope's values as one unambiguous text; a missing value is its own key."""
+        """The scope's values as one unambiguous text; a missing value is its own key.
+
+        Session and user ids are a tenant's own: two tenants' user u-7 are two users.
+        """
         if not self.per and self.stage is None:
             return ""
-        values: list[str | None] = [_attribute(scope, who, model) for scope in self.per]
+        values: list[object] = [_attribute(scope, who, model) for scope in self.per]
+        if who.tenant is not None and "tenant" not in self.per:
+            for place, scope in enumerate(self.per):
+                if scope in ("session", "user") and values[place] is not None:
+                    values[place] = [values[place], who.tenant]
         if self.stage is not None:
             values.append(self.stage)
         return to_json(values).decode()
@@ -285,12 +292,16 @@ def describe_scope_parts(per: tuple[str, ...], scope_key: str) -> str:
     if not scope_key:
         return ""
     values = json.loads(scope_key)
-    said = [
-        f"{name} {value if value is not None else '(none)'}" for name, value in zip(per, values, strict=False)
-    ]
+    said = [f"{name} {_describe(value)}" for name, value in zip(per, values, strict=False)]
     if len(values) > len(per):
         said.append(f"stage {str(values[-1]).partition('#')[0]}")
     return " and ".join(said)
+
+
+def _describe(value: str | list[str] | None) -> str:
+    if isinstance(value, list):
+        return f"{value[0]} (tenant {value[1]})"
+    return value if value is not None else "(none)"
 
 
 def _attribute(scope: str, who: Attribution, model: str) -> str | None:

@@ -65,6 +65,7 @@ class Hold:
         hang_up: closes the stream of its reply; returns an awaitable where that takes one.
         without_usage: its reply came whole, and told no usage.
         amounts: what is held, by unit.
+        tightest: the bucket with the least left as of then, if there is a budget.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class Hold:
         "output_limit",
         "plan",
         "started",
+        "tightest",
         "without_usage",
     )
 
@@ -102,6 +104,7 @@ class Hold:
         self.amounts: Mapping[str, int] = (
             reserved.amounts if reserved else {u: n.amount(want) for u, n in plan.ask.needs.items()}
         )
+        self.tightest = reserved.tightest if reserved else None
         self.output_limit = output if plan.sends_limit else None
         self.lowered_from = want if output < want else None
         self._rank = -1

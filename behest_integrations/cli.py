@@ -141,7 +141,8 @@ def run(
     "--by",
     default="session",
     show_default=True,
-    help="session, user, project, tenant, model, operation, stage, day or tag:NAME; several with commas.",
+    help="session, user, project, tenant, model, operation, stage, hour, day, month or tag:NAME; several "
+    "with commas.",
 )
 @click.option("--since", callback=_moment, help="Only from this date (UTC) on.")
 @click.option("--until", callback=_moment, help="Only before this date (UTC).")

@@ -112,6 +112,8 @@ class Config(_Strict):
     service_tier: str | None = None
     project: str | None = None
     tenant: str | None = None
+    gateway: dict[str, Any] = Field(default_factory=dict)
+    """What `behest serve` reads; see `gateway.settings`."""
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `Meter`.
@@ -119,7 +121,7 @@ class Config(_Strict):
         Raises:
             ConfigError: a budget or a price cannot be used.
         """
-        said = {name: value for name, value in self if value is not None}
+        said = {name: value for name, value in self if value is not None and name != "gateway"}
         said["budgets"] = [b if isinstance(b, str) else b.budget() for b in self.budgets]
         said["prices"] = {
             model: [Price(**t.model_dump()) for t in (tables if isinstance(tables, list) else [tables])]
@@ -143,5 +145,9 @@ def load(path: str | Path = FILE) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{str(path)!r} cannot be used: {problems}") from None
+        raise ConfigError(f"{str(path)!r} cannot be used: {say_problems(error)}") from None
+
+
+def say_problems(error: ValidationError) -> str:
+    """What a validation found, by the names in the file; without the values, which may be secret."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

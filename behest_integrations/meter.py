@@ -29,13 +29,14 @@ from .ledger.book import (
     Refused,
     Reserved,
     Rows,
+    Standing,
     ThresholdEvent,
     cancel,
     expire,
     reserve,
     settle,
 )
-from .planning import Balance, Plan, Planner, as_budget, distinct, when
+from .planning import Balance, Plan, Planner, as_budget, distinct
 from .pricing import Price, Pricing
 from .stages import StageScope
 from .steps import Pause, Steps, arun, run
@@ -345,14 +346,18 @@ class Meter:
         budgets = [b for b in planner.applicable(who, model) if model or "model" not in b.per]
         return self._ledger.submit(lambda rows: planner.balances(rows, budgets, who, model, now))
 
-    def share_used(self, who: Attribution, fallback: Attribution = NOBODY) -> Work[int]:
-        """The store operation that tells how full, in percent, the fullest budget of `who` is."""
+    def balances_of(self, who: Attribution, fallback: Attribution = NOBODY) -> Work[list[Balance]]:
+        """The store operation that tells the buckets of `who`, but for those per model."""
         planner, now, whose = self._planner, self._clock(), self._planner.who(who, fallback)
         budgets = [b for b in planner.applicable(whose, "") if "model" not in b.per]
+        return lambda rows: planner.balances(rows, budgets, whose, "", now)
+
+    def share_used(self, who: Attribution, fallback: Attribution = NOBODY) -> Work[int]:
+        """The store operation that tells how full, in percent, the fullest budget of `who` is."""
+        balances = self.balances_of(who, fallback)
 
         def work(rows: Rows) -> int:
-            found = planner.balances(rows, budgets, whose, "", now)
-            return max((100 * (b.spent + b.held) // max(1, b.limit) for b in found), default=0)
+            return max((100 * (b.spent + b.held) // max(1, b.limit) for b in balances(rows)), default=0)
 
         return work
 
@@ -498,19 +503,17 @@ class Meter:
 
         return work
 
+    def standing(self, hold: Hold) -> Balance | None:
+        """The budget that has the least left of those that `hold` is in, as of when it was made."""
+        if hold.tightest is None:
+            return None
+        return self._planner.balance(hold.plan.budgets, hold.tightest)
+
     def _exceeded(self, refused: Refused, plan: Plan) -> BudgetExceeded:
         claim = refused.claim
-        budget = next(b for b in plan.budgets if b.text == claim.text)
-        shortfall = Shortfall(
-            budget=str(replace(budget, amount=refused.limit, stage=None)),
-            scope=describe_scope(budget, claim.scope),
-            unit=claim.unit,
-            limit=refused.limit,
-            spent=refused.spent,
-            held=refused.held,
-            asked=refused.asked,
-            resets_at=when(claim.end),
-        )
+        there = Standing(claim, refused.limit, refused.spent, refused.held)
+        balance = self._planner.balance(plan.budgets, there)
+        shortfall = Shortfall(**vars(balance), asked=refused.asked)
         error = BudgetExceeded(shortfall, refused.reason)
         log.info("%s", error)
         return error

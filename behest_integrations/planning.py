@@ -13,7 +13,7 @@ from .admission import Ask, Need
 from .attribution import NOBODY, Attribution, current
 from .budgets import Budget, check_zone, describe_scope, format_amount, parse_allowance
 from .errors import ConfigError, Unbounded, UnknownPrice
-from .ledger.book import Bucket, Claim, Rows
+from .ledger.book import Bucket, Claim, Rows, Standing
 from .pricing import FEMTO_PER_NANO, ModelPricing, Pricing
 from .stages import Stage, active
 from .usage import Usage
@@ -267,18 +267,22 @@ class Planner:
             spent = bucket.spent
             if claim.rolling_ms:
                 spent = rows.rolling_spent(claim.budget, claim.scope, now - claim.rolling_ms - claim.slot_ms)
-            found.append(
-                Balance(
-                    str(replace(budget, amount=limit, stage=None)),
-                    describe_scope(budget, claim.scope),
-                    claim.unit,
-                    limit,
-                    spent,
-                    bucket.held,
-                    when(claim.end),
-                )
-            )
+            found.append(self.balance([budget], Standing(claim, limit, spent, bucket.held)))
         return found
+
+    def balance(self, budgets: Iterable[Budget], standing: Standing) -> Balance:
+        """What `standing` says, for people; it is of one of `budgets`."""
+        claim = standing.claim
+        budget = next(b for b in budgets if b.text == claim.text)
+        return Balance(
+            str(replace(budget, amount=standing.limit, stage=None)),
+            describe_scope(budget, claim.scope),
+            claim.unit,
+            standing.limit,
+            standing.spent,
+            standing.held,
+            when(claim.end),
+        )
 
     def reply_pricing(self, plan: Plan, model: str | None) -> ModelPricing | None:
         """The pricing of the model that answered, where it names another than was asked."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import re
-import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -25,10 +24,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from ..attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
 from ..calls import Hold, Outcome, take_offer
 from ..errors import ConfigError, MissingExtra
-from ..exchange import Exchange
+from ..exchange import Exchange, Passing
 from ..meter import Meter
 from ..pricing import provider_for_url
-from ..wire import SSEReader, operation_of
+from ..wire import operation_of
 from ..wrapped import metered_class
 
 if TYPE_CHECKING:
@@ -363,7 +362,7 @@ class _MeteredAsync(_Metered):
 # ── streams ────────────────────────────────────────────────────────────────────────────
 
 
-class _Watch:
+class _Watch(Passing):
     """Sees a response's body pass, and ends the hold when it ends, however it ends.
 
     It sits in front of the response's `iter_bytes`, below every variant that the SDK
@@ -371,56 +370,24 @@ class _Watch:
     """
 
     def __init__(self, response: Any, exchange: Exchange, hold: Hold, only_whole: bool) -> None:
-        self.exchange = exchange
-        self.hold = hold
-        self.only_whole = only_whole
         events = "text/event-stream" in response.headers.get("content-type", "")
-        self.reader: SSEReader | None = exchange.reader() if events else None
-        self.body = bytearray()
+        super().__init__(exchange, events=events, only_whole=only_whole)
+        self.hold = hold
         self.source: Any = None
-        self.over = False
         self.reading = False
         """Whether the body is being read right now: the HTTP library closes a response
         itself when it has read all of it, and that is not an early end."""
-        self.ended = threading.Lock()
         weakref.finalize(response, self.dropped).atexit = False
         # At exit the meter sees to it, before its last write.
         exchange.meter.finalizers.add(self.dropped)
 
-    def feed(self, data: bytes) -> bytes:
-        if self.reader is not None:
-            return self.reader.feed(data)
-        self.body += data
-        return data
-
-    def rest(self) -> bytes:
-        self.over = True
-        if self.reader is not None:
-            return self.reader.finish()
-        self.exchange.read_body(bytes(self.body))
-        return b""
-
     def can_drain(self) -> bool:
-        """Whether reading to the end costs nothing: all is generated (and billed)."""
-        if self.over or (self.source is None and self.reader is not None):
-            return False
-        if self.reader is None:
-            return True
-        return self.exchange.generated and not self.exchange.reply.final_usage
+        """Whether the rest is worth reading before the response is closed."""
+        return self.drainable and not self.ended and (self.source is not None or self.reader is None)
 
-    def outcome(self, note: str, flag: str) -> Outcome | None:
-        """The hold's end, once; None if it has ended already."""
-        if not self.ended.acquire(False):
-            return None
+    def outcome(self, note: str = "", flag: str = "") -> Outcome | None:
         self.exchange.meter.finalizers.discard(self.dropped)
-        done = self.over or (self.reader is not None and self.reader.done)
-        if done and self.exchange.reply.usage is not None:
-            return self.exchange.complete()
-        if self.only_whole:
-            return None
-        if done:
-            return self.exchange.complete()
-        return self.exchange.interrupted(note, flag)
+        return super().outcome(note, flag)
 
     def dropped(self) -> None:
         self.post("the stream was dropped before its end", "dropped")
@@ -498,7 +465,7 @@ def _sync_patches(ref: Callable[[], Any], watch: _Watch) -> tuple[Any, Any]:
             type(response).close(response)
             return
         try:
-            if not watch.ended.locked() and watch.can_drain():
+            if watch.can_drain():
                 if watch.source is None:
                     watch.source = type(response).iter_bytes(response)
                 for data in watch.source:
@@ -540,7 +507,7 @@ def _async_patches(ref: Callable[[], Any], watch: _Watch) -> tuple[Any, Any]:
         except BaseException as error:
             watch.post(f"the stream broke: {type(error).__name__}", "broken")
             raise
-        outcome = watch.outcome("", "")
+        outcome = watch.outcome()
         if outcome is not None:
             await watch.hold.aend(outcome)
 
@@ -552,7 +519,7 @@ def _async_patches(ref: Callable[[], Any], watch: _Watch) -> tuple[Any, Any]:
             await type(response).aclose(response)
             return
         try:
-            if not watch.ended.locked() and watch.can_drain():
+            if watch.can_drain():
                 if watch.source is None:
                     watch.source = type(response).aiter_bytes(response)
                 async for data in watch.source:

@@ -157,6 +157,15 @@ class Rows(Protocol):
     def set_sums(self, id: int, spent: int, held: int) -> None: ...
 
 
+class Standing(NamedTuple):
+    """A bucket as it stands, with a hold that has just been written in it."""
+
+    claim: Claim
+    limit: int
+    spent: int
+    held: int
+
+
 @dataclass(frozen=True)
 class Reserved:
     """A hold was written.
@@ -164,11 +173,13 @@ class Reserved:
     Attributes:
         output: the output limit to send.
         amounts: what is held, by unit.
+        tightest: the bucket with the least left, as a share of its limit.
     """
 
     output: int
     amounts: Mapping[str, int]
     expires: int
+    tightest: Standing | None = None
 
 
 @dataclass(frozen=True)
@@ -273,10 +284,14 @@ def reserve(
         return _refuse(rows, live, states, decision, call, now, final)
     amounts = {unit: need.amount(decision.output) for unit, need in ask.needs.items()}
     bookings = []
-    for claim, bucket in live:
+    tightest: Standing | None = None
+    for (claim, bucket), state in zip(live, states, strict=True):
         if bucket is None:
             bucket = rows.new_bucket(*claim.key, claim.unit)
         amount = amounts[claim.unit]
+        standing = Standing(claim, state.limit, state.spent, state.held + amount)
+        if tightest is None or _left(standing) * tightest.limit < _left(tightest) * standing.limit:
+            tightest = standing
         rows.change_bucket(bucket.id, 0, amount)
         bookings.append((bucket.id, claim.unit, amount, claim.slot_ms))
     record = dict(call)
@@ -285,7 +300,11 @@ def reserve(
     if decision.output < ask.want:
         record["lowered_from"] = ask.want
     rows.add_hold(HoldRecord(call_id, now + lease, bookings, record))
-    return Reserved(decision.output, amounts, now + lease)
+    return Reserved(decision.output, amounts, now + lease, tightest)
+
+
+def _left(standing: Standing) -> int:
+    return standing.limit - standing.spent - standing.held
 
 
 def _refuse(

@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration."""
 
 metadata = MetaData()
@@ -117,3 +117,25 @@ entries = Table(
     Column("bookings", JSON, nullable=False),
 )
 Index("entries_call", entries.c.call_id)
+# By whom a stored response was made: what continues it must be the same tenant's.
+Index(
+    "entries_response",
+    entries.c.provider_id,
+    sqlite_where=entries.c.operation == "responses",
+    postgresql_where=entries.c.operation == "responses",
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # SHA-256 of the whole key, which has 256 random bits: nothing is gained by a slow hash.
+    Column("hash", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("tier", Text),
+    Column("end_users", SmallInteger, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("revoked", BigInteger),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from decimal import Decimal
@@ -18,7 +18,10 @@ from ..ledger import Ledger, schema
 _e = schema.entries
 _r = schema.refusals
 
-GROUPS = ("session", "user", "project", "tenant", "model", "operation", "stage", "day", "tag:NAME")
+GROUPS = (
+    "session", "user", "project", "tenant", "model", "operation", "stage", "hour", "day", "month", "tag:NAME"
+)  # fmt: skip
+_PERIODS = {"hour": "%Y-%m-%dT%H:00%z", "day": "%Y-%m-%d", "month": "%Y-%m"}
 _COLUMNS = {
     "session": _e.c.session_id,
     "user": _e.c.user_id,
@@ -95,6 +98,8 @@ def report(
     until: datetime | None = None,
     session: str | None = None,
     user: str | None = None,
+    project: str | None = None,
+    tenant: str | None = None,
     zone: str = "UTC",
 ) -> Report:
     """What was spent, by `by`.
@@ -102,22 +107,23 @@ def report(
     Args:
         by: of `GROUPS`; several give their combinations.
         since, until: when the call was booked; `until` is not included.
-        session, user: only theirs.
-        zone: the time zone in which ``day`` is meant.
+        session, user, project, tenant: only theirs.
+        zone: the time zone in which ``hour``, ``day`` and ``month`` are meant.
 
     Raises:
         ConfigError: an unknown group.
         StoreError: the store cannot be read.
     """
     keys: list[sa.ColumnElement[Any]] = []
-    hourly = -1
+    only = {"session": session, "user": user, "project": project, "tenant": tenant}
+    period = ""
     for name in by:
         if name in _COLUMNS:
             keys.append(_COLUMNS[name])
-        elif name == "day":
-            hourly = len(keys)
-            # Grouped by quarter-hours in SQL and by days here: only Python knows the zone,
-            # and no zone's midnight lies inside a quarter.
+        elif name in _PERIODS and not period:
+            period = name
+            # Grouped by quarter-hours in SQL and by periods here: only Python knows the zone,
+            # and no zone's hour or midnight begins inside a quarter.
             keys.append(_e.c.at - _e.c.at % (_HOUR // 4))
         elif name.startswith("tag:") and name[4:]:
             keys.append(_e.c.tags[name[4:]].as_string())
@@ -143,44 +149,45 @@ def report(
     ]
     labelled = [key.label(f"k{i}") for i, key in enumerate(keys)]
     statement = sa.select(*labelled, *columns).group_by(*labelled)
-    statement = _where(statement, since, until, session, user)
+    statement = _where(statement, _e, since, until, only)
     lines: dict[tuple[str | None, ...], Line] = {}
     whole = Line(())
     with ledger.reading().connect() as connection:
         for row in connection.execute(statement):
             key = list(row[: len(keys)])
-            if hourly >= 0:
-                at = datetime.fromtimestamp(key[hourly] / 1000, ZoneInfo(zone))
-                key[hourly] = at.strftime("%Y-%m-%d")
+            if period:
+                place = by.index(period)
+                at = datetime.fromtimestamp(key[place] / 1000, ZoneInfo(zone))
+                key[place] = at.strftime(_PERIODS[period])
             line = Line(tuple(key), *row[len(keys) :])
             lines.setdefault(line.key, Line(line.key)).add(line)
             whole.add(line)
         if all(name in _REFUSED for name in by):
-            for key_, count in _refusals(connection, by, since, until, session, user):
+            for key_, count in _refusals(connection, by, since, until, only):
                 lines.setdefault(key_, Line(key_)).refused += count
                 whole.refused += count
     ordered = sorted(lines.values(), key=lambda x: (-x.cost, [k or "" for k in x.key]))
-    if "day" in by:
-        place = list(by).index("day")
+    if period:
+        place = by.index(period)
         ordered.sort(key=lambda x: x.key[place] or "")
     return Report(tuple(by), ordered, whole)
 
 
 def _where(
     statement: sa.Select[Any],
+    table: sa.Table,
     since: datetime | None,
     until: datetime | None,
-    session: str | None,
-    user: str | None,
+    only: Mapping[str, str | None],
 ) -> sa.Select[Any]:
     if since is not None:
-        statement = statement.where(_e.c.at >= int(since.timestamp() * 1000))
+        statement = statement.where(table.c.at >= int(since.timestamp() * 1000))
     if until is not None:
-        statement = statement.where(_e.c.at < int(until.timestamp() * 1000))
-    if session is not None:
-        statement = statement.where(_e.c.session_id == session)
-    if user is not None:
-        statement = statement.where(_e.c.user_id == user)
+        statement = statement.where(table.c.at < int(until.timestamp() * 1000))
+    columns = _COLUMNS if table is _e else _REFUSED
+    for name, value in only.items():
+        if value is not None:
+            statement = statement.where(columns[name] == value)
     return statement
 
 
@@ -189,20 +196,12 @@ def _refusals(
     by: Sequence[str],
     since: datetime | None,
     until: datetime | None,
-    session: str | None,
-    user: str | None,
+    only: Mapping[str, str | None],
 ) -> list[tuple[tuple[str | None, ...], int]]:
     """Refusals are counted by their last time: with `since` these are at least so many."""
     columns = [_REFUSED[name].label(f"k{i}") for i, name in enumerate(by)]
     statement = sa.select(*columns, sa.func.sum(_r.c.count)).group_by(*columns)
-    if since is not None:
-        statement = statement.where(_r.c.at >= int(since.timestamp() * 1000))
-    if until is not None:
-        statement = statement.where(_r.c.at < int(until.timestamp() * 1000))
-    if session is not None:
-        statement = statement.where(_r.c.session_id == session)
-    if user is not None:
-        statement = statement.where(_r.c.user_id == user)
+    statement = _where(statement, _r, since, until, only)
     return [(tuple(row[:-1]), int(row[-1])) for row in connection.execute(statement)]
 
 
