@@ -253,10 +253,10 @@ def take_offer(meter: Meter, operation: str, model: str, *, layer: str = "") -> 
 
 # ── what an error says ─────────────────────────────────────────────────────────────────
 
-# Errors of httpx and httpx2 (same names in both) after which nothing was sent.
+# Errors after which nothing was sent: of httpx and httpx2 (same names in both), and of aiohttp.
 _NEVER_SENT = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL", "ProxyError",
-     "LocalProtocolError"}
+     "LocalProtocolError", "ClientConnectorError", "ConnectionTimeoutError"}
 )  # fmt: skip
 
 

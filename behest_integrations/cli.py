@@ -1,4 +1,4 @@
-"""`behest`: reports, budgets, proofs, prices, and a demo that needs no key."""
+"""`behest`: reports, budgets, proofs, prices, the gateway, and a demo that needs no key."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .errors import BehestError, ConfigError
 
 if TYPE_CHECKING:
     from .config import Config
+    from .gateway.keys import KeyStore
     from .ledger.sql import SQLLedger
 
 
@@ -337,6 +338,103 @@ def sandbox(host: str, port: int, latency: float) -> None:
     provider = Sandbox(host=host, port=port, latency=latency)
     click.echo(f"The sandbox answers at http://{host}:{port}/v1 (any key); its bill is at /sandbox/bill")
     provider.run()
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes.")
+@click.option("--store", metavar="FILE|URL", help="The ledger. Default: behest.toml's, or behest.db.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Default: behest.toml in this folder, if there is one.",
+)
+@click.option("--keyless", is_flag=True, help="Let anybody on this machine call, without a key.")
+def serve(host: str, port: int, workers: int, store: str | None, config: Path | None, keyless: bool) -> None:
+    """Serve the gateway: an OpenAI-compatible endpoint, for programs in any language.
+
+    Where no provider is configured, the sandbox answers: no key, no network.
+    """
+    from .gateway.server import serve as run_gateway
+
+    run_gateway(
+        host=host,
+        port=port,
+        workers=workers,
+        keyless=keyless,
+        store=_as_url(store) if store else None,
+        config=config,
+        say=lambda line: click.echo(line, err=True),
+    )
+
+
+@main.group()
+def keys() -> None:
+    """The gateway's API keys."""
+
+
+def _keys(store: str | None) -> KeyStore:
+    """The keys of the ledger that a gateway here would use; it is made if there is none yet."""
+    from .gateway.keys import KeyStore
+    from .ledger.sql import SQLLedger
+    from .meter import DEFAULT_STORE
+
+    url = store or os.environ.get("BEHEST_STORE") or _config().store or DEFAULT_STORE
+    return KeyStore(SQLLedger(_as_url(url)))
+
+
+@keys.command("create")
+@_store
+@click.option("--tenant", required=True, help="Whose it is.")
+@click.option("--project", required=True, help="For which of their projects.")
+@click.option("--tier", help="free, pro, max, or one of behest.toml: whose budgets hold it as well.")
+@click.option("--name", default="", help="For people.")
+@click.option(
+    "--end-users/--no-end-users",
+    default=True,
+    show_default=True,
+    help="Whether it may speak for any end user (X-End-User-Id, and tokens for them).",
+)
+def keys_create(
+    store: str | None, tenant: str, project: str, tier: str | None, name: str, end_users: bool
+) -> None:
+    """Make a key. It is shown once: the ledger has its hash alone."""
+    from .gateway.settings import GatewaySettings
+
+    known = GatewaySettings.of(_config().gateway).tier_texts
+    if tier is not None and tier not in known:
+        raise ConfigError(f"the tier {tier!r} is not known; known: {', '.join(known)}")
+    key, text = _keys(store).create(tenant=tenant, project=project, tier=tier, end_users=end_users, name=name)
+    click.echo(f"Key {key.id}, for project {key.project} of {key.tenant}. It is shown this once:", err=True)
+    click.echo(text)
+
+
+@keys.command("list")
+@_store
+@click.option("--json", "as_json", is_flag=True, help="As JSON; times in ms since 1970.")
+def keys_list(store: str | None, as_json: bool) -> None:
+    """All keys, without the keys."""
+    found = _keys(store).all()
+    if as_json:
+        click.echo(json.dumps([vars(key) for key in found], indent=2, ensure_ascii=False))
+        return
+    from .reports.tables import console, key_table
+
+    out = console()
+    if not found:
+        out.print("No keys yet: 'behest keys create --tenant T --project P' makes one.")
+        return
+    out.print(key_table([vars(key) for key in found]))
+
+
+@keys.command("revoke")
+@_store
+@click.argument("id")
+def keys_revoke(store: str | None, id: str) -> None:
+    """End the key ID, and every token that was minted with it."""
+    key = _keys(store).revoke(id)
+    click.echo(f"Key {key.id} is revoked. Gateways that run refuse it within 5 seconds.")
 
 
 if __name__ == "__main__":

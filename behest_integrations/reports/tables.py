@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -151,3 +151,23 @@ def resets(end_ms: int | None, now: datetime) -> str:
     if seconds < 86400:
         return f"in {seconds // 3600}h{seconds % 3600 // 60:02d}m"
     return f"{at:%b %d %H:%M}"
+
+
+def key_table(keys: Iterable[Mapping[str, Any]]) -> Table:
+    """The gateway's keys, as the fields of each."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("key", "tenant", "project", "tier", "end users", "name", "created", "state"):
+        table.add_column(name, overflow="fold")
+    for key in keys:
+        made = datetime.fromtimestamp(key["created"] / 1000, timezone.utc)
+        table.add_row(
+            key["id"],
+            Text(key["tenant"]),
+            Text(key["project"]),
+            _name(key["tier"]),
+            "any" if key["end_users"] else "none",
+            Text(key["name"]),
+            f"{made:%Y-%m-%d}",
+            Text("revoked", style="red") if key["revoked"] else Text("in use", style="green"),
+        )
+    return table

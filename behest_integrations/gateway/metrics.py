@@ -1,0 +1,87 @@
+"""What a scraper may know: counts and times, and no ids."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import MissingExtra
+from ..meter import Meter
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+except ImportError:
+    raise MissingExtra("The gateway", "gateway") from None
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Where workers keep their counts, so that any of them can tell those of all."""
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """The gateway's own counts, in a registry of their own."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._registry = registry = CollectorRegistry()
+        self.in_flight = Gauge(
+            "behest_gateway_calls_in_flight",
+            "Calls being relayed",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._unwritten = Gauge(
+            "behest_gateway_unwritten_entries",
+            "Entries that wait for the store to come back",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.hung_up = Counter(
+            "behest_gateway_hang_ups", "Streams that the client left before their end", registry=registry
+        )
+        self._refused = Counter(
+            "behest_gateway_refusals", "Requests answered with an error", ["code"], registry=registry
+        )
+        self._attempts = Counter(
+            "behest_gateway_attempts",
+            "Requests sent to providers, by status or error",
+            ["provider", "outcome"],
+            registry=registry,
+        )
+        self._first = Histogram(
+            "behest_gateway_first_byte_seconds",
+            "Until the first event of a stream",
+            ["operation"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._whole = Histogram(
+            "behest_gateway_call_seconds",
+            "Until the end of an answer",
+            ["operation"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+
+    def refused(self, code: str) -> None:
+        self._refused.labels(code).inc()
+
+    def attempt(self, provider: str, outcome: str) -> None:
+        self._attempts.labels(provider, outcome).inc()
+
+    def first_byte(self, operation: str, seconds: float) -> None:
+        self._first.labels(operation).observe(seconds)
+
+    def answered(self, operation: str, seconds: float) -> None:
+        self._whole.labels(operation).observe(seconds)
+
+    def text(self) -> bytes:
+        """All counts, of every worker, as Prometheus reads them."""
+        self._unwritten.set(self._meter.unwritten)
+        if not os.environ.get(FOLDER):
+            return generate_latest(self._registry)
+        everybody = CollectorRegistry()
+        MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
+        return generate_latest(everybody)

@@ -1,0 +1,323 @@
+"""The OpenAPI 3.1 document of the gateway, and a page that shows it without any other host."""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from .. import __version__
+from ..attribution import MAX_ID
+from . import shapes
+from .problems import JSON
+
+_ERRORS = {
+    "400": "The request cannot be used as it is (`validation_error`, `unknown_price`, `unbounded`).",
+    "401": "No key or token, or not a valid one (`invalid_token`). Never retry it as it is.",
+    "402": "A budget is used up (`quota_exceeded`). Do not retry: `details` says which, and when it resets.",
+    "403": "The key or token may not do that (`forbidden`).",
+    "404": "No such model or response (`model_not_found`, `not_found`).",
+    "408": "The body came too slowly.",
+    "413": "The body is too large (`payload_too_large`).",
+    "415": "The body is not JSON (`unsupported_media_type`).",
+    "429": "A rate is used up, or calls in flight hold what is left (`rate_limited`): retry after "
+    "`Retry-After` if `x-should-retry` is `true`.",
+    "502": "The provider failed, or cannot be reached (`server_error`).",
+    "503": "The gateway or its ledger cannot take the call now: retry after `Retry-After`.",
+    "504": "The provider did not answer in time.",
+    "default": "Another error: what the provider says of the request.",
+}
+_CALL_ERRORS = tuple(_ERRORS)
+_ACCOUNT_ERRORS = ("400", "401", "403", "503")
+_BUDGET_HEADERS = {
+    "X-Budget": "The budget with the least left of those that the call is in, as text (percent-encoded).",
+    "X-Budget-Limit": "Its limit, e.g. `$5` or `10 calls`.",
+    "X-Budget-Left": "What of it is neither spent nor held by calls in flight.",
+    "X-Budget-Reset": "When it resets, in seconds since 1970; absent if it never does.",
+}
+
+
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+def _ref(model: type[BaseModel]) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _answers(
+    ok: type[BaseModel], errors: tuple[str, ...], *, streams: bool = False, budgets: bool = True
+) -> dict[str, Any]:
+    headers = {"X-Trace-Id": {"$ref": "#/components/headers/X-Trace-Id"}}
+    if budgets:
+        headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in _BUDGET_HEADERS}
+    content: dict[str, Any] = {"application/json": {"schema": _ref(ok)}}
+    if streams:
+        content["text/event-stream"] = {
+            "schema": {"type": "string", "description": "Events, if `stream` is true; each `data:` is JSON."}
+        }
+    answers: dict[str, Any] = {"200": {"description": "As asked.", "headers": headers, "content": content}}
+    for status in errors:
+        answers[status] = {"$ref": f"#/components/responses/Error{status.title()}"}
+    return answers
+
+
+def _call(
+    id: str, summary: str, request: type[BaseModel], reply: type[BaseModel], *, streams: bool
+) -> dict[str, Any]:
+    return {
+        "post": {
+            "operationId": id,
+            "summary": summary,
+            "description": (
+                "Checked, held to its budgets, and sent on; fields that are not listed go to the provider "
+                f"untouched. In OpenAI's own words: {(request.__doc__ or '').strip()}"
+            ),
+            "tags": ["Calls"],
+            "parameters": [
+                {"$ref": "#/components/parameters/X-End-User-Id"},
+                {"$ref": "#/components/parameters/X-Session-Id"},
+            ],
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
+            "responses": _answers(reply, _CALL_ERRORS, streams=streams),
+        }
+    }
+
+
+def _get(
+    id: str, summary: str, tag: str, answers: dict[str, Any], *parameters: dict[str, Any], open: bool = False
+) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": id,
+        "summary": summary,
+        "tags": [tag],
+        "parameters": list(parameters),
+        "responses": answers,
+    }
+    if open:
+        operation["security"] = []
+    return {"get": operation}
+
+
+def _query(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {
+        "name": name, "in": "query", "description": description, "schema": {"type": "string", **schema},
+    }  # fmt: skip
+
+
+def _plain(description: str) -> dict[str, Any]:
+    return {
+        "200": {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}},
+        "404": {"$ref": "#/components/responses/Error404"},
+    }
+
+
+def _paths() -> dict[str, Any]:
+    window = (
+        _query("from", "A date or time (UTC if it names no zone); default: the first of this month."),
+        _query("to", "The same, not included; default: now."),
+    )
+    return {
+        "/v1/chat/completions": _call(
+            "createChatCompletion",
+            "A chat completion",
+            shapes.ChatCompletionRequest,
+            shapes.ChatCompletion,
+            streams=True,
+        ),
+        "/v1/completions": _call(
+            "createCompletion", "A completion", shapes.CompletionRequest, shapes.Completion, streams=True
+        ),
+        "/v1/responses": _call(
+            "createResponse", "A response", shapes.ResponseRequest, shapes.Response, streams=True
+        ),
+        "/v1/embeddings": _call(
+            "createEmbedding", "Embeddings", shapes.EmbeddingRequest, shapes.Embeddings, streams=False
+        ),
+        "/v1/models": _get(
+            "listModels", "The models there are", "Calls", _answers(shapes.ModelList, ("401", "403", "503"))
+        ),
+        "/v1/usage": _get(
+            "getUsage",
+            "What was spent, over time",
+            "Spending",
+            _answers(shapes.Usage, _ACCOUNT_ERRORS),
+            *window,
+            _query("user_id", "Only this end user's. A token is told its own user's."),
+            _query("granularity", "How finely.", enum=["hour", "day", "month"], default="day"),
+        ),
+        "/v1/billing/usage": _get(
+            "getBillingUsage",
+            "What was spent, by model",
+            "Spending",
+            _answers(shapes.BillingUsage, _ACCOUNT_ERRORS),
+            *window,
+        ),
+        "/v1/auth/mint": {
+            "post": {
+                "operationId": "mintToken",
+                "summary": "A token with which one end user can call",
+                "description": "For an API key that may speak for end users. It binds its user and session.",
+                "tags": ["Access"],
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": _ref(shapes.MintRequest)}},
+                },
+                "responses": _answers(
+                    shapes.MintedToken, (*_ACCOUNT_ERRORS, "408", "413", "415"), budgets=False
+                ),
+            }
+        },
+        "/healthz": _get(
+            "getHealth", "Whether it runs", "Operation", _answers(shapes.Health, (), budgets=False), open=True
+        ),
+        "/readyz": _get(
+            "getReadiness",
+            "Whether it can take calls",
+            "Operation",
+            _answers(shapes.Health, ("503",), budgets=False),
+            open=True,
+        ),
+        "/metrics": _get(
+            "getMetrics",
+            "Counts, for Prometheus",
+            "Operation",
+            _plain("Prometheus's text format."),
+            open=True,
+        ),
+    }
+
+
+def _id_header(name: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "description": description,
+        "schema": {"type": "string", "maxLength": MAX_ID},
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def document() -> dict[str, Any]:
+    """The whole document."""
+    models = [
+        m
+        for m in vars(shapes).values()
+        if isinstance(m, type) and issubclass(m, BaseModel) and m is not BaseModel and m.__name__[0] != "_"
+    ]
+    _, definitions = models_json_schema(
+        [(m, "validation") for m in models],
+        ref_template="#/components/schemas/{model}",
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Behest gateway",
+            "version": __version__,
+            "description": (
+                "An OpenAI-compatible endpoint that attributes every call and holds it to hard budgets. "
+                "Every answer has `X-Trace-Id`; errors have one shape, which OpenAI's SDKs read too."
+            ),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/", "description": "This gateway"}],
+        "security": [{"bearer": []}],
+        "tags": [{"name": n} for n in ("Calls", "Spending", "Access", "Operation")],
+        "paths": _paths(),
+        "components": {
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key of `behest keys create`, or a token of `/v1/auth/mint`.",
+                }
+            },
+            "parameters": {
+                "X-End-User-Id": _id_header("X-End-User-Id", "The end user that the call is for."),
+                "X-Session-Id": _id_header("X-Session-Id", "The session that the call belongs to."),
+            },
+            "headers": {
+                "X-Trace-Id": _header("Names this answer: in the ledger it is the tag `trace`."),
+                **{name: _header(text) for name, text in _BUDGET_HEADERS.items()},
+            },
+            "responses": {
+                f"Error{status.title()}": {
+                    "description": text,
+                    "headers": {"X-Trace-Id": {"$ref": "#/components/headers/X-Trace-Id"}},
+                    "content": {"application/json": {"schema": _ref(shapes.Error)}},
+                }
+                for status, text in _ERRORS.items()
+            },
+            "schemas": definitions.get("$defs", {}),
+        },
+    }
+
+
+# ── the page ───────────────────────────────────────────────────────────────────────────
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Behest gateway</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+</head>
+<body>
+<div id="docs"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_START = """SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#docs",
+  deepLinking: true,
+  validatorUrl: null,
+  defaultModelsExpandDepth: 0,
+});
+"""
+_OWN_HOST_ALONE = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+)
+
+
+async def _document(request: Request) -> Response:
+    return JSON(document())
+
+
+async def _page(request: Request) -> Response:
+    return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _OWN_HOST_ALONE})
+
+
+async def _start(request: Request) -> Response:
+    return Response(_START, media_type="text/javascript")
+
+
+def routes() -> list[BaseRoute]:
+    """`/openapi.json`, and `/docs` with the files of Swagger UI (as packaged by fastapi-offline)."""
+    found: list[BaseRoute] = [
+        Route("/openapi.json", _document),
+        Route("/docs", _page),
+        Route("/docs/start.js", _start),
+    ]
+    # Found, and not imported: what is wanted are two files, not the framework around them.
+    spec = find_spec("fastapi_offline")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
+            path = Path(folder) / "static" / name
+
+            async def file(request: Request, path: Path = path) -> Response:
+                return FileResponse(path, headers={"Cache-Control": "public, max-age=86400"})
+
+            found.append(Route(f"/docs/{name}", file))
+    return found

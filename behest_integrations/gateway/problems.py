@@ -1,0 +1,183 @@
+"""One shape for every error, which OpenAI's SDKs and Behest's clients can read.
+
+    {"error": {"message", "type", "code", "param", "details"}}
+
+Behest's clients go by `code`; OpenAI's SDKs by the status, `code` and `x-should-retry`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import quote
+
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from ..budgets import Budget, format_amount, to_usd
+from ..errors import (
+    BehestError,
+    BudgetExceeded,
+    ConfigError,
+    MissingExtra,
+    Shortfall,
+    StoreError,
+    Unbounded,
+    UnknownPrice,
+)
+from ..planning import Balance
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "quota_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+_CODES = {
+    400: "validation_error",
+    401: "invalid_token",
+    402: "quota_exceeded",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    429: "rate_limited",
+}
+_LONGEST_WAIT = 60
+"""OpenAI's SDKs wait as long as `Retry-After` says up to a minute, and guess above it."""
+
+
+class JSON(Response):
+    """A JSON response, written by the library that reads the requests."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content)
+
+
+class Problem(Exception):
+    """An answer that is an error.
+
+    Args:
+        message: what happened, and what to do next.
+        code: the word for programs; default: the status's usual one.
+        param: the field of the request that is wrong, if it is one.
+        retry: whether a client that repeats the request may hope; None: as the status says.
+        after: seconds after which it may.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        retry: bool | None = None,
+        after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code or _CODES.get(status) or ("server_error" if status >= 500 else "validation_error")
+        self.headers = dict(headers or {})
+        if after is not None:
+            self.headers["Retry-After"] = str(max(1, math.ceil(after)))
+        if retry is not None:
+            self.headers["x-should-retry"] = "true" if retry else "false"
+        kind = _TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
+        self.body: dict[str, Any] = {
+            "error": {
+                "message": message,
+                "type": kind,
+                "code": self.code,
+                "param": param,
+                "details": dict(details or {}),
+            }
+        }
+
+    def response(self) -> Response:
+        return JSON(self.body, status_code=self.status, headers=self.headers)
+
+
+def problem_of(error: BehestError, *, tier: str | None = None) -> Problem:
+    """What an error of the engine is to a client of the gateway."""
+    if isinstance(error, BudgetExceeded):
+        return _refusal(error, tier)
+    if isinstance(error, UnknownPrice):
+        message = (
+            f"No price is known for model {error.model!r} and a budget in dollars applies, so the call was "
+            "refused. Whoever runs the gateway can give its price in behest.toml."
+        )
+        return Problem(400, message, code="unknown_price", param="model", retry=False)
+    if isinstance(error, Unbounded):
+        message = (
+            f"The request uses {error.feature!r}, whose cost cannot be bounded beforehand, and a budget "
+            "applies, so the call was refused. Whoever runs the gateway can allow it in behest.toml, "
+            "under [allow]."
+        )
+        return Problem(400, message, code="unbounded", details={"feature": error.feature}, retry=False)
+    if isinstance(error, StoreError):
+        message = "The ledger cannot be written, so the call was refused before it reached the provider."
+        return Problem(503, message, code="store_unavailable", retry=error.retryable, after=1)
+    if isinstance(error, ConfigError) and not isinstance(error, MissingExtra):
+        return Problem(400, str(error), retry=False)
+    return Problem(500, "The gateway failed; its log says how.", retry=False)
+
+
+def _is_rate(text: str, unit: str) -> bool:
+    """Whether a budget limits how fast rather than how much: calls or tokens, by the hour or less."""
+    if unit == "usd":
+        return False
+    budget = Budget.parse(text)
+    return budget.window in ("minute", "hour") or 0 < budget.rolling_ms <= 3_600_000
+
+
+def _refusal(error: BudgetExceeded, tier: str | None) -> Problem:
+    short = error.shortfall
+    details = {
+        "tier": tier,
+        "limit": number(short.limit, short.unit),
+        "usage": number(short.spent, short.unit),
+        "held": number(short.held, short.unit),
+        "needed": number(short.asked, short.unit),
+        "unit": short.unit,
+        "budget": short.budget,
+        "scope": short.scope,
+        "reason": error.reason,
+        "resets_at": short.resets_at.isoformat() if short.resets_at is not None else None,
+    }
+    headers = budget_headers(short)
+    if error.busy:
+        return Problem(429, str(error), details=details, retry=True, after=1, headers=headers)
+    if error.reason == "exhausted" and _is_rate(short.budget, short.unit):
+        wait = 60.0
+        if short.resets_at is not None:
+            wait = (short.resets_at - datetime.now(timezone.utc)).total_seconds()
+        wait = max(1.0, wait)
+        retry = wait <= _LONGEST_WAIT
+        return Problem(429, str(error), details=details, retry=retry, after=wait, headers=headers)
+    return Problem(402, str(error), details=details, retry=False, headers=headers)
+
+
+def number(amount: int, unit: str) -> float | int:
+    """An amount for JSON: USD (exact to the nano-dollar below $9,000,000) or a count."""
+    return float(to_usd(amount)) if unit == "usd" else amount
+
+
+def budget_headers(binding: Balance | Shortfall | None) -> dict[str, str]:
+    """The budget that binds: its text, limit, what is left, and when it resets (seconds from 1970)."""
+    if binding is None:
+        return {}
+    found = {
+        "X-Budget": quote(binding.budget, safe=' $/*?="._-:'),
+        "X-Budget-Limit": format_amount(binding.limit, binding.unit),
+        "X-Budget-Left": format_amount(binding.left, binding.unit),
+    }
+    if binding.resets_at is not None:
+        found["X-Budget-Reset"] = str(math.ceil(binding.resets_at.timestamp()))
+    return found

@@ -1,0 +1,151 @@
+"""Towards the providers: connections, and which model goes where."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote
+
+from ..attribution import SESSION_HEADER, USER_HEADER, Attribution
+from ..errors import MissingExtra
+from ..pricing import provider_for_url, provider_named
+from .settings import GatewaySettings, ProviderSettings
+
+try:
+    import aiohttp
+    from multidict import CIMultiDict
+except ImportError:
+    raise MissingExtra("The gateway", "gateway") from None
+
+PATHS = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "responses": "/responses",
+    "embeddings": "/embeddings",
+}
+_PASSED_ON = frozenset({b"openai-beta", b"accept", b"accept-language"})
+_LIST_SECONDS = 10.0
+
+
+class Provider:
+    """A provider and the pool of connections to it, in one event loop.
+
+    Attributes:
+        prices: the price list's id for it, if it is known there.
+    """
+
+    def __init__(self, name: str, settings: ProviderSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.prices = (provider_named(settings.prices) or settings.prices) if settings.prices else None
+        if self.prices is None:
+            self.prices = provider_for_url(settings.base_url)
+        self._headers = CIMultiDict(settings.headers)
+        key = settings.key()
+        if key is not None:
+            bearer = settings.auth_header.lower() == "authorization"
+            self._headers[settings.auth_header] = f"Bearer {key}" if bearer else key
+        self._headers["Content-Type"] = "application/json"
+        # What is passed through must not have to be unpacked first.
+        self._headers["Accept-Encoding"] = "identity"
+        self._session: aiohttp.ClientSession | None = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            settings = self.settings
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=settings.max_connections, limit_per_host=0, keepalive_timeout=30
+                ),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=settings.connect_timeout, sock_read=settings.timeout
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=True,
+                trust_env=True,
+            )
+        return self._session
+
+    @property
+    def prefers_max_tokens(self) -> bool:
+        """Whether a limit of ours is better sent as `max_tokens`; see `wire.bound_request`."""
+        return self.prices not in ("openai", "azure")
+
+    async def post(
+        self, operation: str, model: str, body: bytes, who: Attribution, given: Iterable[tuple[bytes, bytes]]
+    ) -> aiohttp.ClientResponse:
+        """Send a request, and wait for the head of the answer."""
+        headers = self._headers.copy()
+        for name, value in given:
+            if name in _PASSED_ON:
+                headers[name.decode("latin-1")] = value.decode("latin-1")
+        if self.settings.send_attribution:
+            for header, id in ((SESSION_HEADER, who.session_id), (USER_HEADER, who.user_id)):
+                if id is not None:
+                    # Written as UTF-8, like every header here.
+                    headers[header] = id
+        url = self.settings.base_url.replace("{model}", quote(model, safe="")).rstrip("/") + PATHS[operation]
+        return await self._open().post(
+            url, data=body, headers=headers, params=self.settings.query, allow_redirects=False
+        )
+
+    async def models(self) -> list[Mapping[str, Any]]:
+        """The provider's own list of models.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError, ValueError: it has none, or cannot be asked.
+        """
+        if "{model}" in self.settings.base_url:
+            return []
+        url = self.settings.base_url.rstrip("/") + "/models"
+        async with self._open().get(
+            url,
+            headers=self._headers,
+            params=self.settings.query,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=_LIST_SECONDS),
+        ) as response:
+            response.raise_for_status()
+            listed = await response.json(content_type=None)
+        found = listed.get("data") if isinstance(listed, Mapping) else None
+        return [m for m in found or () if isinstance(m, Mapping) and isinstance(m.get("id"), str)]
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A provider, and the model to ask it for."""
+
+    provider: Provider
+    model: str
+
+
+class Routes:
+    """Which model goes where."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._routes = settings.all_routes()
+        self.providers = {name: Provider(name, given) for name, given in settings.providers.items()}
+        self.targets = lru_cache(maxsize=1024)(self._targets)
+
+    def _targets(self, model: str) -> tuple[Target, ...]:
+        for route in self._routes:
+            if any(fnmatch.fnmatchcase(model, pattern) for pattern in route.models):
+                return tuple(
+                    Target(self.providers[t.provider], t.model or model) for t in (route, *route.fallback)
+                )
+        return ()
+
+    def named(self) -> list[str]:
+        """The models that routes name outright."""
+        return [name for route in self._routes for name in route.models if not set(name) & set("*?[")]
+
+    async def close(self) -> None:
+        for provider in self.providers.values():
+            await provider.close()

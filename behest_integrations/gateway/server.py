@@ -1,0 +1,277 @@
+"""Serving the gateway with uvicorn: one process or several workers over one store."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import json
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from asyncio import TimerHandle
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import FILE, Config, load
+from ..errors import ConfigError, MissingExtra
+from .app import create_app, gateway_meter
+from .metrics import FOLDER
+from .problems import Problem
+from .settings import GatewaySettings, LimitSettings, ProviderSettings
+
+try:
+    import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+except ImportError:
+    raise MissingExtra("The gateway", "gateway") from None
+
+if TYPE_CHECKING:
+    from asyncio import Transport
+
+    from starlette.applications import Starlette
+
+log = logging.getLogger("behest")
+
+_PLAN = "BEHEST_GATEWAY_PLAN"
+_KEEP_ALIVE = 65
+"""Longer than clients keep an idle connection: the server must not close one that is being used."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker must know to build the gateway.
+
+    Attributes:
+        config: the file, if there is one.
+        store: over what the file says.
+        sandbox: the address of the sandbox provider, where nothing is configured.
+    """
+
+    config: str | None
+    store: str | None
+    keyless: bool
+    sandbox: str | None = None
+
+    def load(self) -> tuple[Config, GatewaySettings]:
+        """The file's settings, with the sandbox where they name no provider."""
+        config = load(self.config) if self.config else Config()
+        settings = GatewaySettings.of(config.gateway)
+        if self.sandbox is not None:
+            settings.providers["sandbox"] = ProviderSettings(base_url=self.sandbox)
+        return config, settings
+
+
+@functools.lru_cache(maxsize=1)
+def _plan() -> Plan:
+    return Plan(**json.loads(os.environ[_PLAN]))
+
+
+def application() -> Starlette:
+    """The application of one worker, as its parent planned it."""
+    plan = _plan()
+    config, settings = plan.load()
+    arguments = config.arguments()
+    if plan.store:
+        arguments["store"] = plan.store
+    return create_app(gateway_meter(arguments, settings), settings, keyless=plan.keyless)
+
+
+def serve(
+    *,
+    host: str,
+    port: int,
+    workers: int,
+    keyless: bool,
+    store: str | None,
+    config: Path | None,
+    say: Any = print,
+) -> None:
+    """Serve until told to stop; streams are let finish, and every hold is settled.
+
+    Args:
+        config: `behest.toml`; None: the one in the working folder, if there is one.
+        say: told, line by line, what is served.
+
+    Raises:
+        ConfigError: something cannot be used as given.
+    """
+    if keyless and not is_loopback(host):
+        raise ConfigError(f"without keys the gateway listens on loopback alone, not on {host!r}")
+    path = config or (Path(FILE) if Path(FILE).exists() else None)
+    plan = Plan(str(path.absolute()) if path else None, store, keyless)
+    said, settings = plan.load()
+    with ExitStack() as stack:
+        if not settings.providers:
+            plan = Plan(plan.config, plan.store, keyless, stack.enter_context(_sandbox()))
+            settings = plan.load()[1]
+        _check(said, settings, plan)
+        os.environ[_PLAN] = json.dumps(asdict(plan))
+        if settings.tokens.algorithm == "HS256" and not os.environ.get(settings.tokens.secret_env):
+            os.environ[settings.tokens.secret_env] = secrets.token_hex(32)
+            say(f"Tokens: valid until this ends; set {settings.tokens.secret_env} to keep them.")
+        if workers > 1:
+            os.environ[FOLDER] = stack.enter_context(_folder())
+        for line in _describe(said, settings, plan, host, port):
+            say(line)
+        uvicorn.run(
+            f"{__name__}:application",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            http=Protocol,
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=settings.limits.shutdown_timeout,
+        )
+
+
+def _check(said: Config, settings: GatewaySettings, plan: Plan) -> None:
+    """Find out before a worker does what cannot be used."""
+    arguments = said.arguments()
+    arguments["store"] = plan.store or arguments.get("store")
+    for provider in settings.providers.values():
+        provider.key()
+    with gateway_meter(arguments, settings) as meter:
+        if not plan.keyless:
+            from .keys import KeyStore
+
+            KeyStore(meter.ledger)
+
+
+def _describe(said: Config, settings: GatewaySettings, plan: Plan, host: str, port: int) -> Iterator[str]:
+    where = f"[{host}]" if ":" in host else host
+    if plan.sandbox is not None:
+        yield "Provider: none is configured, so the sandbox answers. It invents what it says; it is free."
+    for name, provider in settings.providers.items():
+        if plan.sandbox is None:
+            yield f"Provider: {name}, {provider.base_url}"
+    texts = [b if isinstance(b, str) else str(b.budget()) for b in said.budgets]
+    yield "Budgets: " + (", ".join(f'"{t}"' for t in texts) or "none but those of tiers; calls are counted")
+    if plan.keyless:
+        yield "Callers: anybody on this machine, without a key."
+    else:
+        yield "Callers: with a key; 'behest keys create --tenant T --project P' makes one."
+    yield f"The gateway answers at http://{where}:{port}/v1 (what it can do: http://{where}:{port}/docs)"
+
+
+@contextmanager
+def _sandbox() -> Iterator[str]:
+    from ..sandbox import Sandbox
+
+    with Sandbox(latency=0.05, chunk_delay=0.01) as provider:
+        yield provider.base_url
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    path = tempfile.mkdtemp(prefix="behest-metrics-")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listening address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _HeadTooLarge(Exception):
+    pass
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's own, with bounds on what a client may do before a request is complete."""
+
+    limits: LimitSettings | None = None
+    """Those of the plan, unless they are set."""
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._limits = self.limits or _limits()
+        self._in_head, self._head_size, self._head_is_large = True, 0, False
+        self._timer: TimerHandle | None = None
+        if len(self.connections) > self._limits.max_connections:
+            transport.abort()
+            return
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # A line that does not end is told to nobody, and kept by the parser.
+        if self._in_head and not self.transport.is_closing():
+            self._head_size += len(data)
+            if self._head_size > self._limits.max_header:
+                self._head_is_large = True
+                self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_size = True, 0
+        if self._timer is None:
+            self._wait_for_head()
+
+    def on_url(self, url: bytes) -> None:
+        self._grow(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._grow(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._head_is_large:
+            problem = Problem(431, f"A request's head may have at most {self._limits.max_header:,} bytes.")
+        else:
+            problem = Problem(400, "This is not HTTP as the gateway understands it.")
+        body = problem.response().body
+        head = (
+            f"HTTP/1.1 {problem.status} {'Bad Request' if problem.status == 400 else 'Headers Too Large'}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"x-trace-id: {os.urandom(16).hex()}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + bytes(body))
+        self.transport.close()
+
+    def _grow(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > self._limits.max_header:
+            self._head_is_large = True
+            raise _HeadTooLarge
+
+    def _wait_for_head(self) -> None:
+        self._timer = self.loop.call_later(self._limits.header_timeout, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+@functools.lru_cache(maxsize=1)
+def _limits() -> LimitSettings:
+    return _plan().load()[1].limits

@@ -1,0 +1,226 @@
+"""`[gateway]` of `behest.toml`: providers, routes, tiers, tokens, limits.
+
+[gateway.providers.openai]
+base_url = "https://api.openai.com/v1"
+api_key_env = "OPENAI_API_KEY"
+
+[[gateway.routes]]
+models = ["gpt-*", "o*", "text-embedding-*"]
+provider = "openai"
+
+[[gateway.routes]]
+models = ["fast"]
+provider = "openai"
+model = "gpt-4o-mini"
+fallback = [{ provider = "gemini", model = "gemini-2.5-flash" }]
+
+[gateway.tiers]
+trial = ["$0.20 per user", "5 calls/minute per user"]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..attribution import check_id
+from ..budgets import Budget, Filter
+from ..config import say_problems
+from ..errors import ConfigError
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+TIER_TAG = "tier"
+"""The tag by which the budgets of a tier find their calls."""
+
+TIERS: Mapping[str, tuple[str, ...]] = {
+    name: (
+        f"{a_minute} calls/minute per project and user",
+        f"{a_day} calls/day per project and user",
+        f"{tokens} tokens/day per project and user",
+    )
+    for name, a_minute, a_day, tokens in (
+        ("free", "10", "100", "50k"),
+        ("pro", "60", "10k", "2M"),
+        ("max", "300", "100k", "20M"),
+    )
+}
+"""Behest's own tiers. A tier of the same name in the file takes the place of one of these."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProviderSettings(_Strict):
+    """An OpenAI-compatible endpoint.
+
+    Attributes:
+        base_url: up to and with `/v1`, or what stands in its place; ``{model}`` in it is
+            replaced by the model (for deployments in the path).
+        api_key_env: the environment variable that has the key.
+        auth_header: the header that carries it: ``Authorization: Bearer KEY``, or, under
+            any other name, the key alone (Azure: ``api-key``).
+        headers, query: sent with every request.
+        prices: the price list's provider id; default: by the address.
+        timeout: seconds without a byte after which an answer is given up.
+        connect_timeout: seconds for a free place in the pool and a connection.
+        retries: further attempts on 429, 5xx and lost connections; each is a call of its own.
+        max_connections: at once, for each worker.
+        send_attribution: hand `X-Session-Id` and `X-End-User-Id` on.
+    """
+
+    base_url: str = Field(pattern=r"^https?://[^\s]+$")
+    api_key_env: str | None = None
+    auth_header: str = Field(default="Authorization", pattern=r"^[A-Za-z0-9-]+$")
+    headers: dict[str, str] = Field(default_factory=dict)
+    query: dict[str, str] = Field(default_factory=dict)
+    prices: str | None = None
+    timeout: Seconds = 600.0
+    connect_timeout: Seconds = 10.0
+    retries: int = Field(default=2, ge=0, le=10)
+    max_connections: int = Field(default=200, ge=1, le=10_000)
+    send_attribution: bool = False
+
+    def key(self) -> str | None:
+        """The provider's key.
+
+        Raises:
+            ConfigError: the variable is named and not set.
+        """
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            raise ConfigError(
+                f"the provider at {self.base_url} takes its key from {self.api_key_env}: set it"
+            )
+        return key
+
+
+class TargetSettings(_Strict):
+    """A provider, and what a model is called there (default: as it was asked for)."""
+
+    provider: str
+    model: str | None = None
+
+
+class RouteSettings(TargetSettings):
+    """Where models go: the first route with a pattern that matches (`*`, `?`) is taken."""
+
+    models: list[str] = Field(min_length=1)
+    fallback: list[TargetSettings] = Field(default_factory=list)
+
+
+class TokenSettings(_Strict):
+    """How end-user tokens are signed and checked.
+
+    Attributes:
+        algorithm: ``HS256`` with a secret of at least 32 bytes, or ``RS256`` with key files.
+        secret_env: the environment variable that has the secret. Where it is not set, a
+            secret is made at each start.
+        private_key_file: PEM, to mint with; without it tokens are only checked.
+        public_key_files: PEM, by key id (`kid`), to check with.
+        kid: the key id that minted tokens name.
+        issuer, audience: the claims that a token must carry.
+        max_ttl: seconds that a minted token may live.
+    """
+
+    algorithm: Literal["HS256", "RS256"] = "HS256"
+    secret_env: str = "BEHEST_TOKEN_SECRET"
+    private_key_file: Path | None = None
+    public_key_files: dict[str, Path] = Field(default_factory=dict)
+    kid: str = "behest"
+    issuer: str = "behest"
+    audience: str = "behest"
+    max_ttl: int = Field(default=86_400, ge=1)
+
+
+class LimitSettings(_Strict):
+    """What keeps the gateway up. Sizes in bytes, times in seconds, each for one worker.
+
+    Attributes:
+        max_body: of a request. max_values: JSON values in it. max_buffered: of all bodies
+            that are held at once.
+        max_header: all header lines of a request together.
+        max_in_flight: calls at once; max_connections: of clients.
+        header_timeout: for a request's head. body_timeout: for its body. write_timeout:
+            for a client to take what it is sent.
+        shutdown_timeout: for streams to finish, before they are cut off and settled.
+    """
+
+    max_body: int = Field(default=10_000_000, ge=1024)
+    max_values: int = Field(default=500_000, ge=100)
+    max_buffered: int = Field(default=100_000_000, ge=1024)
+    max_header: int = Field(default=32_768, ge=1024)
+    max_in_flight: int = Field(default=1000, ge=1)
+    max_connections: int = Field(default=4000, ge=1)
+    header_timeout: Seconds = 10.0
+    body_timeout: Seconds = 60.0
+    write_timeout: Seconds = 60.0
+    shutdown_timeout: Annotated[int, Field(ge=0)] = 30
+
+
+class GatewaySettings(_Strict):
+    """What `[gateway]` may say. Unknown keys are errors."""
+
+    providers: dict[str, ProviderSettings] = Field(default_factory=dict)
+    routes: list[RouteSettings] = Field(default_factory=list)
+    tiers: dict[str, list[str]] = Field(default_factory=dict)
+    default_tier: str | None = None
+    tokens: TokenSettings = Field(default_factory=TokenSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    cors_origins: list[str] = Field(default_factory=list)
+    metrics: bool = True
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> GatewaySettings:
+        """Check what a file says.
+
+        Raises:
+            ConfigError: something cannot be used as given.
+        """
+        try:
+            settings = cls.model_validate(table)
+        except ValidationError as error:
+            raise ConfigError(f"[gateway] cannot be used: {say_problems(error)}") from None
+        for name in settings.tiers:
+            check_id(name, "a tier's name")
+        for route in settings.routes:
+            for target in (route, *route.fallback):
+                if target.provider not in settings.providers:
+                    known = ", ".join(settings.providers) or "none"
+                    raise ConfigError(f"[gateway] routes to {target.provider!r}; configured: {known}")
+        if not settings.routes and len(settings.providers) > 1:
+            raise ConfigError(
+                "[gateway] has several providers: say in [[gateway.routes]] which models go where"
+            )
+        if settings.default_tier is not None and settings.default_tier not in settings.tier_texts:
+            raise ConfigError(f"[gateway] default_tier {settings.default_tier!r} is not a tier")
+        settings.tier_budgets()
+        return settings
+
+    @property
+    def tier_texts(self) -> Mapping[str, tuple[str, ...]]:
+        """Budgets by tier: the built-in ones, and the file's over them."""
+        return {**TIERS, **{name: tuple(texts) for name, texts in self.tiers.items()}}
+
+    def tier_budgets(self) -> list[Budget]:
+        """All tiers' budgets, each for the calls of its tier."""
+        return [
+            replace(budget, filters=(*budget.filters, Filter("tag", name, TIER_TAG)))
+            for name, texts in self.tier_texts.items()
+            for budget in map(Budget.parse, texts)
+        ]
+
+    def all_routes(self) -> list[RouteSettings]:
+        """The routes; where there are none, everything goes to the only provider."""
+        if self.routes or not self.providers:
+            return self.routes
+        (only,) = self.providers
+        return [RouteSettings(models=["*"], provider=only)]
