@@ -73,7 +73,7 @@ class Accounts:
 
     async def usage(self, request: Request) -> Response:
         """`GET /v1/usage?from&to&user_id&granularity`."""
-        caller = await self._reader(request)
+        caller = await self._reader(request, "from", "to", "user_id", "granularity")
         start, end = _window(request)
         granularity = request.query_params.get("granularity", "day")
         if granularity not in _GRANULARITIES:
@@ -92,7 +92,7 @@ class Accounts:
 
     async def billing(self, request: Request) -> Response:
         """`GET /v1/billing/usage?from&to`."""
-        caller = await self._reader(request)
+        caller = await self._reader(request, "from", "to")
         start, end = _window(request)
         user = self._whose(caller, None)
         found = await self._report(caller, user, start, end, "model")
@@ -113,9 +113,15 @@ class Accounts:
         )
         return JSON(billing.model_dump(mode="json", by_alias=True), headers=await self._budget(caller, user))
 
-    async def _reader(self, request: Request) -> Caller:
+    async def _reader(self, request: Request, *known: str) -> Caller:
         caller = await self._gate.admit(request.scope["headers"])
         caller.require("usage")
+        given = [name for name, _value in request.query_params.multi_items()]
+        for name in given:
+            # A misspelt filter is no filter: it would tell more than was asked.
+            if name not in known or given.count(name) > 1:
+                message = f"The parameters are {', '.join(known)}, each once."
+                raise Problem(400, message, param=name)
         return caller
 
     def _whose(self, caller: Caller, asked: str | None) -> str | None:

@@ -108,8 +108,11 @@ def _get(
 
 def _query(name: str, description: str, **schema: Any) -> dict[str, Any]:
     return {
-        "name": name, "in": "query", "description": description, "schema": {"type": "string", **schema},
+        "name": name, "in": "query", "description": description, "schema": schema or {"type": "string"},
     }  # fmt: skip
+
+
+_MOMENT = {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
 
 
 def _plain(description: str) -> dict[str, Any]:
@@ -121,8 +124,10 @@ def _plain(description: str) -> dict[str, Any]:
 
 def _paths() -> dict[str, Any]:
     window = (
-        _query("from", "A date or time (UTC if it names no zone); default: the first of this month."),
-        _query("to", "The same, not included; default: now."),
+        _query(
+            "from", "A date or time (UTC if it names no zone); default: the first of this month.", **_MOMENT
+        ),
+        _query("to", "The same, not included; default: now.", **_MOMENT),
     )
     return {
         "/v1/chat/completions": _call(
@@ -151,7 +156,7 @@ def _paths() -> dict[str, Any]:
             _answers(shapes.Usage, _ACCOUNT_ERRORS),
             *window,
             _query("user_id", "Only this end user's. A token is told its own user's."),
-            _query("granularity", "How finely.", enum=["hour", "day", "month"], default="day"),
+            _query("granularity", "How finely.", type="string", enum=["hour", "day", "month"], default="day"),
         ),
         "/v1/billing/usage": _get(
             "getBillingUsage",

@@ -70,6 +70,14 @@ class Bill:
             total = calc_price(usage, model, provider_id="openai").total_price
         return total.quantize(_NANO, ROUND_HALF_EVEN)
 
+    def knows(self, model: str) -> bool:
+        """Whether it has a price: what has none cannot be sold."""
+        try:
+            self._cost(model, 0, 0, 0)
+        except LookupError:
+            return False
+        return True
+
     def total(self, session_id: str | None = None) -> Decimal:
         """USD billed, in all or for one session."""
         return sum(

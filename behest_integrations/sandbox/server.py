@@ -120,7 +120,11 @@ class Sandbox:
                 Route("/openai/deployments/{deployment}/chat/completions", self._chat, methods=["POST"]),
                 Route("/sandbox/bill", self._show_bill),
                 Route("/sandbox/faults", self._add_fault, methods=["POST"]),
-            ]
+            ],
+            # A field of the wrong shape: to a provider that is the caller's mistake, not its own.
+            exception_handlers=dict.fromkeys(
+                (AttributeError, TypeError, ValueError, LookupError), _misshapen
+            ),
         )
 
     # ── running ────────────────────────────────────────────────────────────────────────
@@ -253,6 +257,8 @@ class Sandbox:
     async def _begin(self, job: _Job, output: int, fault: _Fault | None) -> Response | None:
         """Wait, and fail where a fault says so; None to go on and answer."""
         self.requests += 1
+        if not self.bill.knows(job.model):
+            return _error(404, f"the model {job.model!r} does not exist here")
         delay = self.latency + (fault.seconds if fault and fault.kind == "latency" else 0.0)
         if delay:
             await asyncio.sleep(delay)
@@ -572,6 +578,10 @@ class Sandbox:
         models = [*_MODELS, *self.bill.prices]
         data = [{"id": m, "object": "model", "created": 0, "owned_by": "sandbox"} for m in models]
         return JSONResponse({"object": "list", "data": data})
+
+
+async def _misshapen(request: Request, error: Exception) -> Response:
+    return _error(400, f"a field has the wrong shape ({type(error).__name__})")
 
 
 def _header(request: Request, name: str) -> str | None:

@@ -1,0 +1,189 @@
+"""Nothing is let through over HTTP either: the truth is what the sandbox billed.
+
+128 streams at once, several workers over one store, clients that hang up, a worker that is
+killed. At most the budget is spent at the provider, and at least 99 % of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from gateway_support import Gateway, chat
+from support import ANSWER, MODEL, assert_agrees, assert_sound
+
+from behest_integrations.sandbox import Sandbox
+
+CAP = Decimal(1)
+REQUEST = chat(model=MODEL, max_tokens=ANSWER)
+
+
+def provider() -> Sandbox:
+    return Sandbox(latency=0.05, output_tokens=ANSWER, chunk_tokens=49, chunk_delay=0.005)
+
+
+async def one(
+    session: aiohttp.ClientSession, url: str, *, leave_after: int | None, stream: bool = True
+) -> str:
+    """One call, read to its end or left after some pieces; the word for how it ended."""
+    async with session.post(f"{url}/chat/completions", json={**REQUEST, "stream": stream}) as response:
+        if response.status != 200:
+            error = (await response.json())["error"]
+            return str(error["code"])
+        pieces = 0
+        async for _ in response.content.iter_any():
+            pieces += 1
+            if leave_after is not None and pieces > leave_after:
+                response.close()
+                return "left"
+        return "whole"
+
+
+async def until_exhausted(
+    gateway: Gateway,
+    key: str,
+    leaving: Callable[[int], int | None],
+    *,
+    callers: int = 128,
+    stream: bool = True,
+) -> dict[str, int]:
+    """`callers` callers, each going on until the budget is used up; how their calls ended."""
+    ended: dict[str, int] = {}
+
+    async def caller(number: int) -> None:
+        for turn in range(2000):
+            try:
+                how = await one(session, gateway.base_url, leave_after=leaving(number + turn), stream=stream)
+            except aiohttp.ClientError:
+                how = "lost"
+            ended[how] = ended.get(how, 0) + 1
+            if how == "quota_exceeded":
+                return
+            if how in ("rate_limited", "lost", "server_error", "store_unavailable"):
+                await asyncio.sleep(0.05)
+        raise AssertionError("the budget is not used up")
+
+    headers = {"Authorization": f"Bearer {key}", "X-Session-Id": "s", "X-End-User-Id": "u"}
+    async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session:
+        await asyncio.gather(*(caller(n) for n in range(callers)))
+    return ended
+
+
+def settled(sandbox: Sandbox, gateway: Gateway) -> None:
+    """The provider books a stream that was left when it notices; give it, and us, that time."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with gateway.meter() as meter:
+            if len(sandbox.bill.lines) >= sandbox.requests and not meter.ledger.snapshot()[1]:
+                return
+        time.sleep(0.05)
+
+
+def check(sandbox: Sandbox, gateway: Gateway) -> None:
+    spent = sandbox.bill.total()
+    assert spent <= CAP, f"the budget was passed: {spent}"
+    assert spent >= CAP * 99 / 100, f"only {spent} was used"
+    with gateway.meter() as meter:
+        assert_sound(meter)
+
+
+def run(work: Coroutine[Any, Any, dict[str, int]]) -> dict[str, int]:
+    return asyncio.run(work)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_128_streams(tmp_path: Path, workers: int) -> None:
+    with (
+        provider() as sandbox,
+        Gateway(tmp_path, sandbox, budgets=["$1 per session"], workers=workers) as gateway,
+    ):
+        ended = run(until_exhausted(gateway, gateway.key(), lambda n: None))
+        assert ended["quota_exceeded"] == 128
+        assert ended["whole"] >= 33
+        settled(sandbox, gateway)
+        check(sandbox, gateway)
+        with gateway.meter() as meter:
+            assert_agrees(meter, sandbox)
+
+
+def test_128_calls_in_one_piece_over_five_budgets(tmp_path: Path) -> None:
+    budgets = [
+        "$1 per session",
+        "$1.50/day per user",
+        "$1 per 24h rolling for model gpt-4*",
+        "100k tokens/month per project",
+        "500 calls/day per tenant and model",
+    ]
+    with provider() as sandbox, Gateway(tmp_path, sandbox, budgets=budgets, workers=2) as gateway:
+        run(until_exhausted(gateway, gateway.key(tier="max"), lambda n: None, stream=False))
+        settled(sandbox, gateway)
+        check(sandbox, gateway)
+        with gateway.meter() as meter:
+            assert_agrees(meter, sandbox)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_third_of_the_clients_hang_up(tmp_path: Path, workers: int) -> None:
+    """The provider bills a stream that was left in full, the worst that it could do."""
+    with (
+        provider() as sandbox,
+        Gateway(tmp_path, sandbox, budgets=["$1 per session"], workers=workers) as gateway,
+    ):
+        ended = run(until_exhausted(gateway, gateway.key(), lambda n: 2 if n % 3 == 0 else None))
+        assert ended["left"] > 5
+        settled(sandbox, gateway)
+        check(sandbox, gateway)
+
+
+def test_workers_killed_in_mid_call(tmp_path: Path) -> None:
+    """What a killed worker had in flight is booked at its worst case, once its lease is over."""
+    rng = random.Random(5)
+    with (
+        provider() as sandbox,
+        Gateway(tmp_path, sandbox, budgets=["$1 per session"], workers=2, top="lease = 2.0") as gateway,
+    ):
+        key = gateway.key()
+
+        async def killing() -> dict[str, int]:
+            calls = asyncio.create_task(until_exhausted(gateway, key, lambda n: None, callers=64))
+            for _ in range(3):
+                await asyncio.sleep(rng.uniform(0.1, 0.2))
+                while not (alive := gateway.workers()):
+                    await asyncio.sleep(0.01)
+                os.kill(rng.choice(alive), signal.SIGKILL)
+            return await calls
+
+        ended = run(killing())
+        assert ended.get("lost", 0) > 0, "no call was in flight when a worker was killed"
+        time.sleep(2.1)
+        with gateway.meter(lease=2.0) as meter:
+            meter.sweep()
+        settled(sandbox, gateway)
+        check(sandbox, gateway)
+
+
+def test_a_rate_and_a_tier(tmp_path: Path) -> None:
+    """`free` is 10 calls a minute for each user: told as a rate, and not as a quota."""
+    with provider() as sandbox, Gateway(tmp_path, sandbox) as gateway:
+        key = gateway.key(tier="free")
+
+        async def all_at_once() -> list[str]:
+            headers = {"Authorization": f"Bearer {key}", "X-End-User-Id": "u"}
+            async with aiohttp.ClientSession(headers=headers) as session:
+                calls = (one(session, gateway.base_url, leave_after=None) for _ in range(40))
+                return list(await asyncio.gather(*calls))
+
+        while time.time() % 60 > 50:  # all of them within one minute of the clock
+            time.sleep(1)
+        ended = asyncio.run(all_at_once())
+        assert sandbox.requests == 10
+        assert sorted(ended) == ["rate_limited"] * 30 + ["whole"] * 10
