@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+MESSAGE = {"role": "assistant", "content": "yes"}
 USAGE = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
 
 
@@ -37,8 +38,7 @@ def completion(received: Received) -> Answer:
     """A short chat completion of the model that was asked for."""
     reply = {
         "id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": received.json.get("model"),
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
-        "usage": USAGE,
+        "choices": [{"index": 0, "message": MESSAGE, "finish_reason": "stop"}], "usage": USAGE,
     }  # fmt: skip
     return Answer(body=json.dumps(reply).encode())
 
