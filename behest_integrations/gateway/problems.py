@@ -155,11 +155,11 @@ def _refusal(error: BudgetExceeded, tier: str | None) -> Problem:
     if error.busy:
         return Problem(429, str(error), details=details, retry=True, after=1, headers=headers)
     if error.reason == "exhausted" and _is_rate(short.budget, short.unit):
-        wait = 60.0
+        # A rolling window frees up bit by bit, nobody knows when: a client that waits is of no use.
+        wait, retry = float(_LONGEST_WAIT), False
         if short.resets_at is not None:
             wait = (short.resets_at - datetime.now(timezone.utc)).total_seconds()
-        wait = max(1.0, wait)
-        retry = wait <= _LONGEST_WAIT
+            retry = wait <= _LONGEST_WAIT
         return Problem(429, str(error), details=details, retry=retry, after=wait, headers=headers)
     return Problem(402, str(error), details=details, retry=False, headers=headers)
 

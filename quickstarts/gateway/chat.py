@@ -1,0 +1,34 @@
+"""The stock OpenAI client, pointed at the gateway: a call, a stream, and the budget that ends it."""
+
+from __future__ import annotations
+
+import os
+
+from openai import APIStatusError, OpenAI
+from openai.types.chat import ChatCompletionUserMessageParam
+
+client = OpenAI(
+    base_url=os.environ.get("BEHEST_BASE_URL", "http://127.0.0.1:8080/v1"),  # the line that changes
+    api_key=os.environ["BEHEST_API_KEY"],
+    default_headers={"X-End-User-Id": "u-7", "X-Session-Id": "python-1"},
+)
+hello: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Hello"}]
+
+answer = client.chat.completions.with_raw_response.create(model="gpt-4o", messages=hello, max_tokens=30)
+print("One call:", answer.parse().choices[0].message.content)
+print(f"   trace {answer.headers['x-trace-id']}, {answer.headers['x-budget-left']} left")
+
+print("A streamed one:", end=" ")
+stream = client.chat.completions.create(model="gpt-4o", messages=hello, max_tokens=30, stream=True)
+for chunk in stream:
+    print(chunk.choices[0].delta.content or "", end="", flush=True)
+print()
+
+calls = 2
+try:
+    while True:
+        client.chat.completions.create(model="gpt-4o", messages=hello, max_tokens=100)
+        calls += 1
+except APIStatusError as error:
+    print(f"Stopped before call {calls + 1}: {error.status_code} {error.code}")
+    print(f"   {error.message}")
