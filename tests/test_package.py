@@ -29,7 +29,10 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-FRAMEWORKS = ("openai", "langchain_core", "langgraph", "llama_index", "starlette", "uvicorn", "httpx", "rich")
+FRAMEWORKS = (
+    "openai", "langchain_core", "langgraph", "llama_index", "starlette", "uvicorn", "aiohttp", "jwt",
+    "prometheus_client", "httpx", "rich",
+)  # fmt: skip
 
 
 def test_importing_it_imports_no_framework_and_little_else() -> None:
@@ -90,6 +93,11 @@ def test_a_missing_extra_says_what_to_install() -> None:
         assert "pip install 'behest-integrations[langgraph]'" in python(missing + code).stderr
     said = python(WITHOUT % (("starlette",),) + "import behest_integrations.sandbox")
     assert "pip install 'behest-integrations[sandbox]'" in said.stderr
+    for name in ("starlette", "aiohttp", "jwt", "prometheus_client", "tenacity"):
+        code = "from behest_integrations.cli import main; main(['serve', '--keyless'])"
+        said = python(WITHOUT % ((name,),) + code)
+        assert "pip install 'behest-integrations[gateway]'" in said.stderr
+        assert "Traceback" not in said.stderr
 
 
 def imports_of(path: Path) -> set[str]:
@@ -127,6 +135,8 @@ def test_the_core_imports_no_framework_and_no_reports(path: Path) -> None:
         "llama_index",
         "starlette",
         "httpx",
+        "aiohttp",
+        "jwt",
     }
     others = r"behest_integrations\.(reports|gateway|integrations)"
     if path.name == "meter.py":  # its doors, each imported when it is opened
@@ -199,7 +209,14 @@ def test_the_readme_is_true() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for text in re.search(r"```text\n(\$0.*?)```", readme, re.DOTALL)[1].strip().splitlines():  # type: ignore[index]
         assert str(behest_integrations.Budget.parse(text)) == text
-    for quickstart in re.findall(r"\]\((quickstarts/[^)]+)\)", readme):
+    from behest_integrations.config import Config, tomllib
+    from behest_integrations.gateway import GatewaySettings
+
+    (toml,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    settings = GatewaySettings.of(Config.model_validate(tomllib.loads(toml)).gateway)
+    assert [r.provider for r in settings.all_routes()] == ["openai"]
+    assert len(settings.tier_budgets()) == 3 * 3 + 2
+    for quickstart in re.findall(r"\]\((quickstarts/[^)#]+)", readme):
         assert (ROOT / quickstart).is_file()
     there = {p.name for p in (ROOT / "quickstarts").glob("*.py")}
     assert there == set(re.findall(r"\(quickstarts/([^)]+\.py)\)", readme))

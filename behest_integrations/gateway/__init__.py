@@ -3,10 +3,13 @@
 `behest serve` runs it; `create_app` gives the ASGI application to those who serve it themselves.
 """
 
+from importlib import import_module
+
 from ..errors import MissingExtra
 
 try:
-    import starlette  # noqa: F401
+    for _name in ("aiohttp", "anyio", "jwt", "prometheus_client", "starlette", "tenacity", "uvicorn"):
+        import_module(_name)
 except ImportError:
     raise MissingExtra("The gateway", "gateway") from None
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 
-from ..errors import MissingExtra
-from ..meter import Meter
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
-try:
-    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-    from prometheus_client.multiprocess import MultiProcessCollector
-except ImportError:
-    raise MissingExtra("The gateway", "gateway") from None
+from ..meter import Meter
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Where workers keep their counts, so that any of them can tell those of all."""

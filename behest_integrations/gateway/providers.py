@@ -9,16 +9,12 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
+from multidict import CIMultiDict
+
 from ..attribution import SESSION_HEADER, USER_HEADER, Attribution
-from ..errors import MissingExtra
 from ..pricing import provider_for_url, provider_named
 from .settings import GatewaySettings, ProviderSettings
-
-try:
-    import aiohttp
-    from multidict import CIMultiDict
-except ImportError:
-    raise MissingExtra("The gateway", "gateway") from None
 
 PATHS = {
     "chat": "/chat/completions",

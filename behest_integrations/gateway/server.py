@@ -17,18 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
 from ..config import FILE, Config, load
-from ..errors import ConfigError, MissingExtra
+from ..errors import ConfigError
 from .app import create_app, gateway_meter
 from .metrics import FOLDER
 from .problems import Problem
 from .settings import GatewaySettings, LimitSettings, ProviderSettings
-
-try:
-    import uvicorn
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-except ImportError:
-    raise MissingExtra("The gateway", "gateway") from None
 
 if TYPE_CHECKING:
     from asyncio import Transport

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..attribution import check_id
-from ..errors import ConfigError, MissingExtra
-from .settings import TokenSettings
+import jwt
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-try:
-    import jwt
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-except ImportError:
-    raise MissingExtra("The gateway", "gateway") from None
+from ..attribution import check_id
+from ..errors import ConfigError
+from .settings import TokenSettings
 
 SCOPES = ("inference", "usage")
 """What a token may be for: calling models, and reading what it has spent."""
