@@ -274,8 +274,9 @@ class Planner:
         """What `standing` says, for people; it is of one of `budgets`."""
         claim = standing.claim
         budget = next(b for b in budgets if b.text == claim.text)
+        same = standing.limit == budget.amount and budget.stage is None
         return Balance(
-            str(replace(budget, amount=standing.limit, stage=None)),
+            budget.text if same else str(replace(budget, amount=standing.limit, stage=None)),
             describe_scope(budget, claim.scope),
             claim.unit,
             standing.limit,

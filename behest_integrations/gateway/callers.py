@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import anyio.to_thread
 
-from ..attribution import SESSION_HEADER, USER_HEADER, Attribution, from_headers
+from ..attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
 from ..errors import ConfigError
 from .keys import Key, KeyStore, id_in
 from .problems import Problem
@@ -93,15 +93,21 @@ def said_in(headers: Headers) -> Attribution:
     """
     found: dict[str, bytes] = {}
     for raw, value in headers:
-        name = raw.decode("latin-1").lower()
-        if name in (SESSION_HEADER, USER_HEADER):
+        name = _NAMES.get(raw)
+        if name is not None:
             if name in found:
                 raise Problem(400, f"{name} is given twice.", param=name)
             found[name] = value
+    if not found:
+        return NOBODY
     try:
         return from_headers(found)
     except ConfigError as error:
         raise Problem(400, str(error)) from None
+
+
+# As an ASGI server gives them: in small letters.
+_NAMES = {name.encode(): name for name in (SESSION_HEADER, USER_HEADER)}
 
 
 class _Remembered(Generic[T]):

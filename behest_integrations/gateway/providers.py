@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from multidict import CIMultiDict
@@ -60,8 +61,8 @@ class Provider:
                     total=None, connect=settings.connect_timeout, sock_read=settings.timeout
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=True,
-                trust_env=True,
+                # aiohttp would read the environment, and .netrc, for each request, in a thread.
+                proxy=_proxy(settings.base_url),
             )
         return self._session
 
@@ -112,6 +113,15 @@ class Provider:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for `url` (HTTPS_PROXY and the like)."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ REQUESTS: Mapping[str, type[Request]] = {
 _LARGE = 50_000
 """Bytes from which a body is worked on in a thread: to count the tokens of more than that takes
 milliseconds, in which the event loop would serve nobody."""
+_FIRST_WAIT = 0.5
+"""Seconds, at most, before the second attempt; then twice as long each time, at random."""
 _LONGEST_WAIT = 10.0
 """Seconds: a provider that asks for a longer pause is given up, or left for a fallback."""
 _MOST_ANSWER = 64 * 1024 * 1024
@@ -223,15 +226,8 @@ class Relay:
             Problem: a refusal, or what the last provider said.
         """
         for place, target in enumerate(targets):
-            settings = target.provider.settings
-            retrying = AsyncRetrying(
-                stop=stop_after_attempt(settings.retries + 1),
-                wait=_wait,
-                retry=retry_if_exception(lambda error: _worth_repeating(error, job)),
-                reraise=True,
-            )
             try:
-                return await retrying(self._attempt, job, target)
+                return await self._attempts(job, target)
             except _Failed as failed:
                 if failed.elsewhere and not job.gone and place + 1 < len(targets):
                     continue
@@ -240,6 +236,24 @@ class Relay:
             except BehestError as error:
                 raise problem_of(error, tier=job.caller.tier) from error
         raise AssertionError("a route has at least one target")
+
+    async def _attempts(self, job: _Job, target: Target) -> _Answer:
+        """As many attempts as the provider's settings allow. Most calls need one, and pay for no more."""
+        retries = target.provider.settings.retries
+        try:
+            return await self._attempt(job, target)
+        except _Failed as failed:
+            if not retries or not _worth_repeating(failed, job):
+                raise
+            first = failed
+        await asyncio.sleep(_FIRST_WAIT * random.random() if first.after is None else first.after)
+        again = AsyncRetrying(
+            stop=stop_after_attempt(retries),
+            wait=_wait,
+            retry=retry_if_exception(lambda error: _worth_repeating(error, job)),
+            reraise=True,
+        )
+        return await again(self._attempt, job, target)
 
     async def _attempt(self, job: _Job, target: Target) -> _Answer:
         """Reserve, and send once.
@@ -429,7 +443,7 @@ async def _read_at_most(response: aiohttp.ClientResponse, most: int) -> bytes:
 
 # ── attempts that fail ─────────────────────────────────────────────────────────────────
 
-_backoff = wait_random_exponential(multiplier=0.25, max=8)
+_backoff = wait_random_exponential(multiplier=0.5, max=8)
 
 
 def _wait(state: RetryCallState) -> float:
