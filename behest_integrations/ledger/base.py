@@ -103,6 +103,9 @@ class Ledger(ABC):
         if self.inline_async:
             return self.submit(work)
         self._check_open()
+        op: _Op[T] = _Op(work)
+        if self._run_now(op):
+            return op.value()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -115,6 +118,24 @@ class Ledger(ABC):
         self._queue.append(_Op(work, notify))
         self._start_worker()
         return await future
+
+    def _run_now(self, op: _Op[Any]) -> bool:
+        """Run one operation on this very thread, if that waits for nobody; False if it would.
+
+        To hand it to another thread and be woken again takes several times as long.
+        """
+        if self._queue or not self._lock.acquire(False):
+            return False
+        self._owner = threading.get_ident()
+        try:
+            rows = self._begin_now()
+            if rows is None:
+                return False
+            self._run_batch([op], rows)
+            return True
+        finally:
+            self._owner = None
+            self._lock.release()
 
     def post(self, work: Work[Any], failed: Callable[[BaseException], None]) -> None:
         """Run `work` soon, from anywhere: also from a finaliser, also on an event loop."""
@@ -154,9 +175,9 @@ class Ledger(ABC):
         finally:
             self._owner = None
 
-    def _run_batch(self, batch: list[_Op[Any]]) -> None:
+    def _run_batch(self, batch: list[_Op[Any]], rows: Rows | None = None) -> None:
         try:
-            self._attempt(batch)
+            self._attempt(batch, rows)
         except BaseException as error:
             if len(batch) > 1 and isinstance(error, Exception) and not isinstance(error, StoreError):
                 # One bad operation must not take the others down: each on its own.
@@ -177,8 +198,9 @@ class Ledger(ABC):
             if op.notify is not None:
                 op.notify(op)
 
-    def _attempt(self, batch: list[_Op[Any]]) -> None:
-        rows = self._begin()
+    def _attempt(self, batch: list[_Op[Any]], rows: Rows | None) -> None:
+        if rows is None:
+            rows = self._begin()
         try:
             for op in batch:
                 op.error = None
@@ -219,6 +241,10 @@ class Ledger(ABC):
 
     @abstractmethod
     def _begin(self) -> Rows: ...
+
+    def _begin_now(self) -> Rows | None:
+        """`_begin`, if neither that nor the commit waits for anything; else None."""
+        return None
 
     @abstractmethod
     def _commit(self) -> None: ...

@@ -35,6 +35,8 @@ from .book import Bucket, Entry, HoldRecord, encode
 Durability = Literal["process", "power"]
 
 _ENTRY_COLUMNS = tuple(f.name for f in fields(Entry))
+_COMMITS_TO_COPY = 400
+"""Commits after which the write-ahead log is copied into the file: some 4,000 pages of it."""
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
 
 
@@ -342,6 +344,8 @@ class SQLLedger(Ledger):
         self._connection: sqlite3.Connection | None = None
         self._rows: _SQLRows | None = None
         self._inode: tuple[int, int] | None = None
+        self._commits = 0
+        """Since the log was last copied into the file."""
         self._engine = self._make_engine()
         with self._lock:
             self._open()
@@ -363,7 +367,9 @@ class SQLLedger(Ledger):
             connection.execute("PRAGMA page_size=2048")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA synchronous={synchronous}")
-            connection.execute("PRAGMA wal_autocheckpoint=4000")
+            # A transaction that finds the log this long copies it, and waits for the disk. That is
+            # done sooner and by hand, where nobody waits: see `_commit`.
+            connection.execute("PRAGMA wal_autocheckpoint=20000")
 
         @sa.event.listens_for(engine, "begin")
         def begin(connection: sa.Connection) -> None:
@@ -456,11 +462,30 @@ class SQLLedger(Ledger):
             time.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 1.5, 0.005)
 
+    def _begin_now(self) -> _SQLRows | None:
+        # With FULL a commit waits for the disk, and so does the one that copies the log.
+        if self._durability != "process" or self._commits + 1 >= _COMMITS_TO_COPY:
+            return None
+        try:
+            self._check_file()
+            if self._connection is None or self._rows is None:
+                return None
+            self._connection.execute("BEGIN IMMEDIATE")
+        except (sqlite3.Error, StoreError):
+            return None  # another process writes, or something is wrong: `_begin` waits, or says so
+        self._rows.begin()
+        return self._rows
+
     def _commit(self) -> None:
         assert self._connection is not None
         assert self._rows is not None
         self._rows.flush()
         self._connection.execute("COMMIT")
+        self._commits += 1
+        if self._commits >= _COMMITS_TO_COPY:
+            self._commits = 0
+            with contextlib.suppress(sqlite3.Error):  # it is written: what is left is tidying up
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _rollback(self) -> None:
         if self._rows is not None:
