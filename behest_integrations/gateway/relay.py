@@ -95,8 +95,8 @@ class _Job:
     headers: list[tuple[bytes, bytes]]
     large: bool
     held: Held
+    receive: Receive
     started: float = field(default_factory=time.perf_counter)
-    gone: bool = False
     answered: bool = False
     budget: dict[str, str] = field(default_factory=dict)
     """The headers that tell which budget binds."""
@@ -165,7 +165,7 @@ class Relay:
             body, checked = await anyio.to_thread.run_sync(parse, raw, model, self.limits)
         else:
             body, checked = parse(raw, model, self.limits)
-        job = _Job(operation, body, who, caller, scope["headers"], large, held)
+        job = _Job(operation, body, who, caller, scope["headers"], large, held, receive)
         if isinstance(checked, ResponseRequest):
             await self._check_stored(job, checked)
         return job
@@ -208,16 +208,20 @@ class Relay:
         if not targets:
             message = f"No route for model {job.body['model']!r}; GET /v1/models lists those there are."
             raise Problem(404, message, code="model_not_found", param="model")
-        streams = bool(job.body.get("stream"))
-        with anyio.CancelScope() as hung_up, _hearing(job, receive, hung_up if streams else None):
-            answer = await self._ask(job, targets)
-            if answer.response.content_type == _EVENTS:
-                await self._pass_stream(job, answer, send)
-            else:
-                response = await self._whole(job, answer)
-                await response(scope, receive, send)
+        if not job.body.get("stream"):
+            await self._back(job, await self._ask(job, targets), scope, receive, send)
+            return
+        with anyio.CancelScope() as hung_up, _hearing(job, receive, hung_up):
+            await self._back(job, await self._ask(job, targets), scope, receive, send)
         if hung_up.cancelled_caught:  # its hold has been ended on the way out
             self.metrics.hung_up.inc()
+
+    async def _back(self, job: _Job, answer: _Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        if answer.response.content_type == _EVENTS:
+            await self._pass_stream(job, answer, send)
+        else:
+            response = await self._whole(job, answer)
+            await response(scope, receive, send)
 
     async def _ask(self, job: _Job, targets: tuple[Target, ...]) -> _Answer:
         """The first answer that is a success: of the first target, or of one that stands in for it.
@@ -229,7 +233,7 @@ class Relay:
             try:
                 return await self._attempts(job, target)
             except _Failed as failed:
-                if failed.elsewhere and not job.gone and place + 1 < len(targets):
+                if failed.elsewhere and place + 1 < len(targets) and not await _gone(job):
                     continue
                 failed.problem.headers.update(job.budget)
                 raise failed.problem from failed
@@ -243,14 +247,16 @@ class Relay:
         try:
             return await self._attempt(job, target)
         except _Failed as failed:
-            if not retries or not _worth_repeating(failed, job):
+            if not retries or not _worth_repeating(failed):
                 raise
             first = failed
         await asyncio.sleep(_FIRST_WAIT * random.random() if first.after is None else first.after)
+        if await _gone(job):
+            raise first
         again = AsyncRetrying(
             stop=stop_after_attempt(retries),
             wait=_wait,
-            retry=retry_if_exception(lambda error: _worth_repeating(error, job)),
+            retry=retry_if_exception(_worth_repeating),
             reraise=True,
         )
         return await again(self._attempt, job, target)
@@ -284,18 +290,19 @@ class Relay:
             content = await anyio.to_thread.run_sync(to_json, body) if job.large else to_json(body)
             sent = True
             response = await provider.post(job.operation, target.model, content, job.who, job.headers)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            await hold.aend(exchange.failed_to_send(error))
+            self.metrics.attempt(provider.name, type(error).__name__)
+            raise _Failed(_no_answer(provider.name, error), repeat=True, elsewhere=True) from error
         except BaseException as error:
             # Nothing may be waited for here: the task may be cancelled again.
             hold.post(exchange.failed_to_send(error) if sent else Outcome("cancelled"))
-            if isinstance(error, (aiohttp.ClientError, TimeoutError)):
-                self.metrics.attempt(provider.name, type(error).__name__)
-                raise _Failed(_no_answer(provider.name, error), repeat=True, elsewhere=True) from error
             raise
         self.metrics.attempt(provider.name, str(response.status))
         outcome = exchange.refused_by_provider(response.status)
         if outcome is None:
             return _Answer(response, exchange, hold, target)
-        hold.post(outcome)
+        await hold.aend(outcome)
         raise await _refused(provider.name, response, repeated=provider.settings.retries > 0)
 
     # ── and back ───────────────────────────────────────────────────────────────────────
@@ -315,12 +322,11 @@ class Relay:
         try:
             async with response:
                 content = await _read_at_most(response, _MOST_ANSWER)
-        except BaseException as error:
-            hold.post(exchange.interrupted(f"the answer broke off: {type(error).__name__}", "broken"))
-            if isinstance(error, (aiohttp.ClientError, TimeoutError, ValueError)):
-                raise Problem(
-                    502, "The provider's answer broke off.", retry=False, headers=job.budget
-                ) from error
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            await hold.aend(exchange.interrupted(f"the answer broke off: {type(error).__name__}", "broken"))
+            raise Problem(502, "The provider's answer broke off.", retry=False, headers=job.budget) from error
+        except BaseException:
+            hold.post(exchange.interrupted("the gateway was stopped before the end", "cancelled"))
             raise
         exchange.read_body(content)
         await hold.aend(exchange.complete())
@@ -353,7 +359,7 @@ class Relay:
             self.metrics.answered(job.operation, time.perf_counter() - job.started)
             await self._send(send, {"type": "http.response.body", "body": rest})
         except (aiohttp.ClientError, TimeoutError) as error:
-            _post(hold, passing, f"the stream broke: {type(error).__name__}", "broken")
+            await _end(hold, passing, f"the stream broke: {type(error).__name__}", "broken")
             broken = to_json(Problem(502, "The provider's stream broke off.").body)
             job.answered = True
             await self._send(send, {"type": "http.response.body", "body": b"data: " + broken + b"\n\n"})
@@ -379,17 +385,14 @@ class SlowClient(Exception):
 
 
 @contextlib.contextmanager
-def _hearing(job: _Job, receive: Receive, hung_up: anyio.CancelScope | None) -> Iterator[None]:
-    """Hear the client hang up, and cancel what is being done for it, if that is of no use any more."""
+def _hearing(job: _Job, receive: Receive, hung_up: anyio.CancelScope) -> Iterator[None]:
+    """Hear the client hang up, and cancel what is being done for it."""
 
     async def hear() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        # Servers say the same of a response that is complete.
-        if not job.answered:
-            job.gone = True
-            if hung_up is not None:
-                hung_up.cancel()
+        if not job.answered:  # servers say the same of a response that is complete
+            hung_up.cancel()
 
     task = asyncio.ensure_future(hear())
     try:
@@ -406,8 +409,8 @@ def _refers(given: object) -> bool:
 # ── how a call ends ────────────────────────────────────────────────────────────────────
 
 
-async def _end(hold: Hold, passing: Passing) -> None:
-    outcome = passing.outcome()
+async def _end(hold: Hold, passing: Passing, note: str = "", flag: str = "") -> None:
+    outcome = passing.outcome(note, flag)
     if outcome is not None:
         await hold.aend(outcome)
 
@@ -453,10 +456,16 @@ def _wait(state: RetryCallState) -> float:
     return _backoff(state) if said is None else said
 
 
-def _worth_repeating(error: BaseException, job: _Job) -> bool:
-    return (
-        isinstance(error, _Failed) and error.repeat and not job.gone and (error.after or 0) <= _LONGEST_WAIT
-    )
+def _worth_repeating(error: BaseException) -> bool:
+    return isinstance(error, _Failed) and error.repeat and (error.after or 0) <= _LONGEST_WAIT
+
+
+async def _gone(job: _Job) -> bool:
+    """Whether the client has hung up: then nothing more is done for it. (A stream's is heard at once.)"""
+    with anyio.CancelScope() as at_once:
+        at_once.cancel()
+        return bool((await job.receive())["type"] == "http.disconnect")
+    return False
 
 
 def _no_answer(provider: str, error: BaseException) -> Problem:
