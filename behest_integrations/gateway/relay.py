@@ -98,6 +98,8 @@ class _Job:
     receive: Receive
     started: float = field(default_factory=time.perf_counter)
     answered: bool = False
+    sending: float | None = None
+    """Since when (monotonic) a part of the answer is being sent."""
     budget: dict[str, str] = field(default_factory=dict)
     """The headers that tell which budget binds."""
 
@@ -211,7 +213,7 @@ class Relay:
         if not job.body.get("stream"):
             await self._back(job, await self._ask(job, targets), scope, receive, send)
             return
-        with anyio.CancelScope() as hung_up, _hearing(job, receive, hung_up):
+        with anyio.CancelScope() as hung_up, _hearing(job, receive, hung_up, self.limits.write_timeout):
             await self._back(job, await self._ask(job, targets), scope, receive, send)
         if hung_up.cancelled_caught:  # its hold has been ended on the way out
             self.metrics.hung_up.inc()
@@ -221,7 +223,10 @@ class Relay:
             await self._pass_stream(job, answer, send)
         else:
             response = await self._whole(job, answer)
-            await response(scope, receive, send)
+            with anyio.move_on_after(self.limits.write_timeout) as waited:
+                await response(scope, receive, send)
+            if waited.cancelled_caught:
+                raise SlowClient("the client did not take its answer")
 
     async def _ask(self, job: _Job, targets: tuple[Target, ...]) -> _Answer:
         """The first answer that is a success: of the first target, or of one that stands in for it.
@@ -343,13 +348,13 @@ class Relay:
         job.held.let_go()
         first = True
         try:
-            await self._send(send, {"type": "http.response.start", "status": 200, "headers": raw})
+            await _send(job, send, {"type": "http.response.start", "status": 200, "headers": raw})
             async for data in answer.response.content.iter_any():
                 events = passing.feed(data)
                 if passing.reader is not None and passing.reader.done:
                     await _end(hold, passing)
                 if events:
-                    await self._send(send, {"type": "http.response.body", "body": events, "more_body": True})
+                    await _send(job, send, {"type": "http.response.body", "body": events, "more_body": True})
                     if first:
                         self.metrics.first_byte(job.operation, time.perf_counter() - job.started)
                         first = False
@@ -357,12 +362,12 @@ class Relay:
             await _end(hold, passing)
             job.answered = True
             self.metrics.answered(job.operation, time.perf_counter() - job.started)
-            await self._send(send, {"type": "http.response.body", "body": rest})
+            await _send(job, send, {"type": "http.response.body", "body": rest})
         except (aiohttp.ClientError, TimeoutError) as error:
             await _end(hold, passing, f"the stream broke: {type(error).__name__}", "broken")
             broken = to_json(Problem(502, "The provider's stream broke off.").body)
             job.answered = True
-            await self._send(send, {"type": "http.response.body", "body": b"data: " + broken + b"\n\n"})
+            await _send(job, send, {"type": "http.response.body", "body": b"data: " + broken + b"\n\n"})
         except asyncio.CancelledError:
             if passing.drainable and not passing.ended:
                 await _drain(answer.response, passing)
@@ -372,21 +377,25 @@ class Relay:
             # It goes back to the pool only if it was read to its end.
             answer.response.close()
 
-    async def _send(self, send: Send, message: MutableMapping[str, Any]) -> None:
-        """Send to the client, who must take it in time."""
-        with anyio.move_on_after(self.limits.write_timeout) as waited:
-            await send(message)
-        if waited.cancelled_caught:
-            raise SlowClient("the client did not take what it was sent")
-
 
 class SlowClient(Exception):
-    """A client that does not read: its connection is closed."""
+    """A client that does not take what it is sent: its connection is closed."""
+
+
+async def _send(job: _Job, send: Send, message: MutableMapping[str, Any]) -> None:
+    """Send a part of a stream; `_hearing` sees to it that this does not last."""
+    job.sending = time.monotonic()
+    await send(message)
+    job.sending = None
 
 
 @contextlib.contextmanager
-def _hearing(job: _Job, receive: Receive, hung_up: anyio.CancelScope) -> Iterator[None]:
-    """Hear the client hang up, and cancel what is being done for it."""
+def _hearing(job: _Job, receive: Receive, hung_up: anyio.CancelScope, patience: float) -> Iterator[None]:
+    """Hear the client of a stream hang up, and cancel what is being done for it.
+
+    Args:
+        patience: seconds; a client that takes nothing for so long has as good as hung up.
+    """
 
     async def hear() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -394,11 +403,18 @@ def _hearing(job: _Job, receive: Receive, hung_up: anyio.CancelScope) -> Iterato
         if not job.answered:  # servers say the same of a response that is complete
             hung_up.cancel()
 
-    task = asyncio.ensure_future(hear())
+    async def look() -> None:
+        # One timer for the whole stream: one for each of its parts would cost more than to send it.
+        while job.sending is None or time.monotonic() - job.sending < patience:
+            await asyncio.sleep(patience / 4)
+        hung_up.cancel()
+
+    tasks = [asyncio.ensure_future(hear()), asyncio.ensure_future(look())]
     try:
         yield
     finally:
-        task.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 def _refers(given: object) -> bool:

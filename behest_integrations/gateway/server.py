@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import ipaddress
 import json
 import logging
@@ -22,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..config import FILE, Config, load
 from ..errors import ConfigError
+from ..wire import bound_request
 from .app import create_app, gateway_meter
 from .metrics import FOLDER
 from .problems import Problem
@@ -75,7 +77,20 @@ def application() -> Starlette:
     arguments = config.arguments()
     if plan.store:
         arguments["store"] = plan.store
-    return create_app(gateway_meter(arguments, settings), settings, keyless=plan.keyless)
+    app = create_app(gateway_meter(arguments, settings), settings, keyless=plan.keyless)
+    _warm()
+    return app
+
+
+def _warm() -> None:
+    """Load now what the first call would wait for, in an event loop that then serves nobody.
+
+    What is loaded stays: the collector need not look through the price list again and again.
+    """
+    for model in ("gpt-4o", "gpt-4"):  # each of another table of tokens
+        bound_request("chat", {"model": model, "messages": [{"role": "user", "content": "hello"}]})
+    gc.collect()
+    gc.freeze()
 
 
 def serve(
@@ -127,6 +142,7 @@ def serve(
             access_log=False,
             log_level="warning",
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=settings.limits.shutdown_timeout,
         )
