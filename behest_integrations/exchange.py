@@ -89,6 +89,10 @@ class Exchange:
             body = with_stream_usage(body)
         return body
 
+    def forget(self) -> None:
+        """Let go of the request's body: it will not be sent again."""
+        self._original = {}
+
     # ── what came back ─────────────────────────────────────────────────────────────────
 
     def failed_to_send(self, error: BaseException) -> Outcome:

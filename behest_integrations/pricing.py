@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 FEMTO = 10**15
 """Femto-dollars in a dollar."""
 FEMTO_PER_NANO = 10**6
+_MOST_REMEMBERED = 10_000
+"""Names of models come from outside: only so many are kept."""
 
 
 def ceil_nano(femto: int) -> int:
@@ -297,12 +299,17 @@ class Pricing:
         with self._lock:
             try:
                 compiled = self._compile(model, provider)
-            except UnknownPrice as error:
-                if len(self._cache) < 10_000:  # unknown names may come from outside
-                    self._cache[key] = error
+            except UnknownPrice:
+                # Not this very error: it holds on to the frames, and the prompts, that it came through.
+                self._remember(key, UnknownPrice(model, provider))
                 raise
-            self._cache[key] = compiled
+            self._remember(key, compiled)
             return compiled
+
+    def _remember(self, key: tuple[str, str | None], found: ModelPricing | UnknownPrice) -> None:
+        if len(self._cache) >= _MOST_REMEMBERED:
+            self._cache.clear()
+        self._cache[key] = found
 
     def context_window(self, model: str, provider: str | None = None) -> int | None:
         """The most tokens that `model` takes in; None where it is not known."""

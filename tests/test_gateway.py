@@ -186,6 +186,19 @@ def test_a_stored_response_is_continued_by_its_own_tenant_alone(there: There) ->
     assert there.gateway.http(token).post("/responses", json=following).status_code == 404
 
 
+def test_a_response_is_continued_at_its_length_by_a_gateway_that_did_not_see_it(tmp_path: Path) -> None:
+    """Without that it would be bounded by the model's whole context, which this budget refuses."""
+    request = {"model": "gpt-4o", "input": "hello", "max_output_tokens": 20}
+    with Sandbox() as sandbox:
+        with Gateway(tmp_path, sandbox, budgets=["$0.05 per session"]) as gateway:
+            key = gateway.key()
+            first = gateway.http(key).post("/responses", json=request).json()["id"]
+        with Gateway(tmp_path, sandbox, budgets=["$0.05 per session"]) as gateway:
+            following = {**request, "previous_response_id": first}
+            answered = gateway.http(key).post("/responses", json=following)
+            assert answered.status_code == 200, answered.text
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [

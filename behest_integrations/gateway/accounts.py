@@ -86,7 +86,11 @@ class Accounts:
             window=TimeWindow(**{"from": start, "to": end}),
             granularity=granularity,  # type: ignore[arg-type]
             total=UsageSums(**_sums(found.total)),
-            data=[UsagePeriod(period=str(line.key[0]), **_sums(line)) for line in found.lines],
+            data=[
+                UsagePeriod(period=str(line.key[0]), **_sums(line))
+                for line in found.lines
+                if line.calls or line.cost
+            ],
         )
         return JSON(usage.model_dump(mode="json", by_alias=True), headers=await self._budget(caller, user))
 

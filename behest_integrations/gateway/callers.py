@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -132,8 +132,8 @@ class Gate:
     """Lets callers in.
 
     Args:
-        keys: None: there are none, and everybody who comes without a token is let in.
-        clock: seconds, for tests.
+        keys: None: there are none, because the store keeps none.
+        keyless: let in who comes without a key.
     """
 
     def __init__(
@@ -143,13 +143,11 @@ class Gate:
         tokens: Tokens,
         *,
         keyless: bool = False,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._keys = keys
         self._tokens = tokens
         self._keyless = keyless
-        self._clock = clock
         self._known: _Remembered[Key] = _Remembered(_MOST_REMEMBERED)
         self._alive: _Remembered[bool] = _Remembered(_MOST_REMEMBERED)
         self._read: _Remembered[Claims] = _Remembered(_MOST_REMEMBERED)
@@ -191,7 +189,7 @@ class Gate:
         return hashlib.blake2b(text.encode(), key=self._salt, digest_size=16).hexdigest()
 
     async def _key(self, text: str) -> Key:
-        name, now = self._name(text), self._clock()
+        name, now = self._name(text), time.time()
         key = self._known.get(name, now)
         if key is None:
             find = functools.partial(self._keys.find, text) if self._keys is not None else lambda: None
@@ -202,7 +200,7 @@ class Gate:
         return key
 
     async def _token(self, text: str) -> Caller:
-        name, now = self._name(text), self._clock()
+        name, now = self._name(text), time.time()
         claims = self._read.get(name, now)
         if claims is None:
             try:
@@ -224,7 +222,7 @@ class Gate:
         )
 
     async def _lives(self, id: str) -> bool:
-        now = self._clock()
+        now = time.time()
         lives = self._alive.get(id, now)
         if lives is None:
             by_id = functools.partial(self._keys.by_id, id) if self._keys is not None else lambda: None

@@ -45,6 +45,11 @@ _CODES = {
     405: "method_not_allowed",
     429: "rate_limited",
 }
+CODES = frozenset(
+    {*_CODES.values(), "server_error", "store_unavailable", "unknown_price", "unbounded", "model_not_found",
+     "payload_too_large", "unsupported_media_type"}
+)  # fmt: skip
+"""Every code of our own."""
 _LONGEST_WAIT = 60
 """OpenAI's SDKs wait as long as `Retry-After` says up to a minute, and guess above it."""
 

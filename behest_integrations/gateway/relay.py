@@ -33,10 +33,11 @@ from ..errors import BehestError
 from ..exchange import Exchange, Passing
 from ..ledger import schema
 from ..meter import Meter
+from ..usage import Usage
 from .bodies import Bodies, Held, parse
 from .callers import Caller, Gate
 from .metrics import Metrics
-from .problems import Problem, budget_headers, problem_of
+from .problems import CODES, Problem, budget_headers, problem_of
 from .providers import Routes, Target
 from .settings import LimitSettings
 from .shapes import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Request, ResponseRequest
@@ -144,7 +145,8 @@ class Relay:
                 job = await self._read(operation, caller, scope, receive, held)
                 await self._relay(job, scope, receive, send)
         except Problem as problem:
-            self.metrics.refused(problem.code)
+            # A provider's own codes are its own affair, and without number.
+            self.metrics.refused(problem.code if problem.code in CODES else "provider")
             await problem.response()(scope, receive, send)
 
     @contextlib.contextmanager
@@ -183,17 +185,21 @@ class Relay:
             raise Problem(400, message, param="conversation")
         if request.previous_response_id is None:
             return
-        known = await anyio.to_thread.run_sync(
-            self._made_by, request.previous_response_id, job.who, job.caller
+        before = await anyio.to_thread.run_sync(
+            self._usage_of, request.previous_response_id, job.who, job.caller
         )
-        if not known:
+        if before is None:
             message = "No such response was made with this key or token."
             raise Problem(404, message, param="previous_response_id")
+        # It may have been made by another worker: its length bounds what continues it.
+        self.meter.remember_context(request.previous_response_id, before)
 
-    def _made_by(self, response: str, who: Attribution, caller: Caller) -> bool:
+    def _usage_of(self, response: str, who: Attribution, caller: Caller) -> Usage | None:
+        """What the caller's own response `response` took; None if there is none."""
         e = schema.entries
-        statement = sa.select(sa.literal(1)).where(
+        statement = sa.select(e.c.input_tokens, e.c.output_tokens).where(
             e.c.provider_id == response,
+            e.c.reversal == 0,
             e.c.operation == "responses",
             e.c.tenant.is_not_distinct_from(who.tenant),
             e.c.project.is_not_distinct_from(who.project),
@@ -201,7 +207,8 @@ class Relay:
         if caller.user is not None:
             statement = statement.where(e.c.user_id == caller.user)
         with self.meter.ledger.reading().connect() as connection:
-            return connection.execute(statement.limit(1)).first() is not None
+            row = connection.execute(statement.order_by(e.c.id.desc()).limit(1)).first()
+        return Usage(*row) if row is not None else None
 
     # ── there ──────────────────────────────────────────────────────────────────────────
 
@@ -219,6 +226,10 @@ class Relay:
             self.metrics.hung_up.inc()
 
     async def _back(self, job: _Job, answer: _Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        # An answer may take minutes: its request is not kept in memory for so long.
+        job.body = {}
+        answer.exchange.forget()
+        job.held.let_go()
         if answer.response.content_type == _EVENTS:
             await self._pass_stream(job, answer, send)
         else:
@@ -344,8 +355,6 @@ class Relay:
         passing, hold = Passing(answer.exchange, events=True), answer.hold
         headers = {**self._headers(job, answer), "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         raw = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers.items()]
-        # Waiting for a stream is no work on its request.
-        job.held.let_go()
         first = True
         try:
             await _send(job, send, {"type": "http.response.start", "status": 200, "headers": raw})

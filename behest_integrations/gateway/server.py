@@ -23,8 +23,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..config import FILE, Config, load
 from ..errors import ConfigError
+from ..ledger.sql import SQLLedger
 from ..wire import bound_request
 from .app import create_app, gateway_meter
+from .keys import KeyStore
 from .metrics import FOLDER
 from .problems import Problem
 from .settings import GatewaySettings, LimitSettings, ProviderSettings
@@ -121,7 +123,7 @@ def serve(
         if not settings.providers:
             plan = Plan(plan.config, plan.store, keyless, stack.enter_context(_sandbox()))
             settings = plan.load()[1]
-        _check(said, settings, plan)
+        _check(said, settings, plan, workers)
         os.environ[_PLAN] = json.dumps(asdict(plan))
         if settings.tokens.algorithm == "HS256" and not os.environ.get(settings.tokens.secret_env):
             os.environ[settings.tokens.secret_env] = secrets.token_hex(32)
@@ -148,7 +150,7 @@ def serve(
         )
 
 
-def _check(said: Config, settings: GatewaySettings, plan: Plan) -> None:
+def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) -> None:
     """Find out before a worker does what cannot be used."""
     arguments = said.arguments()
     arguments["store"] = plan.store or arguments.get("store")
@@ -156,9 +158,9 @@ def _check(said: Config, settings: GatewaySettings, plan: Plan) -> None:
         provider.key()
     with gateway_meter(arguments, settings) as meter:
         if not plan.keyless:
-            from .keys import KeyStore
-
             KeyStore(meter.ledger)
+        elif workers > 1 and not isinstance(meter.ledger, SQLLedger):
+            raise ConfigError("several workers need a ledger that they share, such as sqlite:///behest.db")
 
 
 def _describe(said: Config, settings: GatewaySettings, plan: Plan, host: str, port: int) -> Iterator[str]:
