@@ -31,4 +31,4 @@ try:
         calls += 1
 except APIStatusError as error:
     print(f"Stopped before call {calls + 1}: {error.status_code} {error.code}")
-    print(f"   {error.message}")
+    print(f"   {error.body['message'] if isinstance(error.body, dict) else error.message}")
