@@ -237,7 +237,7 @@ class Accounts:
 async def _ask(provider: Provider) -> list[Mapping[str, Any]]:
     try:
         return await provider.models()
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
         log.warning("the provider %r does not list its models: %s", provider.name, type(error).__name__)
         return []
 

@@ -1,0 +1,276 @@
+"""Attempts at a call: reserved, sent, and, where they come to nothing, made again or elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import anyio
+import anyio.to_thread
+from pydantic_core import from_json, to_json
+from starlette.types import Receive
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from ..attribution import Attribution
+from ..calls import Hold, Outcome
+from ..errors import BehestError
+from ..exchange import Exchange
+from ..meter import Meter
+from .bodies import Held
+from .callers import Caller
+from .metrics import Metrics
+from .problems import Problem, budget_headers, problem_of
+from .providers import Target
+
+_FIRST_WAIT = 0.5
+"""Seconds, at most, before the second attempt; then twice as long each time, at random."""
+_LONGEST_WAIT = 10.0
+"""Seconds: a provider that asks for a longer pause is given up, or left for a fallback."""
+_MOST_ERROR = 64 * 1024
+# In the answers of a provider these speak of the gateway's own account, not of its caller's.
+_OURS = {401: "refused the gateway's key", 402: "refused the gateway's account", 403: "refused the gateway"}
+
+
+class _Failed(Exception):
+    """An attempt that came to nothing.
+
+    Attributes:
+        problem: what the client is told, if it was the last.
+        repeat, elsewhere: whether the same again, or another target, may do better.
+        after: seconds that the provider asks to wait.
+    """
+
+    def __init__(
+        self, problem: Problem, *, repeat: bool, elsewhere: bool, after: float | None = None
+    ) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+        self.repeat = repeat
+        self.elsewhere = elsewhere
+        self.after = after
+
+
+@dataclass
+class Job:
+    """A request on its way."""
+
+    operation: str
+    body: dict[str, Any]
+    who: Attribution
+    caller: Caller
+    headers: list[tuple[bytes, bytes]]
+    large: bool
+    held: Held
+    receive: Receive
+    started: float = field(default_factory=time.perf_counter)
+    answered: bool = False
+    sending: float | None = None
+    """Since when (monotonic) a part of the answer is being sent."""
+    budget: dict[str, str] = field(default_factory=dict)
+    """The headers that tell which budget binds."""
+
+
+@dataclass
+class Answer:
+    """A provider's answer whose head says success; its hold is still open."""
+
+    response: aiohttp.ClientResponse
+    exchange: Exchange
+    hold: Hold
+    target: Target
+
+
+class Attempts:
+    """Makes calls at providers, each held to its budgets."""
+
+    def __init__(self, meter: Meter, metrics: Metrics) -> None:
+        self._meter = meter
+        self._metrics = metrics
+
+    async def ask(self, job: Job, targets: tuple[Target, ...]) -> Answer:
+        """The first answer that is a success: of the first target, or of one that stands in for it.
+
+        Raises:
+            Problem: a refusal, or what the last provider said.
+        """
+        for place, target in enumerate(targets):
+            try:
+                return await self._attempts(job, target)
+            except _Failed as failed:
+                if failed.elsewhere and place + 1 < len(targets) and not await _gone(job):
+                    continue
+                failed.problem.headers.update(job.budget)
+                raise failed.problem from failed
+            except BehestError as error:
+                raise problem_of(error, tier=job.caller.tier) from error
+        raise AssertionError("a route has at least one target")
+
+    async def _attempts(self, job: Job, target: Target) -> Answer:
+        """As many attempts as the provider's settings allow. Most calls need one, and pay for no more."""
+        retries = target.provider.settings.retries
+        try:
+            return await self._attempt(job, target)
+        except _Failed as failed:
+            if not retries or not _worth_repeating(failed):
+                raise
+            first = failed
+        await asyncio.sleep(_FIRST_WAIT * random.random() if first.after is None else first.after)
+        if await _gone(job):
+            raise first
+        again = AsyncRetrying(
+            stop=stop_after_attempt(retries),
+            wait=_wait,
+            retry=retry_if_exception(_worth_repeating),
+            reraise=True,
+        )
+        return await again(self._attempt, job, target)
+
+    async def _attempt(self, job: Job, target: Target) -> Answer:
+        """Reserve, and send once.
+
+        Raises:
+            _Failed: the provider did not give an answer, or one that is an error; the hold has ended.
+            BehestError: the call was refused.
+        """
+        provider = target.provider
+
+        def plan() -> Exchange:
+            return Exchange(
+                self._meter,
+                job.operation,
+                {**job.body, "model": target.model},
+                who=job.who,
+                provider=provider.prices,
+                prefer_max_tokens=provider.prefers_max_tokens,
+            )
+
+        exchange = await anyio.to_thread.run_sync(plan) if job.large else plan()
+        hold = await self._meter.areserve(exchange.plan)
+        sent = False
+        try:
+            standing = self._meter.standing(hold)
+            job.budget = budget_headers(standing)
+            body = exchange.reserved(hold)
+            content = await anyio.to_thread.run_sync(to_json, body) if job.large else to_json(body)
+            sent = True
+            response = await provider.post(job.operation, target.model, content, job.who, job.headers)
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            await hold.aend(exchange.failed_to_send(error))
+            self._metrics.attempt(provider.name, type(error).__name__)
+            raise _Failed(_no_answer(provider.name, error), repeat=True, elsewhere=True) from error
+        except BaseException as error:
+            # Nothing may be waited for here: the task may be cancelled again.
+            hold.post(exchange.failed_to_send(error) if sent else Outcome("cancelled"))
+            raise
+        self._metrics.attempt(provider.name, str(response.status))
+        outcome = exchange.refused_by_provider(response.status)
+        if outcome is None:
+            return Answer(response, exchange, hold, target)
+        await hold.aend(outcome)
+        raise await _refused(provider.name, response, repeated=provider.settings.retries > 0)
+
+
+async def read_at_most(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        ValueError: it is longer.
+    """
+    parts: list[bytes] = []
+    size = 0
+    async for data in response.content.iter_any():
+        size += len(data)
+        if size > most:
+            raise ValueError(f"more than {most} bytes")
+        parts.append(data)
+    return b"".join(parts)
+
+
+# ── attempts that fail ─────────────────────────────────────────────────────────────────
+
+_backoff = wait_random_exponential(multiplier=0.5, max=8)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds before the next attempt: as the provider says, else ever more, at random."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    said = error.after if isinstance(error, _Failed) else None
+    return _backoff(state) if said is None else said
+
+
+def _worth_repeating(error: BaseException) -> bool:
+    return isinstance(error, _Failed) and error.repeat and (error.after or 0) <= _LONGEST_WAIT
+
+
+async def _gone(job: Job) -> bool:
+    """Whether the client has hung up: then nothing more is done for it. (A stream's is heard at once.)"""
+    with anyio.CancelScope() as at_once:
+        at_once.cancel()
+        return bool((await job.receive())["type"] == "http.disconnect")
+    return False
+
+
+def _no_answer(provider: str, error: BaseException) -> Problem:
+    details = {"provider": provider, "error": type(error).__name__}
+    if isinstance(error, asyncio.TimeoutError):
+        return Problem(
+            504, f"The provider {provider!r} did not answer in time.", details=details, retry=False
+        )
+    return Problem(502, f"The provider {provider!r} cannot be reached.", details=details, retry=False)
+
+
+async def _refused(provider: str, response: aiohttp.ClientResponse, *, repeated: bool) -> _Failed:
+    """What a provider's error is to the client."""
+    status = response.status
+    try:
+        async with response:
+            said = from_json(await read_at_most(response, _MOST_ERROR))
+    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+        said = None
+    error = said.get("error") if isinstance(said, Mapping) else None
+    error = error if isinstance(error, Mapping) else {}
+    details = {"provider": provider, "status": status}
+    after = _seconds(response.headers.get("retry-after"))
+    if status == 429:
+        message = f"The provider {provider!r} limits its rate: {_text(error, 'message') or 'try again later'}"
+        problem = Problem(429, message, details=details, after=after, retry=not repeated or after is not None)
+        return _Failed(problem, repeat=True, elsewhere=True, after=after)
+    if status == 408 or status >= 500:
+        problem = Problem(502, f"The provider {provider!r} failed.", details=details, retry=not repeated)
+        return _Failed(problem, repeat=True, elsewhere=True, after=after)
+    if status in _OURS or status < 400:
+        why = _OURS.get(status, "answered with a redirection")
+        problem = Problem(502, f"The provider {provider!r} {why}.", details=details, retry=False)
+        return _Failed(problem, repeat=False, elsewhere=True)
+    problem = Problem(
+        status,
+        _text(error, "message") or f"The provider {provider!r} refused the request.",
+        code=_text(error, "code"),
+        param=_text(error, "param"),
+        details=details,
+        retry=False,
+    )
+    return _Failed(problem, repeat=False, elsewhere=False)
+
+
+def _text(error: Mapping[str, Any], name: str) -> str | None:
+    value = error.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:
+        return None
