@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from gateway_support import Gateway, chat, free_port
+from gateway_support import SECRET, Gateway, chat, free_port
 from openai import AsyncOpenAI, OpenAI
 from support import HELLO
 
@@ -335,6 +335,17 @@ def test_the_app_that_mints_tokens(quickstart: tuple[Path, dict[str, str]]) -> N
     finally:
         app.terminate()
         app.wait(20)
+
+
+def test_the_readmes_token_is_believed(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (QUICKSTART / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", said, re.DOTALL)
+    monkeypatch.setenv("BEHEST_TOKEN_SECRET", SECRET)
+    made: dict[str, Any] = {}
+    exec(code, made)
+    http = there.gateway.http(made["token"])
+    assert http.post("/chat/completions", json=chat(max_tokens=5)).status_code == 200
+    assert http.get("/usage").json()["user_id"] == "u-7"
 
 
 def test_the_readme_names_what_is_there() -> None:
