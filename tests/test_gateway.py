@@ -638,6 +638,20 @@ def test_a_client_that_hangs_up_ends_the_providers_stream(there: There) -> None:
         there.sandbox.chunk_delay, there.sandbox.abandoned, there.sandbox.output_tokens = 0.0, "all", 64
 
 
+def test_a_client_that_leaves_when_all_is_said_is_billed_what_was_said(there: There) -> None:
+    """Between the last word and the usage: the gateway reads on, as it is nearly there."""
+    who = there.whose()
+    there.sandbox.chunk_delay = 0.2
+    try:
+        request = {**HELLO, "stream": True}
+        with there.http.stream("POST", "/chat/completions", json=request, headers=who) as response:
+            next(line for line in response.iter_lines() if '"finish_reason":"length"' in line)
+        (entry,) = ended(there, who)
+        assert (entry.status, entry.output_tokens) == ("settled", 20)
+    finally:
+        there.sandbox.chunk_delay = 0.0
+
+
 def test_a_client_that_hangs_up_before_the_first_event(there: There) -> None:
     who = there.whose()
     there.sandbox.latency = 3.0
