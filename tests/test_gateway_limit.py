@@ -34,15 +34,15 @@ def provider() -> Sandbox:
 async def one(
     session: aiohttp.ClientSession, url: str, *, leave_after: int | None, stream: bool = True
 ) -> str:
-    """One call, read to its end or left after some pieces; the word for how it ended."""
+    """One call, read to its end or left after some events; the word for how it ended."""
     async with session.post(f"{url}/chat/completions", json={**REQUEST, "stream": stream}) as response:
         if response.status != 200:
             error = (await response.json())["error"]
             return str(error["code"])
-        pieces = 0
-        async for _ in response.content.iter_any():
-            pieces += 1
-            if leave_after is not None and pieces > leave_after:
+        events = 0
+        async for data in response.content.iter_any():
+            events += data.count(b"data: ")
+            if leave_after is not None and events > leave_after:
                 response.close()
                 return "left"
         return "whole"
