@@ -51,10 +51,8 @@ def _ledger(store: str | None) -> SQLLedger:
     from sqlalchemy.exc import ArgumentError
 
     from .ledger.sql import SQLLedger
-    from .meter import DEFAULT_STORE
 
-    url = store or os.environ.get("BEHEST_STORE") or _config().store or DEFAULT_STORE
-    url = _as_url(url)
+    url = _store_url(store)
     try:
         database = make_url(url).database
     except ArgumentError:
@@ -67,6 +65,13 @@ def _ledger(store: str | None) -> SQLLedger:
             "'behest demo --store FILE' to see one made."
         )
     return SQLLedger(url)
+
+
+def _store_url(store: str | None) -> str:
+    """The ledger that is named, or the one that there is to be without a name."""
+    from .meter import DEFAULT_STORE
+
+    return _as_url(store or os.environ.get("BEHEST_STORE") or _config().store or DEFAULT_STORE)
 
 
 def _as_url(store: str) -> str:
@@ -378,10 +383,8 @@ def _keys(store: str | None) -> KeyStore:
     """The keys of the ledger that a gateway here would use; it is made if there is none yet."""
     from .gateway.keys import KeyStore
     from .ledger.sql import SQLLedger
-    from .meter import DEFAULT_STORE
 
-    url = store or os.environ.get("BEHEST_STORE") or _config().store or DEFAULT_STORE
-    return KeyStore(SQLLedger(_as_url(url)))
+    return KeyStore(SQLLedger(_store_url(store)))
 
 
 @keys.command("create")

@@ -29,6 +29,9 @@ from .wire import (
     with_stream_usage,
 )
 
+_NEWER_FIELD = ("openai", "azure")
+"""Providers that take an output limit as `max_completion_tokens`; others read `max_tokens`."""
+
 
 class Exchange:
     """A request and its reply, as far as metering is concerned.
@@ -37,7 +40,6 @@ class Exchange:
         operation: see `wire.operation_of`.
         body: the request's JSON; it is not changed.
         provider: the price list's provider id, if known.
-        prefer_max_tokens: see `wire.bound_request`.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -52,14 +54,13 @@ class Exchange:
         who: Attribution = NOBODY,
         fallback: Attribution = NOBODY,
         provider: str | None = None,
-        prefer_max_tokens: bool = False,
     ) -> None:
         self.meter = meter
         self.operation = operation
         self.metered = operation in METERED_OPERATIONS
         self._original = body
         if self.metered:
-            self._bound = bound_request(operation, body, prefer_max_tokens=prefer_max_tokens)
+            self._bound = bound_request(operation, body, prefer_max_tokens=provider not in _NEWER_FIELD)
         else:
             self._bound = RequestBound(0, output_limit=0)
         self.plan: Plan = meter.plan(

@@ -153,9 +153,12 @@ class Accounts:
 
     async def _budget(self, caller: Caller, user: str | None) -> dict[str, str]:
         """The headers that tell which budget of the caller binds."""
-        tags = {"tier": caller.tier} if caller.tier else {}
         who = Attribution(
-            session_id=caller.session, user_id=user, project=caller.project, tenant=caller.tenant, tags=tags
+            session_id=caller.session,
+            user_id=user,
+            project=caller.project,
+            tenant=caller.tenant,
+            tags=caller.tags,
         )
         balances = await self._meter.ledger.asubmit(self._meter.balances_of(who))
         return budget_headers(min(balances, key=lambda b: b.left / max(1, b.limit), default=None))

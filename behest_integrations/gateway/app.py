@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import anyio.to_thread
@@ -37,9 +37,7 @@ log = logging.getLogger("behest")
 _READY_SECONDS = 2.0
 
 
-def create_app(
-    meter: Meter | Callable[[], Meter], settings: GatewaySettings, *, keyless: bool = False
-) -> Starlette:
+def create_app(meter: Meter, settings: GatewaySettings, *, keyless: bool = False) -> Starlette:
     """The gateway over `meter`, to be served by an ASGI server.
 
     Args:
@@ -50,7 +48,6 @@ def create_app(
     Raises:
         ConfigError: a provider's key is not set, or the store cannot keep keys.
     """
-    meter = meter if isinstance(meter, Meter) else meter()
     keys = None
     try:
         keys = KeyStore(meter.ledger)
@@ -93,7 +90,7 @@ def create_app(
         )
     return Starlette(
         routes=[
-            *(Route(f"/v1{path}", _Door(relay.door(name)), methods=["POST"]) for name, path in PATHS.items()),
+            *(Route(f"/v1{path}", _Door(relay, name), methods=["POST"]) for name, path in PATHS.items()),
             Route("/v1/models", accounts.models),
             Route("/v1/usage", accounts.usage),
             Route("/v1/billing/usage", accounts.billing),
@@ -146,13 +143,14 @@ class _State:
 
 
 class _Door:
-    """An ASGI application of its own as an endpoint: it is given the bare `receive` and `send`."""
+    """One operation of the relay. An endpoint that is no function is given the bare `receive` and `send`."""
 
-    def __init__(self, serve: ASGIApp) -> None:
-        self._serve = serve
+    def __init__(self, relay: Relay, operation: str) -> None:
+        self._relay = relay
+        self._operation = operation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._serve(scope, receive, send)
+        await self._relay.serve(self._operation, scope, receive, send)
 
 
 class _Envelope:

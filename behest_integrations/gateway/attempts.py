@@ -88,7 +88,6 @@ class Answer:
     response: aiohttp.ClientResponse
     exchange: Exchange
     hold: Hold
-    target: Target
 
 
 class Attempts:
@@ -152,7 +151,6 @@ class Attempts:
                 {**job.body, "model": target.model},
                 who=job.who,
                 provider=provider.prices,
-                prefer_max_tokens=provider.prefers_max_tokens,
             )
 
         exchange = await anyio.to_thread.run_sync(plan) if job.large else plan()
@@ -176,7 +174,7 @@ class Attempts:
         self._metrics.attempt(provider.name, str(response.status))
         outcome = exchange.refused_by_provider(response.status)
         if outcome is None:
-            return Answer(response, exchange, hold, target)
+            return Answer(response, exchange, hold)
         await hold.aend(outcome)
         raise await _refused(provider.name, response, repeated=provider.settings.retries > 0)
 

@@ -71,8 +71,13 @@ class Caller:
             user_id=_bound(self.user, said.user_id, "X-End-User-Id", self.any_user),
             project=self.project,
             tenant=self.tenant,
-            tags={"trace": trace, TIER_TAG: self.tier} if self.tier else {"trace": trace},
+            tags={"trace": trace, **self.tags},
         )
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """By which the budgets of its tier find it."""
+        return {TIER_TAG: self.tier} if self.tier else {}
 
 
 def _bound(own: str | None, said: str | None, header: str, free: bool) -> str | None:

@@ -7,6 +7,7 @@ import hmac
 import secrets
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -96,20 +97,20 @@ class KeyStore:
 
     def by_id(self, id: str) -> Key | None:
         """The key of that id, revoked or not."""
-        with self._ledger.reading().connect() as connection:
-            row = connection.execute(sa.select(_k).where(_k.c.id == id)).one_or_none()
+        row = self._row(id)
         return _key(row) if row is not None else None
 
     def find(self, text: str) -> Key | None:
         """The key whose text this is, if it is one and is not revoked."""
         id = id_in(text)
-        if id is None:
-            return None
-        with self._ledger.reading().connect() as connection:
-            row = connection.execute(sa.select(_k).where(_k.c.id == id)).one_or_none()
+        row = self._row(id) if id is not None else None
         if row is None or row.revoked is not None or not hmac.compare_digest(row.hash, _hash(text)):
             return None
         return _key(row)
+
+    def _row(self, id: str) -> sa.Row[Any] | None:
+        with self._ledger.reading().connect() as connection:
+            return connection.execute(sa.select(_k).where(_k.c.id == id)).one_or_none()
 
     def _write(self, statement: sa.Insert | sa.Update) -> int:
         engine = self._ledger.reading().execution_options(write=True)
@@ -131,7 +132,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _key(row: sa.Row[tuple[object, ...]]) -> Key:
+def _key(row: sa.Row[Any]) -> Key:
     values = dict(row._mapping)
     del values["hash"]
     return Key(**{**values, "end_users": bool(values["end_users"])})

@@ -66,11 +66,6 @@ class Provider:
             )
         return self._session
 
-    @property
-    def prefers_max_tokens(self) -> bool:
-        """Whether a limit of ours is better sent as `max_tokens`; see `wire.bound_request`."""
-        return self.prices not in ("openai", "azure")
-
     async def post(
         self, operation: str, model: str, body: bytes, who: Attribution, given: Iterable[tuple[bytes, bytes]]
     ) -> aiohttp.ClientResponse:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import aiohttp
@@ -66,15 +66,8 @@ class Relay:
         self.attempts = Attempts(meter, metrics)
         self.in_flight = 0
 
-    def door(self, operation: str) -> Callable[[Scope, Receive, Send], Any]:
-        """The ASGI application of one operation."""
-
-        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._serve(operation, scope, receive, send)
-
-        return serve
-
-    async def _serve(self, operation: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, operation: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, as an ASGI application."""
         try:
             caller = await self.gate.admit(scope["headers"])
             caller.require("inference")

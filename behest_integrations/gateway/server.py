@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ..config import FILE, Config, load
 from ..errors import ConfigError
 from ..ledger.sql import SQLLedger
+from ..meter import Meter
 from ..wire import bound_request
 from .app import create_app, gateway_meter
 from .keys import KeyStore
@@ -66,6 +67,13 @@ class Plan:
             settings.providers["sandbox"] = ProviderSettings(base_url=self.sandbox)
         return config, settings
 
+    def meter(self, config: Config, settings: GatewaySettings) -> Meter:
+        """The meter of one process."""
+        arguments = config.arguments()
+        if self.store:
+            arguments["store"] = self.store
+        return gateway_meter(arguments, settings)
+
 
 @functools.lru_cache(maxsize=1)
 def _plan() -> Plan:
@@ -76,10 +84,7 @@ def application() -> Starlette:
     """The application of one worker, as its parent planned it."""
     plan = _plan()
     config, settings = plan.load()
-    arguments = config.arguments()
-    if plan.store:
-        arguments["store"] = plan.store
-    app = create_app(gateway_meter(arguments, settings), settings, keyless=plan.keyless)
+    app = create_app(plan.meter(config, settings), settings, keyless=plan.keyless)
     _warm()
     return app
 
@@ -152,11 +157,9 @@ def serve(
 
 def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) -> None:
     """Find out before a worker does what cannot be used."""
-    arguments = said.arguments()
-    arguments["store"] = plan.store or arguments.get("store")
     for provider in settings.providers.values():
         provider.key()
-    with gateway_meter(arguments, settings) as meter:
+    with plan.meter(said, settings) as meter:
         if not plan.keyless:
             KeyStore(meter.ledger)
         elif workers > 1 and not isinstance(meter.ledger, SQLLedger):

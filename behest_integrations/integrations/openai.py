@@ -79,7 +79,6 @@ class _Call:
                 who=who,
                 fallback=from_headers(self.client._custom_headers),
                 provider=provider,
-                prefer_max_tokens=provider not in ("openai", "azure"),
             )
         return self.exchange
 
