@@ -4,9 +4,13 @@ Every call is attributed, priced and written down; hard budgets stop a call befo
 reaches the provider.
 """
 
-from .attribution import Attribution, session
-from .budgets import Budget, Filter
-from .errors import (
+from .engine.planning import Balance
+from .ledger.book import ThresholdEvent
+from .meter import Meter
+from .prices.pricing import Price
+from .rules.attribution import Attribution, session
+from .rules.budgets import Budget, Filter
+from .rules.errors import (
     BehestError,
     BudgetExceeded,
     BudgetSyntaxError,
@@ -17,11 +21,7 @@ from .errors import (
     Unbounded,
     UnknownPrice,
 )
-from .ledger.book import ThresholdEvent
-from .meter import Meter
-from .planning import Balance
-from .pricing import Price
-from .usage import Usage
+from .rules.usage import Usage
 
 __version__ = "0.1.0"
 

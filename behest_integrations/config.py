@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .budgets import Budget
-from .errors import ConfigError
-from .pricing import Price
+from .prices.pricing import Price
+from .rules.budgets import Budget
+from .rules.errors import ConfigError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,7 +68,7 @@ class _BudgetTable(_Strict):
 
     def budget(self) -> Budget:
         """The budget that the parts say: the same as its text."""
-        from .budgets import Filter
+        from .rules.budgets import Filter
 
         text = self.amount
         if self.window:

@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from . import attribution as who_module
-from .attribution import NOBODY, Attribution, SessionScope, check_id
-from .budgets import Budget, describe_scope, format_amount, parse_allowance
-from .calls import Hold, Outcome, booking
-from .costs import CostScope
-from .errors import BudgetExceeded, ConfigError, Shortfall, StoreError
+from .engine.calls import Hold, Outcome, booking
+from .engine.costs import CostScope
+from .engine.planning import Balance, Plan, Planner, as_budget, distinct
+from .engine.stages import StageScope
+from .engine.steps import Pause, Steps, arun, run
 from .ledger.base import Ledger, Work
 from .ledger.book import (
     Booked,
@@ -36,11 +35,12 @@ from .ledger.book import (
     reserve,
     settle,
 )
-from .planning import Balance, Plan, Planner, as_budget, distinct
-from .pricing import Price, Pricing
-from .stages import StageScope
-from .steps import Pause, Steps, arun, run
-from .usage import Usage
+from .prices.pricing import Price, Pricing
+from .rules import attribution as who_module
+from .rules.attribution import NOBODY, Attribution, SessionScope, check_id
+from .rules.budgets import Budget, describe_scope, format_amount, parse_allowance
+from .rules.errors import BudgetExceeded, ConfigError, Shortfall, StoreError
+from .rules.usage import Usage
 from .wire import RequestBound
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ if TYPE_CHECKING:
     from llama_index.core.settings import _Settings
     from openai import AsyncOpenAI, OpenAI
 
-    from .instrument import Instrumented
+    from .integrations.instrument import Instrumented
     from .integrations.langchain import Instrumentation as LangChainInstrumentation
     from .integrations.langchain.handler import BehestCallbackHandler
     from .integrations.langchain.middleware import BudgetMiddleware
     from .integrations.llama_index import Instrumentation as LlamaIndexInstrumentation
     from .integrations.llama_index.handler import BehestHandler
     from .integrations.llama_index.settings import MeteredSettings
-    from .integrations.openai import Instrumentation as OpenAIInstrumentation
+    from .integrations.openai.client import Instrumentation as OpenAIInstrumentation
 
     _Model = TypeVar("_Model", bound=BaseChatModel | BaseLLM)
     _Embeddings = TypeVar("_Embeddings", bound=Embeddings)
@@ -747,7 +747,7 @@ class Meter:
             MissingExtra: the `openai` package is not installed.
             ConfigError: not an OpenAI client.
         """
-        from .integrations.openai import meter_client
+        from .integrations.openai.client import meter_client
 
         return meter_client(self, client, provider=provider, send_attribution=send_attribution)
 
@@ -906,7 +906,7 @@ class Meter:
         Raises:
             MissingExtra: the `openai` package is not installed.
         """
-        from .integrations.openai import Instrumentation
+        from .integrations.openai.client import Instrumentation
 
         return Instrumentation(self)
 
@@ -930,7 +930,7 @@ class Meter:
         Returns:
             What ends it: `.remove()`, or `with`.
         """
-        from .instrument import Instrumented
+        from .integrations.instrument import Instrumented
 
         return Instrumented(self)
 

@@ -10,9 +10,9 @@ from typing import Any
 from openai import AsyncOpenAI, OpenAI
 
 from behest_integrations import BudgetExceeded, Meter
-from behest_integrations.budgets import to_nano
 from behest_integrations.ledger.book import Entry
 from behest_integrations.reports import report, verify
+from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 
 HELLO: Any = [{"role": "user", "content": "hello there"}]

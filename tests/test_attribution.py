@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support import HELLO, aclient, client, entries
 
 from behest_integrations import Attribution, ConfigError, Meter, session
-from behest_integrations.attribution import current, from_headers
+from behest_integrations.rules.attribution import current, from_headers
 from behest_integrations.sandbox import Sandbox
 
 

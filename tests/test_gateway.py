@@ -18,8 +18,8 @@ from gateway_support import Gateway, chat
 from recording import Answer, Recorder, completion, failing
 from support import assert_agrees, assert_sound, entries
 
-from behest_integrations.budgets import to_nano
 from behest_integrations.ledger.book import Entry
+from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 
 HELLO = chat(max_tokens=20)

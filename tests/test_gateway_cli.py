@@ -130,8 +130,8 @@ def test_what_is_not_served(args: tuple[str, ...], said: str) -> None:
 
 
 def test_a_secret_that_is_too_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from behest_integrations.errors import ConfigError
     from behest_integrations.gateway.tokens import Tokens
+    from behest_integrations.rules.errors import ConfigError
 
     monkeypatch.setenv("BEHEST_TOKEN_SECRET", "short")
     with pytest.raises(ConfigError, match="5 bytes"):

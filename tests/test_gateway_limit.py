@@ -21,8 +21,8 @@ import pytest
 from gateway_support import Gateway, chat
 from support import ANSWER, MODEL, assert_agrees, assert_sound
 
-from behest_integrations.budgets import to_nano
 from behest_integrations.reports import report
+from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 
 CAP = Decimal(1)

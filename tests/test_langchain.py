@@ -59,8 +59,8 @@ from support import (
 )
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, Price, session
-from behest_integrations.budgets import to_nano
 from behest_integrations.reports import report, verify
+from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 
 SMALL = {"model": "gpt-4o-mini", "max_tokens": 60}

@@ -22,7 +22,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 from support import assert_sound, entries
 
 from behest_integrations import Meter
-from behest_integrations.budgets import to_nano
+from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 
 _meter = Meter("memory://", budgets=["$1000 per session"])

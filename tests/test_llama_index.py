@@ -34,7 +34,7 @@ from pydantic import BaseModel
 from support import arun, assert_agrees, assert_sound, entries, holds, kill_in_mid_call
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, Price, Unbounded, session
-from behest_integrations.budgets import to_nano
+from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 
 HOUSE = {"house-1": Price(input="1", output="2")}

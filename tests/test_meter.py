@@ -23,8 +23,8 @@ from behest_integrations import (
     Usage,
     session,
 )
-from behest_integrations.admission import Ask, BucketState, Denied, Granted, Need, decide
-from behest_integrations.calls import Hold, Outcome
+from behest_integrations.engine.calls import Hold, Outcome
+from behest_integrations.ledger.admission import Ask, BucketState, Denied, Granted, Need, decide
 from behest_integrations.reports import stages
 from behest_integrations.wire import RequestBound
 

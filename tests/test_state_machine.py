@@ -25,9 +25,9 @@ from hypothesis.stateful import (
 )
 
 from behest_integrations import Budget, BudgetExceeded, Meter, Price, Usage
-from behest_integrations.budgets import to_nano
-from behest_integrations.calls import Hold, Outcome
+from behest_integrations.engine.calls import Hold, Outcome
 from behest_integrations.reports import repair, verify
+from behest_integrations.rules.budgets import to_nano
 from behest_integrations.wire import RequestBound
 
 BUDGETS = (

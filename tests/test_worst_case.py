@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behest_integrations import ConfigError, Meter, Price, Unbounded, UnknownPrice, Usage
-from behest_integrations import tokens as token_module
-from behest_integrations.pricing import Pricing, ceil_nano, compile_model, round_nano
+from behest_integrations.prices.pricing import Pricing, ceil_nano, compile_model, round_nano
+from behest_integrations.rules.usage import from_openai
 from behest_integrations.sandbox.model import prompt_tokens
-from behest_integrations.usage import from_openai
 from behest_integrations.wire import bound_request, image_bound, operation_of
+from behest_integrations.wire import tokens as token_module
 
 NOW = datetime.now(timezone.utc)
 WIDE = Context(prec=60)

@@ -5,7 +5,7 @@
 
 from importlib import import_module
 
-from ..errors import MissingExtra
+from ..rules.errors import MissingExtra
 
 try:
     for _name in ("aiohttp", "anyio", "jwt", "prometheus_client", "starlette", "tenacity", "uvicorn"):

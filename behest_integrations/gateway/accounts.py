@@ -16,11 +16,11 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..attribution import Attribution
-from ..budgets import to_usd
-from ..errors import ConfigError
 from ..meter import Meter
 from ..reports.queries import Line, Report, report
+from ..rules.attribution import Attribution
+from ..rules.budgets import to_usd
+from ..rules.errors import ConfigError
 from .bodies import Bodies, parse
 from .callers import Caller, Gate
 from .problems import JSON, Problem, budget_headers

@@ -19,8 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import BehestError, ConfigError, StoreError
 from ..meter import Meter
+from ..rules.errors import BehestError, ConfigError, StoreError
 from . import openapi
 from .accounts import Accounts
 from .callers import Gate

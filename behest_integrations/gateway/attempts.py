@@ -22,11 +22,11 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ..attribution import Attribution
-from ..calls import Hold, Outcome
-from ..errors import BehestError
-from ..exchange import Exchange
+from ..calls.exchange import Exchange
+from ..engine.calls import Hold, Outcome
 from ..meter import Meter
+from ..rules.attribution import Attribution
+from ..rules.errors import BehestError
 from .bodies import Held
 from .callers import Caller
 from .metrics import Metrics

@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 
 import anyio.to_thread
 
-from ..attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
-from ..errors import ConfigError
+from ..rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
+from ..rules.errors import ConfigError
 from .keys import Key, KeyStore, id_in
 from .problems import Problem
 from .settings import TIER_TAG, GatewaySettings

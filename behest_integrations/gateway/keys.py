@@ -11,10 +11,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ..attribution import check_id
-from ..errors import ConfigError
 from ..ledger import Ledger, schema
 from ..ledger.sql import SQLLedger
+from ..rules.attribution import check_id
+from ..rules.errors import ConfigError
 
 PREFIX = "behest_sk_live_"
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"

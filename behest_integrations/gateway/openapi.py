@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from .. import __version__
-from ..attribution import MAX_ID
+from ..rules.attribution import MAX_ID
 from . import shapes
 from .problems import JSON
 

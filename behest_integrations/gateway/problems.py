@@ -16,8 +16,9 @@ from urllib.parse import quote
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from ..budgets import Budget, format_amount, to_usd
-from ..errors import (
+from ..engine.planning import Balance
+from ..rules.budgets import Budget, format_amount, to_usd
+from ..rules.errors import (
     BehestError,
     BudgetExceeded,
     ConfigError,
@@ -27,7 +28,6 @@ from ..errors import (
     Unbounded,
     UnknownPrice,
 )
-from ..planning import Balance
 
 _TYPES = {
     400: "invalid_request_error",

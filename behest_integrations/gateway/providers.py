@@ -13,8 +13,8 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from multidict import CIMultiDict
 
-from ..attribution import SESSION_HEADER, USER_HEADER, Attribution
-from ..pricing import provider_for_url, provider_named
+from ..prices.pricing import provider_for_url, provider_named
+from ..rules.attribution import SESSION_HEADER, USER_HEADER, Attribution
 from .settings import GatewaySettings, ProviderSettings
 
 PATHS = {

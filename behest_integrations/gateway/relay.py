@@ -18,12 +18,12 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..attribution import Attribution
-from ..calls import Hold
-from ..exchange import Passing
+from ..calls.exchange import Passing
+from ..engine.calls import Hold
 from ..ledger import schema
 from ..meter import Meter
-from ..usage import Usage
+from ..rules.attribution import Attribution
+from ..rules.usage import Usage
 from .attempts import Answer, Attempts, Job, read_at_most
 from .bodies import Bodies, Held, parse
 from .callers import Caller, Gate

@@ -22,9 +22,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..config import FILE, Config, load
-from ..errors import ConfigError
 from ..ledger.sql import SQLLedger
 from ..meter import Meter
+from ..rules.errors import ConfigError
 from ..wire import bound_request
 from .app import create_app, gateway_meter
 from .keys import KeyStore

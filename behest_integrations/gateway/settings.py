@@ -28,10 +28,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..attribution import check_id
-from ..budgets import Budget, Filter
 from ..config import say_problems
-from ..errors import ConfigError
+from ..rules.attribution import check_id
+from ..rules.budgets import Budget, Filter
+from ..rules.errors import ConfigError
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 

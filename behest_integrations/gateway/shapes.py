@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..attribution import MAX_ID
+from ..rules.attribution import MAX_ID
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 Positive = Annotated[int, Field(ge=1, le=2**31)]

@@ -14,8 +14,8 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from ..attribution import check_id
-from ..errors import ConfigError
+from ..rules.attribution import check_id
+from ..rules.errors import ConfigError
 from .settings import TokenSettings
 
 SCOPES = ("inference", "usage")

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
-from ..errors import BehestError, StoreError
+from ..rules.errors import BehestError, StoreError
 from .book import Bucket, Entry, HoldRecord, Rows
 
 log = logging.getLogger("behest")

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic_core import to_json
 
-from ..admission import Ask, BucketState, Denied, decide
-from ..errors import Reason
+from ..rules.errors import Reason
+from .admission import Ask, BucketState, Denied, decide
 
 Status = Literal["settled", "estimated", "assumed", "failed"]
 # A later report replaces an earlier one only if it knows more. What the provider has said,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
-from ..errors import StoreError
+from ..rules.errors import StoreError
 from .base import Ledger
 from .book import Bucket, Entry, HoldRecord, encode
 

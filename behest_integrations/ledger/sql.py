@@ -27,7 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, StaticPool
 
-from ..errors import ConfigError, StoreError
+from ..rules.errors import ConfigError, StoreError
 from . import schema
 from .base import Ledger
 from .book import Bucket, Entry, HoldRecord, encode

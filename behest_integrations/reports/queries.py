@@ -11,9 +11,9 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from ..budgets import to_usd
-from ..errors import ConfigError
 from ..ledger import Ledger, schema
+from ..rules.budgets import to_usd
+from ..rules.errors import ConfigError
 
 _e = schema.entries
 _r = schema.refusals
@@ -256,7 +256,7 @@ def buckets(ledger: Ledger, *, now_ms: int, everything: bool = False) -> list[Bu
     """
     from dataclasses import replace
 
-    from ..budgets import Budget, budget_of_shape, describe_scope
+    from ..rules.budgets import Budget, budget_of_shape, describe_scope
 
     b, known, limits = schema.buckets, schema.budgets, schema.limits
     found: list[BucketLine] = []

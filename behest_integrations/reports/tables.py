@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from ..budgets import format_amount, format_usd
 from ..ledger import Ledger
+from ..rules.budgets import format_amount, format_usd
 from .queries import BucketLine, Line, Report, StageNode, report
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..budgets import budget_of_shape, describe_scope, format_amount
 from ..ledger import Bucket, Entry, HoldRecord, Ledger
 from ..ledger.book import merge_amounts
+from ..rules.budgets import budget_of_shape, describe_scope, format_amount
 
 
 @dataclass(frozen=True)

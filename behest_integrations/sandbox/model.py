@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..tokens import exact_counter
+from ..wire.tokens import exact_counter
 
 _SENTENCE = (
     "the cost of a call is known before it is made and the budget holds so that no one is "

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from ..errors import ConfigError, MissingExtra
+from ..rules.errors import ConfigError, MissingExtra
 from .bill import Bill
 from .model import Answer, embedding, generate, prompt_tokens
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...budgets import parse_allowance
-from ...errors import ConfigError, MissingExtra
+from ...rules.budgets import parse_allowance
+from ...rules.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from ...meter import Meter

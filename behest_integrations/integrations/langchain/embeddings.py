@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
-from ...calls import take_offer
-from ...errors import ConfigError
-from ...generation import Call, Generation, Heard, is_inside
+from ...engine.calls import take_offer
 from ...meter import Meter
-from ...wrapped import as_class, meter_clients_of, metered_class
+from ...rules.errors import ConfigError
+from ..kit.generation import Call, Generation, Heard, is_inside
+from ..kit.wrapped import as_class, meter_clients_of, metered_class
 from .translate import name_model
 
 E = TypeVar("E")

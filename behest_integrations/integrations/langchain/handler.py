@@ -20,13 +20,13 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
 
-from ...calls import Hold, Offer, Outcome, offer, take_offer
-from ...costs import USED
-from ...generation import Generation, Heard, Runs, ending, heard, output_limit
+from ...engine.calls import Hold, Offer, Outcome, offer, take_offer
+from ...engine.costs import USED
+from ...engine.steps import Steps, in_loop
 from ...meter import Meter
-from ...steps import Steps, in_loop
-from ...usage import Usage
-from ...wrapped import METERED_BY
+from ...rules.usage import Usage
+from ..kit.generation import Generation, Heard, Runs, ending, heard, output_limit
+from ..kit.wrapped import METERED_BY
 from .translate import attribution_of, cached, hear, name_model, request_as_wire
 from .twofold import Twofold
 

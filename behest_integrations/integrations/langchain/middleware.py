@@ -8,10 +8,10 @@ from typing import Any, Literal
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 
-from ...costs import CostScope
-from ...errors import BudgetExceeded, ConfigError, MissingExtra
+from ...engine.costs import CostScope
+from ...engine.steps import Steps
 from ...meter import Meter
-from ...steps import Steps
+from ...rules.errors import BudgetExceeded, ConfigError, MissingExtra
 from .model import is_metered, meter_model
 from .translate import attribution_of
 

@@ -15,17 +15,17 @@ from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 
-from ...calls import Hold, Outcome, take_offer
-from ...errors import ConfigError
-from ...generation import (
+from ...engine.calls import Hold, Outcome, take_offer
+from ...meter import Meter
+from ...rules.errors import ConfigError
+from ..kit.generation import (
     Call,
     Generation,
     Heard,
     is_inside,
     output_limit,
 )
-from ...meter import Meter
-from ...wrapped import (
+from ..kit.wrapped import (
     METERED_BY,
     as_class,
     limit_field_of,

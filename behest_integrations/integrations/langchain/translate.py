@@ -11,9 +11,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import LLMResult
 from pydantic import TypeAdapter
 
-from ...attribution import Attribution
-from ...generation import ASKED, Heard, model_in, output_limit, provider_of
-from ...usage import Usage, from_openai
+from ...rules.attribution import Attribution
+from ...rules.usage import Usage, from_openai
+from ..kit.generation import ASKED, Heard, model_in, output_limit, provider_of
 
 # Blocks whose JSON is all that there is to bill.
 _PLAIN_BLOCKS = frozenset(

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ...engine.steps import Steps
 from ...meter import Meter
-from ...steps import Steps
 
 
 class Twofold:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigError, MissingExtra
+from ...rules.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from ...meter import Meter

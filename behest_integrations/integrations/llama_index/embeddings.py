@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ...calls import take_offer
-from ...errors import ConfigError
-from ...generation import Call, Generation, Heard, is_inside
+from ...engine.calls import take_offer
 from ...meter import Meter
-from ...wrapped import as_class, meter_clients_of, metered_class, plain
+from ...rules.errors import ConfigError
+from ..kit.generation import Call, Generation, Heard, is_inside
+from ..kit.wrapped import as_class, meter_clients_of, metered_class, plain
 from .model import Door, Metered, common_methods
 from .translate import attribution, model_name, provider_by, settings_of
 

@@ -13,14 +13,14 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 
-from ...calls import Hold, Offer, offer, take_offer
-from ...generation import Generation, Heard, Runs, ending, heard, model_in, output_limit
+from ...engine.calls import Hold, Offer, offer, take_offer
+from ...engine.steps import in_loop
 from ...meter import Meter
-from ...pricing import provider_named
-from ...steps import in_loop
-from ...tokens import bound_tokens
-from ...usage import Usage
-from ...wrapped import METERED_BY
+from ...prices.pricing import provider_named
+from ...rules.usage import Usage
+from ...wire.tokens import bound_tokens
+from ..kit.generation import Generation, Heard, Runs, ending, heard, model_in, output_limit
+from ..kit.wrapped import METERED_BY
 from .translate import attribution, hear, request_as_wire
 
 _LAYER = "llama_index callback"

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage
 
-from ...calls import Hold, take_offer
-from ...errors import ConfigError
-from ...generation import Call, Generation, is_inside, output_limit
+from ...engine.calls import Hold, take_offer
 from ...meter import Meter
-from ...wrapped import (
+from ...rules.errors import ConfigError
+from ..kit.generation import Call, Generation, is_inside, output_limit
+from ..kit.wrapped import (
     METERED_BY,
     as_class,
     limit_field_of,

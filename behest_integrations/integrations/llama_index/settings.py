@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.settings import Settings, _Settings
 
-from ...wrapped import plain
+from ..kit.wrapped import plain
 from .embeddings import meter_embedding
 from .model import Metered, meter_llm
 

@@ -8,9 +8,9 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index_instrumentation.dispatcher import active_instrument_tags
 
-from ...attribution import Attribution
-from ...generation import ASKED, Heard, model_in, output_limit, provider_of
-from ...usage import Usage, from_openai
+from ...rules.attribution import Attribution
+from ...rules.usage import Usage, from_openai
+from ..kit.generation import ASKED, Heard, model_in, output_limit, provider_of
 
 # ── what is asked ──────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator
 from typing import Any, NamedTuple, TypeVar
 
-from .ledger.base import Ledger, Work
+from ..ledger.base import Ledger, Work
 
 T = TypeVar("T")
 

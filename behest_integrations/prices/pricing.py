@@ -16,8 +16,8 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, UnknownPrice
-from .usage import Usage
+from ..rules.errors import ConfigError, UnknownPrice
+from ..rules.usage import Usage
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider

@@ -9,15 +9,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import CallRefused, StoreError
-from .ledger.book import Claim, Reserved
+from ..ledger.book import Claim, Reserved
+from ..rules.errors import CallRefused, StoreError
+from ..rules.usage import Usage
+from ..wire import METERED_OPERATIONS
 from .planning import Plan, Planner
 from .steps import arun, run
-from .usage import Usage
-from .wire import METERED_OPERATIONS
 
 if TYPE_CHECKING:
-    from .meter import Meter
+    from ..meter import Meter
 
 
 # What is known of a call replaces what was assumed of it, never the other way round.

@@ -14,9 +14,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .errors import ConfigError
+from ...meter import Meter
+from ...rules.errors import ConfigError
 from .generation import LIMIT_NAMES
-from .meter import Meter
 
 log = logging.getLogger("behest")
 

@@ -19,12 +19,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .budgets import NANO, format_usd, to_nano
-from .errors import BudgetExceeded, ConfigError, MissingExtra
-from .ledger.book import ThresholdEvent
-from .meter import Meter
-from .reports import report
-from .reports.tables import console, count
+from ..ledger.book import ThresholdEvent
+from ..meter import Meter
+from ..reports import report
+from ..reports.tables import console, count
+from ..rules.budgets import NANO, format_usd, to_nano
+from ..rules.errors import BudgetExceeded, ConfigError, MissingExtra
 
 # (session, user, longest answer in tokens): the last one is slow, so that the budget of the
 # whole demo stops it before its own does.
@@ -60,7 +60,7 @@ def run(store: str | None, *, latency: float) -> int:
         from openai import OpenAI
     except ImportError:
         raise MissingExtra("The OpenAI client", "openai,sandbox") from None
-    from .sandbox import Sandbox
+    from ..sandbox import Sandbox
 
     out = console()
     # Thresholds are told on the screen here, not through the log.

@@ -8,8 +8,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from .errors import CallRefused
-from .meter import Meter
+from ..meter import Meter
+from ..rules.errors import CallRefused
 
 
 def run_program(meter: Meter, program: str, args: Sequence[str]) -> tuple[int, CallRefused | None]:

@@ -16,15 +16,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from .attribution import NOBODY, Attribution
-from .calls import Hold, Offer, Outcome, offering, outcome_of_error
-from .meter import Meter
-from .planning import Plan
-from .pricing import provider_for_url, provider_named
-from .steps import Steps
-from .tokens import bound_tokens
-from .usage import Usage
-from .wire import RequestBound, bound_request
+from ...engine.calls import Hold, Offer, Outcome, offering, outcome_of_error
+from ...engine.planning import Plan
+from ...engine.steps import Steps
+from ...meter import Meter
+from ...prices.pricing import provider_for_url, provider_named
+from ...rules.attribution import NOBODY, Attribution
+from ...rules.usage import Usage
+from ...wire import RequestBound, bound_request
+from ...wire.tokens import bound_tokens
 
 log = logging.getLogger("behest")
 

@@ -12,13 +12,12 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from .attribution import NOBODY, Attribution
-from .calls import Hold, Outcome, outcome_of_error, outcome_of_status
-from .meter import Meter
-from .planning import Plan
-from .tokens import estimate_tokens
-from .usage import Usage
-from .wire import (
+from ..engine.calls import Hold, Outcome, outcome_of_error, outcome_of_status
+from ..engine.planning import Plan
+from ..meter import Meter
+from ..rules.attribution import NOBODY, Attribution
+from ..rules.usage import Usage
+from ..wire import (
     METERED_OPERATIONS,
     Reply,
     RequestBound,
@@ -28,6 +27,7 @@ from .wire import (
     with_output_limit,
     with_stream_usage,
 )
+from ..wire.tokens import estimate_tokens
 
 _NEWER_FIELD = ("openai", "azure")
 """Providers that take an output limit as `max_completion_tokens`; others read `max_tokens`."""

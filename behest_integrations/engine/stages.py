@@ -8,11 +8,11 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .attribution import F, decorate
-from .budgets import Budget
+from ..rules.attribution import F, decorate
+from ..rules.budgets import Budget
 
 if TYPE_CHECKING:
-    from .meter import Meter
+    from ..meter import Meter
     from .planning import Balance
 
 

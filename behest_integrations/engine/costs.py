@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from .attribution import Attribution, F, decorate
+from ..rules.attribution import Attribution, F, decorate
+from ..rules.usage import Usage
 from .calls import Hold, Outcome
-from .usage import Usage
 
 if TYPE_CHECKING:
-    from .meter import Meter
+    from ..meter import Meter
 
 
 class CostScope:

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .meter import Meter
+    from ..meter import Meter
 
 
 class Instrumented:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ConfigError
+from ..rules.errors import ConfigError
+from ..rules.usage import Usage, from_openai
 from .tokens import bound_json, byte_length, exact_counter
-from .usage import Usage, from_openai
 
 # ── operations ─────────────────────────────────────────────────────────────────────────
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from .admission import Ask, Need
-from .attribution import NOBODY, Attribution, current
-from .budgets import Budget, check_zone, describe_scope, format_amount, parse_allowance
-from .errors import ConfigError, Unbounded, UnknownPrice
-from .ledger.book import Bucket, Claim, Rows, Standing
-from .pricing import FEMTO_PER_NANO, ModelPricing, Pricing
+from ..ledger.admission import Ask, Need
+from ..ledger.book import Bucket, Claim, Rows, Standing
+from ..prices.pricing import FEMTO_PER_NANO, ModelPricing, Pricing
+from ..rules.attribution import NOBODY, Attribution, current
+from ..rules.budgets import Budget, check_zone, describe_scope, format_amount, parse_allowance
+from ..rules.errors import ConfigError, Unbounded, UnknownPrice
+from ..rules.usage import Usage
+from ..wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
 from .stages import Stage, active
-from .usage import Usage
-from .wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
 
 _UNBOUNDED_UNITS = ("usd", "tokens", "input_tokens", "output_tokens")
 _MAX_REMEMBERED = 10_000

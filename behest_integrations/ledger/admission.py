@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .errors import Reason
+from ..rules.errors import Reason
 
 
 class Need(NamedTuple):

@@ -21,14 +21,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from ..attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
-from ..calls import Hold, Outcome, take_offer
-from ..errors import ConfigError, MissingExtra
-from ..exchange import Exchange, Passing
-from ..meter import Meter
-from ..pricing import provider_for_url
-from ..wire import operation_of
-from ..wrapped import metered_class
+from ...calls.exchange import Exchange, Passing
+from ...engine.calls import Hold, Outcome, take_offer
+from ...meter import Meter
+from ...prices.pricing import provider_for_url
+from ...rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
+from ...rules.errors import ConfigError, MissingExtra
+from ...wire import operation_of
+from ..kit.wrapped import metered_class
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI

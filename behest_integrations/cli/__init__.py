@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__
-from .budgets import check_zone, format_usd
-from .errors import BehestError, ConfigError
+from .. import __version__
+from ..rules.budgets import check_zone, format_usd
+from ..rules.errors import BehestError, ConfigError
 
 if TYPE_CHECKING:
-    from .config import Config
-    from .gateway.keys import KeyStore
-    from .ledger.sql import SQLLedger
+    from ..config import Config
+    from ..gateway.keys import KeyStore
+    from ..ledger.sql import SQLLedger
 
 
 class _Group(click.Group):
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _config() -> Config:
-    from .config import FILE, Config, load
+    from ..config import FILE, Config, load
 
     return load() if Path(FILE).exists() else Config()
 
@@ -50,7 +50,7 @@ def _ledger(store: str | None) -> SQLLedger:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
-    from .ledger.sql import SQLLedger
+    from ..ledger.sql import SQLLedger
 
     url = _store_url(store)
     try:
@@ -69,7 +69,7 @@ def _ledger(store: str | None) -> SQLLedger:
 
 def _store_url(store: str | None) -> str:
     """The ledger that is named, or the one that there is to be without a name."""
-    from .meter import DEFAULT_STORE
+    from ..meter import DEFAULT_STORE
 
     return _as_url(store or os.environ.get("BEHEST_STORE") or _config().store or DEFAULT_STORE)
 
@@ -119,9 +119,9 @@ def run(
     imports them. The report goes to standard error. The exit code is the program's own, or 3
     if the budget has ended it.
     """
-    from .meter import Meter
+    from ..meter import Meter
+    from ..reports.tables import print_report
     from .programs import run_program
-    from .reports.tables import print_report
 
     settings: dict[str, Any] = _config().arguments()
     if budgets:
@@ -169,8 +169,8 @@ def report(
     as_csv: bool,
 ) -> None:
     """What was spent: by session, user, project, model, day, tag."""
-    from .reports import report as make_report
-    from .reports import stages
+    from ..reports import report as make_report
+    from ..reports import stages
 
     groups = tuple(g.strip() for g in by.split(",") if g.strip())
     if not groups or len(set(groups)) != len(groups):
@@ -190,7 +190,7 @@ def report(
     elif as_csv:
         _write_csv([line.as_dict(groups) for line in found.lines], list(found.total.as_dict(())), groups)
     else:
-        from .reports.tables import console, report_table, stage_tree
+        from ..reports.tables import console, report_table, stage_tree
 
         out = console()
         if not found.lines:
@@ -223,7 +223,7 @@ def budgets(store: str | None, everything: bool, as_json: bool) -> None:
     """Each bucket: spent, held, left, and when it resets."""
     from dataclasses import asdict
 
-    from .reports.queries import buckets
+    from ..reports.queries import buckets
 
     ledger = _ledger(store)
     now = datetime.now(timezone.utc)
@@ -231,7 +231,7 @@ def budgets(store: str | None, everything: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(line) for line in lines], indent=2, ensure_ascii=False))
         return
-    from .reports.tables import budget_table, console
+    from ..reports.tables import budget_table, console
 
     out = console()
     if not lines:
@@ -245,7 +245,7 @@ def budgets(store: str | None, everything: bool, as_json: bool) -> None:
 @_store
 def verify(store: str | None) -> None:
     """Prove that the buckets equal the ledger. Exit code 1 if they do not."""
-    from .reports import verify as prove
+    from ..reports import verify as prove
 
     ledger = _ledger(store)
     expired = _sweep(ledger)
@@ -263,7 +263,7 @@ def verify(store: str | None) -> None:
 
 
 def _sweep(ledger: SQLLedger) -> int:
-    from .meter import Meter
+    from ..meter import Meter
 
     with_defaults = Meter(ledger, on_unknown=_config().on_unknown or "assume")
     return with_defaults.sweep()
@@ -274,8 +274,8 @@ def _sweep(ledger: SQLLedger) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def repair(store: str | None, yes: bool) -> None:
     """Rebuild the buckets from the ledger."""
-    from .reports import repair as mend
-    from .reports import verify as prove
+    from ..reports import repair as mend
+    from ..reports import verify as prove
 
     ledger = _ledger(store)
     findings = prove(ledger)
@@ -296,8 +296,8 @@ def prices(model: str, provider: str | None) -> None:
     """What MODEL costs, in USD per million tokens, and where that is from."""
     from rich.table import Table
 
-    from .pricing import Pricing
-    from .reports.tables import console
+    from ..prices.pricing import Pricing
+    from ..reports.tables import console
 
     arguments = _config().arguments()
     pricing = Pricing(arguments["prices"], arguments.get("aliases"))
@@ -338,7 +338,7 @@ def demo(store: str | None, fast: bool) -> None:
 @click.option("--latency", default=0.05, show_default=True, help="Seconds before each answer.")
 def sandbox(host: str, port: int, latency: float) -> None:
     """Serve the offline provider until interrupted."""
-    from .sandbox import Sandbox
+    from ..sandbox import Sandbox
 
     provider = Sandbox(host=host, port=port, latency=latency)
     click.echo(f"The sandbox answers at http://{host}:{port}/v1 (any key); its bill is at /sandbox/bill")
@@ -361,7 +361,7 @@ def serve(host: str, port: int, workers: int, store: str | None, config: Path | 
 
     Where no provider is configured, the sandbox answers: no key, no network.
     """
-    from .gateway.server import serve as run_gateway
+    from ..gateway.server import serve as run_gateway
 
     run_gateway(
         host=host,
@@ -381,8 +381,8 @@ def keys() -> None:
 
 def _keys(store: str | None) -> KeyStore:
     """The keys of the ledger that a gateway here would use; it is made if there is none yet."""
-    from .gateway.keys import KeyStore
-    from .ledger.sql import SQLLedger
+    from ..gateway.keys import KeyStore
+    from ..ledger.sql import SQLLedger
 
     return KeyStore(SQLLedger(_store_url(store)))
 
@@ -403,7 +403,7 @@ def keys_create(
     store: str | None, tenant: str, project: str, tier: str | None, name: str, end_users: bool
 ) -> None:
     """Make a key. It is shown once: the ledger has its hash alone."""
-    from .gateway.settings import GatewaySettings
+    from ..gateway.settings import GatewaySettings
 
     known = GatewaySettings.of(_config().gateway).tier_texts
     if tier is not None and tier not in known:
@@ -422,7 +422,7 @@ def keys_list(store: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([vars(key) for key in found], indent=2, ensure_ascii=False))
         return
-    from .reports.tables import console, key_table
+    from ..reports.tables import console, key_table
 
     out = console()
     if not found:
@@ -438,7 +438,3 @@ def keys_revoke(store: str | None, id: str) -> None:
     """End the key ID, and every token that was minted with it."""
     key = _keys(store).revoke(id)
     click.echo(f"Key {key.id} is revoked. Gateways that run refuse it within 5 seconds.")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m behest_integrations.cli`."""
+
+from . import main
+
+main()

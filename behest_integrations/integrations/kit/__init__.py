@@ -1,0 +1,1 @@
+"""What doors share. No framework is imported here."""
