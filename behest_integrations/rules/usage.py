@@ -13,7 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Usage:
-    """What one provider call consumed, in tokens."""
+    """What one provider call consumed, in tokens.
+
+    `cache_write_1h_tokens` are those of `cache_write_tokens` that the provider keeps for an hour.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -22,6 +25,7 @@ class Usage:
     reasoning_tokens: int = 0
     input_audio_tokens: int = 0
     output_audio_tokens: int = 0
+    cache_write_1h_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
