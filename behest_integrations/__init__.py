@@ -4,11 +4,11 @@ Every call is attributed, priced and written down; hard budgets stop a call befo
 reaches the provider.
 """
 
-from .engine.planning import Balance
 from .ledger.book import ThresholdEvent
 from .meter import Meter
 from .prices.pricing import Price
 from .rules.attribution import Attribution, session
+from .rules.balance import Balance
 from .rules.budgets import Budget, Filter
 from .rules.errors import (
     BehestError,

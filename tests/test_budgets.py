@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from behest_integrations import Attribution, Budget, BudgetSyntaxError, ConfigError
-from behest_integrations.rules.budgets import MAX_AMOUNT, Filter, format_amount, parse_allowance, to_nano
+from behest_integrations.rules.budgets import MAX_AMOUNT, Filter, parse_allowance, to_nano
+from behest_integrations.rules.units import format_amount
 
 EXAMPLES = [
     "$0.50 per session",

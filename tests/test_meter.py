@@ -23,7 +23,8 @@ from behest_integrations import (
     Usage,
     session,
 )
-from behest_integrations.engine.calls import Hold, Outcome
+from behest_integrations.engine.holds import Hold
+from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.ledger.admission import Ask, BucketState, Denied, Granted, Need, decide
 from behest_integrations.reports import stages
 from behest_integrations.wire import RequestBound

@@ -25,7 +25,8 @@ from hypothesis.stateful import (
 )
 
 from behest_integrations import Budget, BudgetExceeded, Meter, Price, Usage
-from behest_integrations.engine.calls import Hold, Outcome
+from behest_integrations.engine.holds import Hold
+from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.reports import repair, verify
 from behest_integrations.rules.budgets import to_nano
 from behest_integrations.wire import RequestBound
@@ -174,7 +175,7 @@ class Books(RuleBasedStateMachine):
         self.meter.close()
         self.meter = self.make_meter()
         for hold in self.holds_alive():
-            hold.meter = self.meter
+            hold.keeper = self.meter
 
     @rule()
     def repair_finds_nothing(self) -> None:

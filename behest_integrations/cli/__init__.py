@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
-from ..rules.budgets import check_zone, format_usd
+from ..rules.budgets import check_zone
 from ..rules.errors import BehestError, ConfigError
+from ..rules.units import format_usd
 
 if TYPE_CHECKING:
     from ..config import Config

@@ -23,8 +23,9 @@ from ..ledger.book import ThresholdEvent
 from ..meter import Meter
 from ..reports import report
 from ..reports.tables import console, count
-from ..rules.budgets import NANO, format_usd, to_nano
+from ..rules.budgets import to_nano
 from ..rules.errors import BudgetExceeded, ConfigError, MissingExtra
+from ..rules.units import NANO, format_usd
 
 # (session, user, longest answer in tokens): the last one is slow, so that the budget of the
 # whole demo stops it before its own does.

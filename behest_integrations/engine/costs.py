@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from ..rules.attribution import Attribution, F, decorate
-from ..rules.usage import Usage
-from .calls import Hold, Outcome
-
-if TYPE_CHECKING:
-    from ..meter import Meter
+from .engine import Engine
+from .holds import Hold
+from .outcomes import USED
 
 
 class CostScope:
     """A use of something with a known cost; see `Meter.cost`. `with`, `async with`, decorator."""
 
-    def __init__(self, meter: Meter, name: str, nano: int, who: Attribution, fallback: Attribution) -> None:
-        self._meter = meter
+    def __init__(self, engine: Engine, name: str, nano: int, who: Attribution, fallback: Attribution) -> None:
+        self._engine = engine
         self._name = name
         self._nano = nano
         self._who = who
@@ -26,13 +23,13 @@ class CostScope:
 
     def reserve(self) -> Hold:
         """Hold one use."""
-        plan = self._meter.plan_cost(self._name, self._nano, who=self._who, fallback=self._fallback)
-        return self._meter.reserve(plan)
+        plan = self._engine.planner.plan_cost(self._name, self._nano, who=self._who, fallback=self._fallback)
+        return self._engine.reserve(plan)
 
     async def areserve(self) -> Hold:
         """`reserve` for coroutines."""
-        plan = self._meter.plan_cost(self._name, self._nano, who=self._who, fallback=self._fallback)
-        return await self._meter.areserve(plan)
+        plan = self._engine.planner.plan_cost(self._name, self._nano, who=self._who, fallback=self._fallback)
+        return await self._engine.areserve(plan)
 
     def __enter__(self) -> CostScope:
         self._holds.append(self.reserve())
@@ -54,10 +51,6 @@ class CostScope:
 
     def __call__(self, function: F) -> F:
         def again() -> CostScope:
-            return CostScope(self._meter, self._name, self._nano, self._who, self._fallback)
+            return CostScope(self._engine, self._name, self._nano, self._who, self._fallback)
 
         return decorate(function, again)
-
-
-USED = Outcome("settled", Usage())
-"""The end of a use: it costs what it costs, whether or not it succeeded."""

@@ -3,72 +3,141 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Protocol
 
-from ..ledger.admission import Ask, Need
+from ..ledger.admission import Ask
 from ..ledger.book import Bucket, Claim, Rows, Standing
 from ..prices.pricing import FEMTO_PER_NANO, ModelPricing, Pricing
 from ..rules.attribution import NOBODY, Attribution, current
-from ..rules.budgets import Budget, check_zone, describe_scope, format_amount, parse_allowance
+from ..rules.balance import Balance
+from ..rules.budgets import Budget, check_zone, describe_scope, parse_allowance
 from ..rules.errors import ConfigError, Unbounded, UnknownPrice
+from ..rules.units import UNITS, Need, Unit, Worst, unit_of
 from ..rules.usage import Usage
 from ..wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
 from .stages import Stage, active
 
-_UNBOUNDED_UNITS = ("usd", "tokens", "input_tokens", "output_tokens")
-_MAX_REMEMBERED = 10_000
+TOOL = "tool"
+"""The operation of what is not a call of a model."""
+_MOST_REMEMBERED = 10_000
+_MOST_SHAPES = 4096
+_NOTHING: Mapping[str, int] = {}
+_ORDER = {unit: place for place, unit in enumerate(("usd", *UNITS))}
 
 
-@dataclass(frozen=True)
-class Balance:
-    """One bucket as it stands. Amounts are in the budget's unit (nano-dollars for ``usd``).
+class Outer(Protocol):
+    """The hold of the layer around a call, which the call's own hold replaces."""
 
-    Attributes:
-        budget: the budget's text, with the limit now in force.
-        scope: whom the bucket is for ("" for everyone).
-        resets_at: when the window turns over; None: never, or rolling.
+    id: str
+    lowered_from: int | None
+
+    def hand_over(self, heir: Any = None) -> None: ...
+
+
+class Shape:
+    """What calls of one model have in common that are for the same people, in the same stages.
+
+    It is worked out once: which budgets apply, whose buckets they are, what the entry says.
     """
 
-    budget: str
-    scope: str
-    unit: str
-    limit: int
-    spent: int
-    held: int
-    resets_at: datetime | None
+    __slots__ = (
+        "_claims", "_since", "_until", "budgets", "fields", "limited", "pricing", "stages", "units", "who",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        who: Attribution,
+        stages: tuple[Stage, ...],
+        budgets: tuple[Budget, ...],
+        pricing: ModelPricing | None,
+        fields: Mapping[str, Any],
+    ) -> None:
+        self.who = who
+        self.stages = stages
+        self.budgets = budgets
+        self.units = frozenset(b.unit for b in budgets)
+        self.limited = any(u == "usd" or _unit(u).output for u in self.units)
+        self.pricing = pricing
+        self.fields = fields
+        self._claims: tuple[Claim, ...] = ()
+        self._since = self._until = 0
+
+    def claims_at(
+        self, now: int, claim: Callable[[Budget, Attribution, str, int], Claim]
+    ) -> tuple[Claim, ...]:
+        """The buckets that a call of now counts in; they change when a window turns over."""
+        if not self._since <= now < self._until:
+            made = tuple(claim(b, self.who, self.fields["model"], now) for b in self.budgets)
+            until = min((c.end for c in made if c.end is not None), default=_NEVER)
+            since = max((c.start for c in made if c.end is not None), default=0)
+            # The bounds last: another thread reads them first.
+            self._claims, self._since, self._until = made, since, until
+            return made
+        return self._claims
+
+
+_NEVER = 2**63
+
+
+class Plan:
+    """A call before it is made: who, what, and the worst that it may come to.
+
+    Attributes:
+        shape: what it has in common with other calls.
+        ask: the needs by unit, and the output wanted.
+        allowance: what was allowed for what cannot be bounded, by unit.
+        sends_limit: whether an output limit is sent to the provider.
+        outer: the hold of the layer around, until this call's own takes its place.
+    """
+
+    __slots__ = ("allowance", "ask", "model", "operation", "outer", "provider", "sends_limit", "shape")
+
+    def __init__(
+        self,
+        operation: str,
+        model: str,
+        provider: str | None,
+        shape: Shape,
+        ask: Ask,
+        allowance: Mapping[str, int],
+        sends_limit: bool,
+        outer: Outer | None = None,
+    ) -> None:
+        self.operation = operation
+        self.model = model
+        self.provider = provider
+        self.shape = shape
+        self.ask = ask
+        self.allowance = allowance
+        self.sends_limit = sends_limit
+        self.outer = outer
 
     @property
-    def left(self) -> int:
-        """What is neither spent nor held, never below 0."""
-        return max(0, self.limit - self.spent - self.held)
+    def who(self) -> Attribution:
+        return self.shape.who
 
-    def __str__(self) -> str:
-        whom = f" ({self.scope})" if self.scope else ""
-        return (
-            f"{self.budget}{whom}: {format_amount(self.spent, self.unit)} spent, "
-            f"{format_amount(self.held, self.unit)} held, {format_amount(self.left, self.unit)} left"
-        )
+    @property
+    def stage(self) -> str | None:
+        """The path of the stages around it."""
+        return self.shape.fields["stage"]  # type: ignore[no-any-return]
 
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return self.shape.budgets
 
-@dataclass(frozen=True)
-class Plan:
-    """A call before it is made: who, what, and the worst that it may come to."""
+    @property
+    def pricing(self) -> ModelPricing | None:
+        return self.shape.pricing
 
-    operation: str
-    model: str
-    provider: str | None
-    who: Attribution
-    stage: str | None
-    budgets: tuple[Budget, ...]
-    ask: Ask
-    pricing: ModelPricing | None
-    allowance: Mapping[str, int]
-    sends_limit: bool
-    fields: Mapping[str, Any]
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What is known of the call's entry beforehand."""
+        return self.shape.fields
 
 
 class Planner:
@@ -90,6 +159,7 @@ class Planner:
         thresholds: Sequence[int],
     ) -> None:
         self._owner = owner
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
         self.budgets = distinct(budgets)
         self.pricing = pricing
         self.zone = check_zone(zone)
@@ -105,13 +175,73 @@ class Planner:
         self._contexts: OrderedDict[str, int] = OrderedDict()
         self._contexts_lock = threading.Lock()
 
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The meter's own budgets."""
+        return self._budgets
+
+    @budgets.setter
+    def budgets(self, budgets: tuple[Budget, ...]) -> None:
+        self._budgets = budgets
+        self._shapes.clear()
+
     def who(self, explicit: Attribution, fallback: Attribution = NOBODY) -> Attribution:
         """Whom a call is for: said on the call, else the scope, else the client, else the meter."""
-        return explicit.over(current()).over(fallback).over(self._defaults)
+        who = current()
+        if explicit is not NOBODY:
+            who = explicit.over(who)
+        if fallback is not NOBODY:
+            who = who.over(fallback)
+        return who if self._defaults is NOBODY else who.over(self._defaults)
+
+    def _shape(
+        self, operation: str, model: str, provider: str | None, explicit: Attribution, fallback: Attribution
+    ) -> Shape:
+        who = self.who(explicit, fallback)
+        stages = active(self._owner)
+        key = (operation, model, provider, who, *map(id, stages))
+        found = self._shapes.get(key)
+        if found is not None and found.stages == stages:
+            pricing = found.pricing
+            if pricing is not None and pricing.valid_until > time.time():
+                return found
+        budgets = self._budgets
+        shape = self._new_shape(operation, model, provider, who, stages)
+        if budgets is self._budgets:
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes[key] = shape
+        return shape
+
+    def _new_shape(
+        self,
+        operation: str,
+        model: str,
+        provider: str | None,
+        who: Attribution,
+        stages: tuple[Stage, ...],
+    ) -> Shape:
+        budgets = tuple(self.applicable(who, model, stages))
+        metered = operation in METERED_OPERATIONS
+        pricing = None
+        if operation != TOOL:
+            pricing = self._price(model, provider, required=metered and any(b.unit == "usd" for b in budgets))
+        fields = {
+            "session_id": who.session_id,
+            "user_id": who.user_id,
+            "project": who.project,
+            "tenant": who.tenant,
+            "tags": who.tags,
+            "stage": stages[-1].path if stages else None,
+            "operation": operation,
+            "provider": pricing.provider if pricing else provider,
+            "model": model,
+        }
+        return Shape(who, stages, budgets, pricing, fields)
 
     def applicable(self, who: Attribution, model: str, stages: Iterable[Stage] | None = None) -> list[Budget]:
         """The budgets that a call counts in: the meter's, and those of the stages around it."""
-        found = [b for b in self.budgets if not b.filters or b.applies_to(who, model)]
+        found = [b for b in self._budgets if not b.filters or b.applies_to(who, model)]
         for stage in active(self._owner) if stages is None else stages:
             found += [b for b in stage.budgets if b.applies_to(who, model)]
         return found
@@ -125,6 +255,7 @@ class Planner:
         provider: str | None = None,
         who: Attribution = NOBODY,
         fallback: Attribution = NOBODY,
+        outer: Outer | None = None,
     ) -> Plan:
         """What a call may come to, in every unit that a budget counts.
 
@@ -140,61 +271,35 @@ class Planner:
             UnknownPrice: a budget in dollars applies and the model has no price.
             Unbounded: a budget applies that something in the request cannot be bounded in.
         """
-        who = self.who(who, fallback)
-        stages = active(self._owner)
-        budgets = self.applicable(who, model, stages)
-        units = {b.unit for b in budgets}
-        pricing = self._price(model, provider, required="usd" in units and operation in METERED_OPERATIONS)
+        shape = self._shape(operation, model, provider, who, fallback)
+        pricing, units = shape.pricing, shape.units
+        metered = operation in METERED_OPERATIONS
         if pricing is not None and bound.output_limit != 0 and not pricing.has_output and "usd" in units:
             raise UnknownPrice(model, provider, "(It has a price for input tokens only.)")
-        features = dict(bound.features)
-        if operation not in METERED_OPERATIONS:
-            features.setdefault(
-                operation, f"Calls to {operation!r} are not billed by tokens known beforehand"
-            )
-        inputs = self._input_bound(bound, pricing)
+        features = bound.features
+        if not metered:
+            why = f"Calls to {operation!r} are not billed by tokens known beforehand"
+            features = {operation: why, **features}
+        inputs = bound.input_tokens
         if inputs is None:
-            inputs = bound.extra_input
-            features.setdefault(*STORED_CONTEXT)
-        allowance = self._allowance(features, units)
-        limited = bound.output_limit != 0 and bool(bound.limit_fields)
-        want = bound.output_limit if bound.output_limit is not None else self._default_output
-        sends_limit = limited and not units.isdisjoint(("usd", "tokens", "output_tokens"))
+            inputs = self._stored_input(bound, pricing)
+            if inputs is None:
+                inputs = bound.extra_input
+                features = {STORED_CONTEXT[0]: STORED_CONTEXT[1], **features}
+        allowance = self._allowance(features, units) if features else _NOTHING
+        limit = bound.output_limit
+        want = limit if limit is not None else self._default_output
+        sends_limit = limit != 0 and bool(bound.limit_fields) and shape.limited
         floor = min(self._min_output, want) if sends_limit and self._lower else want
-        ask = Ask(_needs(bound, inputs, pricing, allowance, self._service_tier), want, floor)
-        return Plan(
-            operation,
-            model,
-            provider,
-            who,
-            stages[-1].path if stages else None,
-            tuple(budgets),
-            ask,
-            pricing,
-            allowance,
-            sends_limit,
-            _fields(who, stages, operation, pricing.provider if pricing else provider, model),
-        )
+        ask = Ask(_needs(bound, inputs, pricing, allowance, self._service_tier, units), want, floor)
+        return Plan(operation, model, provider, shape, ask, allowance, sends_limit, outer)
 
     def plan_cost(self, name: str, nano: int, *, who: Attribution, fallback: Attribution) -> Plan:
         """The plan of a tool whose cost is known; it is no call of a model, and counts as none."""
-        who = self.who(who, fallback)
-        stages = active(self._owner)
-        needs = {unit: Need(0) for unit in ("tokens", "input_tokens", "output_tokens", "calls")}
+        shape = self._shape(TOOL, name, None, who, fallback)
+        needs = {unit: Need(0) for unit in (*UNITS, *shape.units)}
         needs["usd"] = Need(nano)
-        return Plan(
-            operation="tool",
-            model=name,
-            provider=None,
-            who=who,
-            stage=stages[-1].path if stages else None,
-            budgets=tuple(self.applicable(who, name, stages)),
-            ask=Ask(needs, 0, 0),
-            pricing=None,
-            allowance={"usd": nano},
-            sends_limit=False,
-            fields=_fields(who, stages, "tool", None, name),
-        )
+        return Plan(TOOL, name, None, shape, Ask(needs, 0, 0), {"usd": nano}, False)
 
     def _price(self, model: str, provider: str | None, *, required: bool) -> ModelPricing | None:
         try:
@@ -204,20 +309,21 @@ class Planner:
                 raise
             return None
 
-    def _allowance(self, features: Mapping[str, str], units: set[Any]) -> dict[str, int]:
+    def _allowance(self, features: Mapping[str, str], units: frozenset[str]) -> dict[str, int]:
         total: dict[str, int] = {}
         for feature, why in features.items():
             allowed = self._allow.get(feature)
-            for unit in _UNBOUNDED_UNITS:
-                if unit in units and (allowed is None or (unit == "usd" and "usd" not in allowed)):
+            for unit in sorted(units, key=lambda u: _ORDER.get(u, 99)):
+                if unit != "usd" and not _unit(unit).bounded:
+                    continue
+                if allowed is None or (unit == "usd" and "usd" not in allowed):
                     raise Unbounded(feature, why, unit=unit)
             for unit, amount in (allowed or {}).items():
                 total[unit] = total.get(unit, 0) + amount
         return total
 
-    def _input_bound(self, bound: RequestBound, pricing: ModelPricing | None) -> int | None:
-        if bound.input_tokens is not None:
-            return bound.input_tokens
+    def _stored_input(self, bound: RequestBound, pricing: ModelPricing | None) -> int | None:
+        """The input of a request that continues what the provider has stored."""
         if bound.previous is not None:
             # A response's own input included all before it, and its output is added now.
             with self._contexts_lock:
@@ -231,8 +337,12 @@ class Planner:
         if response_id and usage is not None:
             with self._contexts_lock:
                 self._contexts[response_id] = usage.total_tokens
-                while len(self._contexts) > _MAX_REMEMBERED:
+                while len(self._contexts) > _MOST_REMEMBERED:
                     self._contexts.popitem(last=False)
+
+    def claims(self, plan: Plan, now: int) -> tuple[Claim, ...]:
+        """The buckets that a call of now counts in."""
+        return plan.shape.claims_at(now, self.claim)
 
     def claim(self, budget: Budget, who: Attribution, model: str, now: int) -> Claim:
         """The bucket of `budget` that a call of now counts in."""
@@ -296,37 +406,26 @@ class Planner:
             return own
 
 
-def _fields(
-    who: Attribution, stages: Sequence[Stage], operation: str, provider: str | None, model: str
-) -> dict[str, Any]:
-    """What is known of an entry before the call."""
-    return {
-        "session_id": who.session_id,
-        "user_id": who.user_id,
-        "project": who.project,
-        "tenant": who.tenant,
-        "tags": who.tags,
-        "stage": stages[-1].path if stages else None,
-        "operation": operation,
-        "provider": provider,
-        "model": model,
-    }
-
-
 def _needs(
     bound: RequestBound,
     inputs: int,
     pricing: ModelPricing | None,
     allowance: Mapping[str, int],
     service_tier: str | None,
+    units: frozenset[str],
 ) -> dict[str, Need]:
-    out, extra = (0 if bound.output_limit == 0 else bound.choices), bound.extra_output
-    needs = {
-        "tokens": Need(inputs + extra + allowance.get("tokens", 0), out),
-        "input_tokens": Need(inputs + allowance.get("input_tokens", 0)),
-        "output_tokens": Need(extra + allowance.get("output_tokens", 0), out),
-        "calls": Need(1),
-    }
+    extra = bound.extra_output
+    choices = 0 if bound.output_limit == 0 else bound.choices
+    worst = Worst(inputs, extra, choices)
+    # What every entry tells, and what else a budget counts.
+    needs = {name: unit.bound(worst) for name, unit in UNITS.items()}
+    for name in units:
+        if name not in needs and name != "usd":
+            needs[name] = _unit(name).bound(worst)
+    for name, more in allowance.items():
+        if name != "usd":
+            need = needs[name] if name in needs else _unit(name).bound(worst)
+            needs[name] = need._replace(fixed=need.fixed + more)
     if pricing is not None or "usd" in allowance:
         fixed = rate = 0
         if pricing is not None:
@@ -337,8 +436,15 @@ def _needs(
                 output_audio=bound.output_audio,
             )
         fixed += rate * extra + allowance.get("usd", 0) * FEMTO_PER_NANO
-        needs["usd"] = Need(fixed, rate * out, FEMTO_PER_NANO)
+        needs["usd"] = Need(fixed, rate * choices, FEMTO_PER_NANO)
     return needs
+
+
+def _unit(name: str) -> Unit:
+    found = unit_of(name)
+    if found is None:  # a budget of it could not have been made
+        raise ConfigError(f"unknown unit {name!r}")
+    return found
 
 
 def as_budget(value: str | Budget) -> Budget:

@@ -6,14 +6,17 @@ import os
 from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..rules.attribution import F, decorate
+from ..rules.balance import Balance
 from ..rules.budgets import Budget
 
-if TYPE_CHECKING:
-    from ..meter import Meter
-    from .planning import Balance
+
+class Owner(Protocol):
+    """Whose stages they are."""
+
+    def stage_balances(self, budgets: Sequence[Budget]) -> list[Balance]: ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ _stages: ContextVar[tuple[Stage, ...]] = ContextVar("behest_stages", default=())
 class StageScope:
     """Budgets for a block of code; see `Meter.budget`. Works as `with`, `async with`, decorator."""
 
-    def __init__(self, meter: Meter, budgets: Sequence[Budget], name: str) -> None:
+    def __init__(self, meter: Owner, budgets: Sequence[Budget], name: str) -> None:
         self._meter = meter
         self._budgets = tuple(budgets)
         self._name = name
@@ -65,6 +68,7 @@ class StageScope:
         return self._meter.stage_balances([replace(b, stage=self._run) for b in self._budgets])
 
 
-def active(meter: object) -> list[Stage]:
+def active(meter: object) -> tuple[Stage, ...]:
     """The stages of `meter` that the running code is in, outermost first."""
-    return [s for s in _stages.get() if s.meter is meter]
+    stages = _stages.get()
+    return tuple(s for s in stages if s.meter is meter) if stages else ()

@@ -19,8 +19,8 @@ from starlette.responses import Response
 from ..meter import Meter
 from ..reports.queries import Line, Report, report
 from ..rules.attribution import Attribution
-from ..rules.budgets import to_usd
 from ..rules.errors import ConfigError
+from ..rules.units import to_usd
 from .bodies import Bodies, parse
 from .callers import Caller, Gate
 from .problems import JSON, Problem, budget_headers

@@ -23,7 +23,8 @@ from tenacity import (
 )
 
 from ..calls.exchange import Exchange
-from ..engine.calls import Hold, Outcome
+from ..engine.holds import Hold
+from ..engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
 from ..meter import Meter
 from ..rules.attribution import Attribution
 from ..rules.errors import BehestError
@@ -164,15 +165,15 @@ class Attempts:
             sent = True
             response = await provider.post(job.operation, target.model, content, job.who, job.headers)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            await hold.aend(exchange.failed_to_send(error))
+            await hold.aend(outcome_of_error(error))
             self._metrics.attempt(provider.name, type(error).__name__)
             raise _Failed(_no_answer(provider.name, error), repeat=True, elsewhere=True) from error
         except BaseException as error:
             # Nothing may be waited for here: the task may be cancelled again.
-            hold.post(exchange.failed_to_send(error) if sent else Outcome("cancelled"))
+            hold.post(outcome_of_error(error) if sent else CANCELLED)
             raise
         self._metrics.attempt(provider.name, str(response.status))
-        outcome = exchange.refused_by_provider(response.status)
+        outcome = outcome_of_status(response.status)
         if outcome is None:
             return Answer(response, exchange, hold)
         await hold.aend(outcome)

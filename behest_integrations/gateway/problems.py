@@ -16,18 +16,18 @@ from urllib.parse import quote
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from ..engine.planning import Balance
-from ..rules.budgets import Budget, format_amount, to_usd
+from ..rules.balance import Balance, Shortfall
+from ..rules.budgets import Budget
 from ..rules.errors import (
     BehestError,
     BudgetExceeded,
     ConfigError,
     MissingExtra,
-    Shortfall,
     StoreError,
     Unbounded,
     UnknownPrice,
 )
+from ..rules.units import format_amount, to_usd
 
 _TYPES = {
     400: "invalid_request_error",

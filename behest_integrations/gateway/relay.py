@@ -18,8 +18,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..calls.exchange import Passing
-from ..engine.calls import Hold
+from ..calls.passing import Passing
+from ..engine.holds import Hold
 from ..ledger import schema
 from ..meter import Meter
 from ..rules.attribution import Attribution
@@ -122,7 +122,7 @@ class Relay:
             message = "No such response was made with this key or token."
             raise Problem(404, message, param="previous_response_id")
         # It may have been made by another worker: its length bounds what continues it.
-        self.meter.remember_context(request.previous_response_id, before)
+        self.meter.planner.remember_context(request.previous_response_id, before)
 
     def _usage_of(self, response: str, who: Attribution, caller: Caller) -> Usage | None:
         """What the caller's own response `response` took; None if there is none."""

@@ -1,1 +1,16 @@
-"""The doors: each translates a framework's calls into the engine's words, and back."""
+"""Doors: a framework's call, translated into the engine's words and back.
+
+A new framework is a folder here, with a door class, and the class's name in `Doors`. Another package
+can publish one of its own under the entry point `behest_integrations.doors`; see
+`.github/CONTRIBUTING.md`. No door imports another.
+"""
+
+from __future__ import annotations
+
+from .langchain import LangChainDoor
+from .llama_index import LlamaIndexDoor
+from .openai import OpenAIDoor
+
+
+class Doors(OpenAIDoor, LangChainDoor, LlamaIndexDoor):
+    """Every framework that a meter can be put into."""

@@ -10,29 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..rules.errors import Reason
-
-
-class Need(NamedTuple):
-    """What a call needs of one unit, as a function of its output limit.
-
-    ``ceil((fixed + per_output * output) / scale)``: the scale keeps money exact below a
-    nano-dollar until the one rounding, upward, at the end.
-    """
-
-    fixed: int
-    per_output: int = 0
-    scale: int = 1
-
-    def amount(self, output: int) -> int:
-        return -(-(self.fixed + self.per_output * output) // self.scale)
-
-    def most_output(self, left: int, want: int) -> int:
-        """The largest output, at most `want`, that fits in `left`; -1 if not even 0 does."""
-        room = left * self.scale - self.fixed
-        if room < 0:
-            return -1
-        return want if not self.per_output else min(want, room // self.per_output)
+from ..rules.balance import Reason
+from ..rules.units import Need
 
 
 class Ask(NamedTuple):

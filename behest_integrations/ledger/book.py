@@ -16,13 +16,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic_core import to_json
 
-from ..rules.errors import Reason
+from ..rules.balance import Reason
 from .admission import Ask, BucketState, Denied, decide
 
 Status = Literal["settled", "estimated", "assumed", "failed"]
 # A later report replaces an earlier one only if it knows more. What the provider has said,
 # billed or not, is final: the room that a failed call gave back may be spent already.
-_KNOWS: dict[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "settled": 2}
+KNOWS: dict[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "settled": 2, "cancelled": 2}
 
 
 class Claim(NamedTuple):
@@ -295,6 +295,7 @@ def reserve(
         rows.change_bucket(bucket.id, 0, amount)
         bookings.append((bucket.id, claim.unit, amount, claim.slot_ms))
     record = dict(call)
+    record["started"] = now
     record["held"] = amounts
     record["output_limit"] = decision.output if ask.want else None
     if decision.output < ask.want:
@@ -374,7 +375,7 @@ def settle(
     else:
         last = rows.last_entry(entry.call_id)
         if last is not None:
-            if _KNOWS[last.status] >= _KNOWS[entry.status]:
+            if KNOWS[last.status] >= KNOWS[entry.status]:
                 return Booked(False)
             replaced = True
             _reverse(rows, last, now)

@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from ..ledger import Ledger, schema
-from ..rules.budgets import to_usd
 from ..rules.errors import ConfigError
+from ..rules.units import to_usd
 
 _e = schema.entries
 _r = schema.refusals

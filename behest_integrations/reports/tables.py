@@ -13,7 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ..ledger import Ledger
-from ..rules.budgets import format_amount, format_usd
+from ..rules.units import format_amount, format_usd
 from .queries import BucketLine, Line, Report, StageNode, report
 
 

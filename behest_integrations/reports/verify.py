@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from ..ledger import Bucket, Entry, HoldRecord, Ledger
 from ..ledger.book import merge_amounts
-from ..rules.budgets import budget_of_shape, describe_scope, format_amount
+from ..rules.budgets import budget_of_shape, describe_scope
+from ..rules.units import format_amount
 
 
 @dataclass(frozen=True)

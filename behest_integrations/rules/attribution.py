@@ -12,7 +12,7 @@ import inspect
 import unicodedata
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from .errors import ConfigError
@@ -71,6 +71,9 @@ class Attribution:
                 check_id(key, "a tag's name")
                 check_id(value, f"tag {key!r}")
             object.__setattr__(self, "tags", dict(self.tags))
+
+    def __hash__(self) -> int:
+        return hash((self.session_id, self.user_id, self.project, self.tenant, *sorted(self.tags.items())))
 
     def over(self, other: Attribution) -> Attribution:
         """This attribution, with what it does not say filled in from `other`."""
@@ -236,13 +239,3 @@ def session(
     return SessionScope(
         Attribution(session_id=session_id, user_id=user, project=project, tenant=tenant, tags=tags or {})
     )
-
-
-def with_fallback(attribution: Attribution, **framework: str | None) -> Attribution:
-    """Fill in ids that a framework has of its own; the last in the order of precedence."""
-    missing = {
-        name: value
-        for name, value in framework.items()
-        if value is not None and getattr(attribution, name) is None
-    }
-    return replace(attribution, **missing) if missing else attribution  # type: ignore[arg-type]

@@ -28,12 +28,10 @@ from pydantic_core import to_json
 
 from .attribution import Attribution, check_id
 from .errors import BudgetSyntaxError, ConfigError
+from .units import NANO, UNITS, Unit, format_amount, known_units, unit_of
 
-Unit = Literal["usd", "tokens", "input_tokens", "output_tokens", "calls"]
 Calendar = Literal["minute", "hour", "day", "week", "month"]
 
-NANO = 1_000_000_000
-"""Nano-dollars in a dollar: money is kept as integers of 1e-9 USD."""
 MAX_AMOUNT = 2**62
 """Largest amount of any unit; two of them still fit in the store's 64 bits."""
 
@@ -46,12 +44,6 @@ A budget is:  AMOUNT [/WINDOW [in ZONE]] [per SCOPE] [for FILTER]... [as NAME]
   FILTER   model gpt-4o* · user u-7 · session, project, tenant ID · tag feature=support
   NAME     letters, digits, "_", "-" and "." """
 
-_UNITS: dict[Unit, str] = {
-    "tokens": "tokens",
-    "input_tokens": "input tokens",
-    "output_tokens": "output tokens",
-    "calls": "calls",
-}
 _SCOPES = ("session", "user", "project", "tenant", "model")
 _CALENDAR: tuple[Calendar, ...] = ("minute", "hour", "day", "week", "month")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -73,36 +65,6 @@ def to_nano(amount: Decimal | int | str, *, rounding: str = ROUND_DOWN) -> int:
         return int((value * NANO).to_integral_value(rounding=rounding))
     except (InvalidOperation, ValueError, OverflowError, AttributeError):
         raise ConfigError(f"not an amount of USD: {amount!r}") from None
-
-
-def to_usd(nano: int) -> Decimal:
-    """Integer nano-dollars as USD."""
-    return Decimal(nano).scaleb(-9)
-
-
-def format_usd(nano: int) -> str:
-    """Nano-dollars as exact text: ``$5``, ``$0.50``, ``$0.00015``."""
-    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
-    whole, fraction = divmod(nano, NANO)
-    if not fraction:
-        return f"{sign}${whole}"
-    digits = f"{fraction:09d}".rstrip("0").ljust(2, "0")
-    return f"{sign}${whole}.{digits}"
-
-
-def format_amount(amount: int, unit: str) -> str:
-    """An amount as it is written in a budget: ``$0.50``, ``50k tokens``, ``10 calls``."""
-    if unit == "usd":
-        return format_usd(amount)
-    return f"{_format_count(amount)} {unit.replace('_', ' ')}"
-
-
-def _format_count(n: int) -> str:
-    for suffix, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if n and n % (size // 10) == 0 and abs(n) >= size:
-            whole, tenth = divmod(n, size)
-            return f"{whole}{suffix}" if not tenth else f"{whole}.{tenth * 10 // size}{suffix}"
-    return str(n)
 
 
 @dataclass(frozen=True)
@@ -150,7 +112,7 @@ class Budget:
     """
 
     amount: int
-    unit: Unit = "usd"
+    unit: str = "usd"
     window: Calendar | None = None
     rolling: timedelta | None = None
     per: tuple[str, ...] = ()
@@ -166,8 +128,8 @@ class Budget:
             raise ConfigError(f"a budget's amount is an integer of its unit, not {self.amount!r}")
         if not 0 <= self.amount <= MAX_AMOUNT:
             raise ConfigError(f"a budget's amount lies between 0 and {MAX_AMOUNT}: {self.amount}")
-        if self.unit != "usd" and self.unit not in _UNITS:
-            raise ConfigError(f"unknown unit {self.unit!r}: one of usd, {', '.join(_UNITS)}")
+        if self.unit != "usd" and unit_of(self.unit) is None:
+            raise ConfigError(f"unknown unit {self.unit!r}: one of usd, {', '.join(known_units())}")
         if isinstance(self.per, str):
             object.__setattr__(self, "per", (self.per,))
         for scope in self.per:
@@ -513,7 +475,7 @@ class _Parser:
         except ConfigError as error:
             raise self.fail(str(error), len(self.words)) from None
 
-    def amount(self) -> tuple[int, Unit]:
+    def amount(self) -> tuple[int, str]:
         word = self.peek()
         dollars = word.startswith("$")
         match = _AMOUNT.match(word[1:] if dollars else word)
@@ -527,21 +489,29 @@ class _Parser:
         if scaled > MAX_AMOUNT:
             raise self.fail(f"expected an amount of at most {MAX_AMOUNT // NANO if dollars else MAX_AMOUNT}")
         self.at += 1
-        if dollars:
-            return int(scaled), "usd"
-        if self.take("tokens", "token"):
-            return int(scaled), "tokens"
-        if self.take("calls", "call"):
-            return int(scaled), "calls"
-        if self.take("input"):
-            unit: Unit = "input_tokens"
-        elif self.take("output"):
-            unit = "output_tokens"
-        else:
-            raise self.fail('expected "tokens", "input tokens", "output tokens" or "calls" (dollars are $5)')
-        if not self.take("tokens", "token"):
+        return int(scaled), "usd" if dollars else self.unit()
+
+    def unit(self) -> str:
+        found = self.one_of(UNITS) or self.one_of(known_units())
+        if found is not None:
+            return found
+        *first, last = (f'"{unit.words}"' for unit in known_units().values())
+        if self.peek().lower() in {u.words.split()[0] for u in known_units().values()}:
+            self.at += 1
             raise self.fail('expected "tokens"')
-        return int(scaled), unit
+        raise self.fail(f"expected {', '.join(first)} or {last} (dollars are $5)")
+
+    def one_of(self, units: Mapping[str, Unit]) -> str | None:
+        return next((name for name, unit in units.items() if self.words_are(unit.words.split())), None)
+
+    def words_are(self, expected: list[str]) -> bool:
+        """Take these words, the last in the singular as well."""
+        said = [w.lower() for w, _ in self.words[self.at : self.at + len(expected)]]
+        *first, last = expected
+        if said[:-1] != first or said[-1:] not in ([last], [last.removesuffix("s")]):
+            return False
+        self.at += len(expected)
+        return True
 
     def window(self) -> tuple[Calendar | None, timedelta | None]:
         word = self.peek().lower()

@@ -16,11 +16,11 @@ Refusals are `RuntimeError`s: frameworks that retry by default (LangGraph's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import Literal
 
-Reason = Literal["exhausted", "busy", "too_large"]
+from .balance import Reason, Shortfall
 
 
 class BehestError(Exception):
@@ -58,36 +58,27 @@ class MissingExtra(BehestError, ImportError):
         self.extra = extra
 
 
+@contextmanager
+def need(what: str, extra: str) -> Iterator[None]:
+    """Around the import of an optional dependency.
+
+    Args:
+        what: what is missing without it, for people.
+        extra: the extra of this package that brings it.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        yield
+    except MissingExtra:
+        raise
+    except ImportError:
+        raise MissingExtra(what, extra) from None
+
+
 class CallRefused(BehestError, RuntimeError):
     """A call that was stopped before it reached the provider. Nothing was billed."""
-
-
-@dataclass(frozen=True)
-class Shortfall:
-    """The budget that refused a call, in numbers.
-
-    Attributes:
-        budget: the text of the budget.
-        scope: whom the bucket is for, e.g. ``user u-7`` ("" for everyone).
-        unit: what is counted: ``usd`` (then amounts are nano-dollars), ``tokens``, …
-        limit, spent, held: the bucket's state.
-        asked: the smallest amount with which the call could have gone ahead.
-        resets_at: when the bucket's window ends (None: never, or rolling).
-    """
-
-    budget: str
-    scope: str
-    unit: str
-    limit: int
-    spent: int
-    held: int
-    asked: int
-    resets_at: datetime | None
-
-    @property
-    def left(self) -> int:
-        """What is neither spent nor held, never below 0."""
-        return max(0, self.limit - self.spent - self.held)
 
 
 class BudgetExceeded(CallRefused):
@@ -103,7 +94,7 @@ class BudgetExceeded(CallRefused):
     def __init__(self, shortfall: Shortfall, reason: Reason, *, now: datetime | None = None) -> None:
         self.shortfall = shortfall
         self.reason = reason
-        super().__init__(_say_shortfall(shortfall, reason, now or datetime.now(timezone.utc)))
+        super().__init__(shortfall.say(reason, now or datetime.now(timezone.utc)))
 
     def __reduce__(self) -> tuple[object, ...]:
         # The message is rebuilt from the parts, so the error survives process pools.
@@ -190,31 +181,3 @@ def _rebuild(cls: type[BehestError], args: tuple[object, ...], state: dict[str, 
     error.args = args
     error.__dict__.update(state)
     return error
-
-
-def _say_shortfall(s: Shortfall, reason: Reason, now: datetime) -> str:
-    from .budgets import format_amount
-
-    def amount(n: int) -> str:
-        return format_amount(n, s.unit)
-
-    whom = f" for {s.scope}" if s.scope else ""
-    numbers = (
-        f"limit {amount(s.limit)}, spent {amount(s.spent)}, held by calls in flight "
-        f"{amount(s.held)}; this call needs at least {amount(s.asked)}"
-    )
-    if reason == "too_large":
-        advice = (
-            "It would not fit even if nothing were spent: shorten the prompt, "
-            "choose a cheaper model, or raise the budget."
-        )
-    elif reason == "busy":
-        advice = (
-            "Calls in flight hold the rest: try again when they end, or let the meter wait: Meter(wait=30)."
-        )
-    elif s.resets_at is not None:
-        seconds = max(0, round((s.resets_at - now).total_seconds()))
-        advice = f"It resets at {s.resets_at:%Y-%m-%d %H:%M:%S %Z} (in {seconds} s)."
-    else:
-        advice = "Raise the budget to go on."
-    return f'Budget "{s.budget}"{whom} refused the call before it reached the provider: {numbers}. {advice}'

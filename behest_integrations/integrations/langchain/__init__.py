@@ -1,92 +1,144 @@
 """LangChain and LangGraph: a callback, a model wrapper, an agent's middleware, embeddings.
 
-`Meter`'s methods are the way in. Which to choose is said in quickstarts/README.md.
+Which to choose is said in quickstarts/README.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from ...engine.engine import Engine
 from ...rules.budgets import parse_allowance
-from ...rules.errors import ConfigError, MissingExtra
+from ...rules.errors import ConfigError, need
+from ..kit.instrument import on_import
+from ..kit.undo import Undo
 
 if TYPE_CHECKING:
-    from ...meter import Meter
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.language_models import BaseChatModel, BaseLLM
+
     from .handler import BehestCallbackHandler
     from .middleware import BudgetMiddleware
 
-M = TypeVar("M")
-
-try:
-    import langchain_core.tracers.context as _tracing
-except ImportError:
-    raise MissingExtra("LangChain", "langchain") from None
+    M = TypeVar("M", bound=BaseChatModel | BaseLLM)
+    E = TypeVar("E", bound=Embeddings)
 
 
-def callback_handler(
-    meter: Meter,
-    *,
-    run_tags: bool = False,
-    metadata_tags: Sequence[str] = (),
-    tool_prices: Mapping[str, str] | None = None,
-) -> BehestCallbackHandler:
-    """See `Meter.langchain`."""
-    from .handler import BehestCallbackHandler
+class LangChainDoor(Engine):
+    """LangChain and LangGraph."""
 
-    return BehestCallbackHandler(
-        meter, run_tags=run_tags, metadata_tags=metadata_tags, tool_prices=_prices(tool_prices)
-    )
+    def langchain(
+        self,
+        *,
+        run_tags: bool = False,
+        metadata_tags: Sequence[str] = (),
+        tool_prices: Mapping[str, str] | None = None,
+    ) -> BehestCallbackHandler:
+        """A LangChain callback handler: `config={"callbacks": [meter.langchain()]}`.
 
+        It refuses before the provider is called. It cannot lower an output limit: set one on
+        the model, or use `langchain_model`.
 
-def agent_middleware(
-    meter: Meter, *, tool_prices: Mapping[str, str] | None = None, **options: Any
-) -> BudgetMiddleware:
-    """See `Meter.langchain_middleware`."""
-    from .middleware import BudgetMiddleware
+        Args:
+            run_tags: book the run's tags; `key:value` becomes that tag.
+            metadata_tags: names in the run's metadata to book as tags.
+            tool_prices: USD for each use of a tool, by its name: `{"search": "$0.005"}`.
 
-    return BudgetMiddleware(meter, tool_prices=_prices(tool_prices), **options)
+        Raises:
+            MissingExtra: `langchain-core` is not installed.
+            ConfigError: a price is not an amount in USD.
+        """
+        with need("LangChain", "langchain"):
+            from .handler import BehestCallbackHandler
 
+        return BehestCallbackHandler(
+            self, run_tags=run_tags, metadata_tags=metadata_tags, tool_prices=_prices(tool_prices)
+        )
 
-def wrap_model(meter: Meter, model: M, *, provider: str | None, limit_field: str | None) -> M:
-    """See `Meter.langchain_model`."""
-    from .model import meter_model
+    def langchain_model(self, model: M, *, provider: str | None = None, limit_field: str | None = None) -> M:
+        """A model like `model`, of its own class, metered, that lowers its output limit near the cap.
 
-    return meter_model(meter, model, provider, limit_field)
+        Args:
+            model: any chat model or LLM of LangChain.
+            provider: whose prices apply; default: what the model says of itself.
+            limit_field: the model's field for its output limit; default: the usual names.
 
+        Raises:
+            MissingExtra: `langchain-core` is not installed.
+            ConfigError: not a model, or metered already.
+        """
+        with need("LangChain", "langchain"):
+            from .model import meter_model
 
-def wrap_embeddings(meter: Meter, embeddings: M, *, provider: str | None) -> M:
-    """See `Meter.langchain_embeddings`."""
-    from .embeddings import meter_embeddings
+        return meter_model(self, model, provider, limit_field)
 
-    return meter_embeddings(meter, embeddings, provider)
+    def langchain_embeddings(self, embeddings: E, *, provider: str | None = None) -> E:
+        """Embeddings like `embeddings`, of their own class, metered.
 
+        Their usage is not told by LangChain: where their client is not OpenAI's, it is counted,
+        and booked as `estimated`.
 
-class Instrumentation:
-    """Everything LangChain is metered until `remove()`; also as `with`. See
-    `Meter.instrument_langchain`."""
+        Raises:
+            MissingExtra: `langchain-core` is not installed.
+            ConfigError: not embeddings, or metered already.
+        """
+        with need("LangChain", "langchain"):
+            from .embeddings import meter_embeddings
 
-    def __init__(self, handler: BehestCallbackHandler) -> None:
-        self._handler: BehestCallbackHandler | None = handler
-        hook: Any = self
-        _tracing.register_configure_hook(hook, True)
+        return meter_embeddings(self, embeddings, provider)
 
-    def get(self) -> BehestCallbackHandler | None:
-        """The handler, where LangChain looks for one: a context variable's value would be lost
-        in threads that start with an empty context."""
-        return self._handler
+    def langchain_middleware(
+        self,
+        *,
+        on_exceeded: Literal["raise", "end"] = "raise",
+        cheaper: BaseChatModel | None = None,
+        cheaper_at: int = 80,
+        tool_prices: Mapping[str, str] | None = None,
+    ) -> BudgetMiddleware:
+        """Middleware for `create_agent(..., middleware=[meter.langchain_middleware()])`.
 
-    def remove(self) -> None:
-        """Stop metering what begins from now on."""
-        self._handler = None
-        hooks: list[Any] = getattr(_tracing, "_configure_hooks", [])
-        hooks[:] = [hook for hook in hooks if hook[0] is not self]
+        Args:
+            on_exceeded: ``raise`` `BudgetExceeded`, or ``end`` the agent with a message that
+                says why.
+            cheaper: the model to go on with once a budget has been used up to `cheaper_at`.
+            cheaper_at: percent of the fullest budget that applies.
+            tool_prices: USD for each use of a tool, by its name.
 
-    def __enter__(self) -> Instrumentation:
-        return self
+        Raises:
+            MissingExtra: `langchain` is not installed.
+            ConfigError: an option cannot be used.
+        """
+        with need("LangChain", "langchain"):
+            import langchain_core  # noqa: F401
+        with need("LangChain's agent middleware", "langgraph"):
+            from .middleware import BudgetMiddleware
 
-    def __exit__(self, *exc: object) -> None:
-        self.remove()
+        return BudgetMiddleware(
+            self,
+            on_exceeded=on_exceeded,
+            cheaper=cheaper,
+            cheaper_at=cheaper_at,
+            tool_prices=_prices(tool_prices),
+        )
+
+    @on_import("langchain_core.language_models.chat_models")
+    def instrument_langchain(self, **options: Any) -> Undo:
+        """Meter every LangChain run of this process, with no callback passed.
+
+        Args:
+            options: as for `langchain`.
+
+        Returns:
+            What ends it: `.remove()`, or `with`.
+
+        Raises:
+            MissingExtra: `langchain-core` is not installed.
+        """
+        with need("LangChain", "langchain"):
+            from .everywhere import put_everywhere
+
+        return put_everywhere(self.langchain(**options))
 
 
 def _prices(prices: Mapping[str, str] | None) -> dict[str, int]:

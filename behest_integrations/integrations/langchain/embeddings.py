@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
-from ...engine.calls import take_offer
-from ...meter import Meter
+from ...engine.engine import Engine
 from ...rules.errors import ConfigError
-from ..kit.generation import Call, Generation, Heard, is_inside
-from ..kit.wrapped import as_class, meter_clients_of, metered_class
+from ..kit.call import Call, is_inside
+from ..kit.clients import meter_clients_of
+from ..kit.generation import Generation, Heard
+from ..kit.metered import as_class, metered_class
+from ..kit.terms import Terms
 from .translate import name_model
 
 E = TypeVar("E")
 
 
-@dataclass(frozen=True)
-class _Door:
-    meter: Meter
-    provider: str | None
-
-
 def _call(embeddings: Any, texts: Sequence[str]) -> Call:
-    door: _Door = embeddings._behest
+    terms: Terms = embeddings._behest
     settings = {k: v for k, v in vars(embeddings).items() if isinstance(v, str)}
     maker = type(embeddings).__module__.split(".")[0].removeprefix("langchain_")
     named = name_model({}, {"ls_provider": maker}, settings)
     generation = Generation(
-        door.meter,
+        terms.engine,
         {"model": named.model, "input": list(texts)},
         operation="embeddings",
-        provider=door.provider or named.provider,
+        provider=terms.provider or named.provider,
     )
-    return Call(generation, take_offer(door.meter, "embeddings", named.model), type(embeddings))
+    return Call(generation, type(embeddings))
 
 
 class _Metered:
-    _behest: _Door
+    _behest: Terms
 
     def embed_documents(self, texts: list[str], *args: Any, **kwargs: Any) -> list[list[float]]:
         return self._blocking("embed_documents", texts, texts, args, kwargs)  # type: ignore[no-any-return]
@@ -72,13 +67,13 @@ def _listen(vectors: object) -> Heard:
     return Heard()
 
 
-def meter_embeddings(meter: Meter, embeddings: E, provider: str | None) -> E:
+def meter_embeddings(engine: Engine, embeddings: E, provider: str | None) -> E:
     """See `Meter.langchain_embeddings`."""
     if not isinstance(embeddings, Embeddings):
         raise ConfigError(f"meter.langchain_embeddings() takes Embeddings, not {type(embeddings).__name__}")
     if isinstance(embeddings, _Metered):
         raise ConfigError("these embeddings are metered already")
-    cls = metered_class(meter, type(embeddings), _Metered, _Door(meter, provider), dict)
+    cls = metered_class(Terms(engine, provider), type(embeddings), _Metered)
     metered = as_class(embeddings, cls)
-    meter_clients_of(metered, meter, provider)
+    meter_clients_of(metered, engine, provider)
     return metered  # type: ignore[no-any-return]

@@ -20,13 +20,18 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
 
-from ...engine.calls import Hold, Offer, Outcome, offer, take_offer
-from ...engine.costs import USED
+from ...engine.engine import Engine
+from ...engine.holds import Hold
+from ...engine.layers import Offer, offer
+from ...engine.outcomes import CANCELLED, USED, Outcome
+from ...engine.per_engine import PerEngine
 from ...engine.steps import Steps, in_loop
-from ...meter import Meter
 from ...rules.usage import Usage
-from ..kit.generation import Generation, Heard, Runs, ending, heard, output_limit
-from ..kit.wrapped import METERED_BY
+from ..kit.call import ending, read_answer
+from ..kit.generation import Generation, Heard
+from ..kit.metered import METERED_BY
+from ..kit.runs import Runs
+from ..kit.settings import output_limit
 from .translate import attribution_of, cached, hear, name_model, request_as_wire
 from .twofold import Twofold
 
@@ -60,14 +65,15 @@ class _Batch:
         self.refused = False
 
 
-def runs_of(meter: Meter) -> Runs[UUID, _Run]:
-    """The runs that callbacks of `meter` have seen begin, and not yet end."""
-    return meter.attached("langchain.runs", lambda: Runs(meter.lease_ms))
+RUNS: PerEngine[Runs[UUID, _Run]] = PerEngine(lambda engine: Runs(engine.lease_ms))
+"""The runs that callbacks have seen begin, and not yet end. Shared by all handlers of a meter: a run
+that two of them see is metered once."""
+_BATCHES: PerEngine[WeakValueDictionary[int, _Batch]] = PerEngine(lambda engine: WeakValueDictionary())
 
 
-def take_run(meter: Meter, run_id: UUID | None) -> list[Hold]:
+def take_run(engine: Engine, run_id: UUID | None) -> list[Hold]:
     """The holds of a callback for the request of this run, for the layer that makes it."""
-    run = runs_of(meter).get(run_id) if run_id is not None else None
+    run = RUNS.of(engine).get(run_id) if run_id is not None else None
     if run is None:
         return []
     shared = run.batch is not None and run.hold.plan.operation == "completions"
@@ -83,21 +89,18 @@ class BehestCallbackHandler(BaseCallbackHandler):
 
     def __init__(
         self,
-        meter: Meter,
+        engine: Engine,
         *,
         run_tags: bool,
         metadata_tags: Sequence[str],
         tool_prices: Mapping[str, int],
     ) -> None:
-        self.meter = meter
+        self.engine = engine
         self._run_tags = run_tags
         self._metadata_tags = tuple(metadata_tags)
         self._tool_prices = dict(tool_prices)
-        # Shared by all handlers of a meter: a run that two of them see is metered once.
-        self._runs = runs_of(meter)
-        self._batches: WeakValueDictionary[int, _Batch] = meter.attached(
-            "langchain.batches", WeakValueDictionary
-        )
+        self._runs = RUNS.of(engine)
+        self._batches = _BATCHES.of(engine)
 
     # ── models ─────────────────────────────────────────────────────────────────────────
 
@@ -146,21 +149,21 @@ class BehestCallbackHandler(BaseCallbackHandler):
             if limit is not None:
                 request["max_tokens"] = limit
         who, fallback = attribution_of(metadata, (tags or ()) if self._run_tags else (), self._metadata_tags)
-        outer = take_offer(self.meter, operation, named.model, layer=_LAYER)
         generation = Generation(
-            self.meter,
+            self.engine,
             request,
             operation=operation,
-            who=who.over(outer.plan.who) if outer else who,
+            who=who,
             fallback=fallback,
             provider=named.provider,
-            can_limit=metadata.get(METERED_BY) == self.meter.token,
+            can_limit=metadata.get(METERED_BY) == self.engine.token,
             choices=_count(params, "best_of"),
+            layer=_LAYER,
         )
         generation.say_unlimited("meter.langchain_model(model)")
         batch = self._batch_of(invocation_params) if batch_size > 1 else None
         try:
-            hold = yield from self.meter.reserving(generation.plan, outer)
+            hold = yield from self.engine.reserving(generation.plan)
         except BaseException:
             if batch is not None:
                 self._refuse(batch)
@@ -187,7 +190,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
         for run_id in list(batch.runs):
             run = self._take(run_id)
             if run is not None:
-                run.hold.post(Outcome("cancelled"))
+                run.hold.post(CANCELLED)
 
     def _watch(self, run_id: UUID, run: _Run) -> None:
         """End the run with its task: LangChain tells nobody of a run that is cancelled with it."""
@@ -232,9 +235,9 @@ class BehestCallbackHandler(BaseCallbackHandler):
         if run is None or run.generation is None:
             return
         if cached(response):
-            yield from ending(run.hold, Outcome("cancelled"))
+            yield from ending(run.hold, CANCELLED)
             return
-        said = heard(hear, response)
+        said = read_answer(hear, response)
         if run.batch is not None and run.hold.plan.operation == "completions":
             yield from self._end_batch(run.batch, run, said, response)
         else:
@@ -260,7 +263,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
     ) -> Steps[None]:
         run = self._take(run_id)
         if run is not None and run.generation is not None:
-            yield from ending(run.hold, run.generation.failed(error, heard(hear, response)), error)
+            yield from ending(run.hold, run.generation.failed(error, read_answer(hear, response)), error)
 
     def _take(self, run_id: UUID) -> _Run | None:
         run = self._runs.pop(run_id)
@@ -280,14 +283,13 @@ class BehestCallbackHandler(BaseCallbackHandler):
         ) -> None:
             """Before Python 3.11 a task cannot be given a context, and LangGraph has no way to hand
             callbacks on to what an asynchronous node calls."""
-            told: set[str] = self.meter.attached("langchain.told", set)
-            if told or not metadata or "langgraph_node" not in metadata or not in_loop():
+            if not metadata or "langgraph_node" not in metadata or not in_loop():
                 return
-            told.add("python 3.10")
-            log.warning(
+            self.engine.notices.once(
+                "langgraph on python 3.10",
                 "on Python 3.10, LangGraph does not hand callbacks on to what an async node calls: such "
                 "calls are not metered by a callback. Use meter.langchain_model(model), "
-                "meter.langchain_middleware() or meter.instrument_langchain(), or Python 3.11."
+                "meter.langchain_middleware() or meter.instrument_langchain(), or Python 3.11.",
             )
 
     # ── tools ──────────────────────────────────────────────────────────────────────────
@@ -310,8 +312,8 @@ class BehestCallbackHandler(BaseCallbackHandler):
         who, fallback = attribution_of(
             metadata or {}, (tags or ()) if self._run_tags else (), self._metadata_tags
         )
-        plan = self.meter.plan_cost(str(name), price, who=who, fallback=fallback)
-        hold = yield from self.meter.reserving(plan)
+        plan = self.engine.planner.plan_cost(str(name), price, who=who, fallback=fallback)
+        hold = yield from self.engine.reserving(plan)
         used = _Run(hold, None, None)
         self._runs.put(run_id, used, hold)
         self._watch(run_id, used)

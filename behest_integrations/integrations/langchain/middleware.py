@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
+from langchain.agents.middleware import AgentMiddleware
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 
 from ...engine.costs import CostScope
+from ...engine.engine import Engine
 from ...engine.steps import Steps
-from ...meter import Meter
-from ...rules.errors import BudgetExceeded, ConfigError, MissingExtra
+from ...rules.errors import BudgetExceeded, ConfigError
 from .model import is_metered, meter_model
 from .translate import attribution_of
-
-try:
-    from langchain.agents.middleware import AgentMiddleware
-except ImportError:
-    raise MissingExtra("LangChain's agent middleware", "langgraph") from None
 
 OnExceeded = Literal["raise", "end"]
 
@@ -29,7 +25,7 @@ class BudgetMiddleware(AgentMiddleware):
 
     def __init__(
         self,
-        meter: Meter,
+        engine: Engine,
         *,
         on_exceeded: OnExceeded,
         cheaper: BaseChatModel | None,
@@ -41,7 +37,7 @@ class BudgetMiddleware(AgentMiddleware):
             raise ConfigError(f"on_exceeded is 'raise' or 'end', not {on_exceeded!r}")
         if cheaper is not None and not isinstance(cheaper, BaseChatModel):
             raise ConfigError(f"cheaper is a chat model, not {type(cheaper).__name__}")
-        self.meter = meter
+        self.engine = engine
         self._end = on_exceeded == "end"
         self._cheaper = cheaper
         self._cheaper_at = cheaper_at
@@ -51,13 +47,13 @@ class BudgetMiddleware(AgentMiddleware):
 
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         try:
-            return handler(self._metered(request, self.meter.run(self._is_late())))
+            return handler(self._metered(request, self.engine.run(self._is_late())))
         except BudgetExceeded as error:
             return self._ended(error)
 
     async def awrap_model_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
         try:
-            return await handler(self._metered(request, await self.meter.arun(self._is_late())))
+            return await handler(self._metered(request, await self.engine.arun(self._is_late())))
         except BudgetExceeded as error:
             return self._ended(error)
 
@@ -66,14 +62,14 @@ class BudgetMiddleware(AgentMiddleware):
         if self._cheaper is None:
             return False
         explicit, framework = attribution_of(_run_metadata())
-        used = yield self.meter.share_used(explicit, framework)
+        used = yield self.engine.share_used(explicit, framework)
         return bool(used >= self._cheaper_at)
 
     def _metered(self, request: Any, late: bool) -> Any:
         model = self._cheaper if late and self._cheaper is not None else request.model
         if is_metered(model):
             return request.override(model=model)
-        return request.override(model=meter_model(self.meter, model))
+        return request.override(model=meter_model(self.engine, model))
 
     def _ended(self, error: BudgetExceeded) -> Any:
         if not self._end:
@@ -109,7 +105,9 @@ class BudgetMiddleware(AgentMiddleware):
         """What a use of the tool costs; None if it has no price."""
         name = str(request.tool_call.get("name"))
         price = self._tool_prices.get(name)
-        return None if price is None else CostScope(self.meter, name, price, *attribution_of(_run_metadata()))
+        return (
+            None if price is None else CostScope(self.engine, name, price, *attribution_of(_run_metadata()))
+        )
 
     def _tool_ended(self, request: Any, error: BudgetExceeded) -> Any:
         if not self._end:

@@ -8,51 +8,33 @@ and it asks streams for their usage where the class has a setting for that.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 
-from ...engine.calls import Hold, Outcome, take_offer
-from ...meter import Meter
+from ...engine.engine import Engine
+from ...engine.holds import Hold
+from ...engine.outcomes import CANCELLED
 from ...rules.errors import ConfigError
-from ..kit.generation import (
-    Call,
-    Generation,
-    Heard,
-    is_inside,
-    output_limit,
-)
-from ..kit.wrapped import (
-    METERED_BY,
-    as_class,
-    limit_field_of,
-    meter_clients_of,
-    metered_class,
-    plain,
-    say_retries,
-)
+from ..kit.call import Call, is_inside
+from ..kit.clients import meter_clients_of, say_retries
+from ..kit.generation import Generation, Heard
+from ..kit.metered import METERED_BY, as_class, metered_class, plain
+from ..kit.settings import limit_field_of, output_limit
+from ..kit.terms import Terms
 from .handler import take_run
 from .translate import attribution_of, hear, name_model, request_as_wire
 
 M = TypeVar("M")
 
 
-@dataclass(frozen=True)
-class _Door:
-    meter: Meter
-    provider: str | None
-    limit_field: str | None
-
-
 def _call(
     model: Any, messages: Any, stop: Any, run_manager: Any, kwargs: dict[str, Any]
 ) -> tuple[Call, Callable[[Hold], tuple[Any, dict[str, Any]]]]:
     """A call of a metered model, and how to get the model and keywords to make it with."""
-    door: _Door = model._behest
-    meter = door.meter
+    terms: Terms = model._behest
     chat = isinstance(model, BaseChatModel)
     params = model._get_invocation_params(stop=stop, **kwargs) if chat else {**_settings(model), **kwargs}
     settings = {k: v for k, v in vars(model).items() if isinstance(v, (str, int))}
@@ -67,26 +49,26 @@ def _call(
     who, fallback = attribution_of(metadata)
     operation = "chat" if chat else "completions"
     # A callback has a hold for each prompt of a request; one is replaced, the others dropped.
-    held = take_run(meter, getattr(run_manager, "run_id", None))
+    held = take_run(terms.engine, getattr(run_manager, "run_id", None))
     for extra in held[1:]:
-        extra.post(Outcome("cancelled"))
+        extra.post(CANCELLED)
         extra.hand_over()
-    outer = held[0] if held else take_offer(meter, operation, named.model)
     generation = Generation(
-        meter,
+        terms.engine,
         request,
         operation=operation,
-        who=who.over(outer.plan.who) if outer else who,
+        who=who,
         fallback=fallback,
-        provider=door.provider or named.provider,
-        can_limit=door.limit_field is not None or output_limit(kwargs) is not None,
+        provider=terms.provider or named.provider,
+        can_limit=terms.limit_field is not None or output_limit(kwargs) is not None,
         choices=max(1, len(prompts)) * max(1, *(int(params.get(n) or 1) for n in ("n", "best_of"))),
+        outer=held[0] if held else None,
     )
 
     def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:
-        return generation.limited(hold, model, kwargs, door.limit_field)
+        return generation.limited(hold, model, kwargs, terms.limit_field)
 
-    return Call(generation, outer, type(model)), limited
+    return Call(generation, type(model)), limited
 
 
 def _settings(model: Any) -> dict[str, Any]:
@@ -116,16 +98,16 @@ def _listen(result: Any) -> Heard:
 class _Metered:
     """What all metered classes are; the methods around the class's own come with `_methods`."""
 
-    _behest: _Door
+    _behest: Terms
 
     def __reduce__(self) -> tuple[Any, ...]:
-        door = self._behest
-        return meter_model, (door.meter, plain(self), door.provider, door.limit_field)
+        terms = self._behest
+        return meter_model, (terms.engine, plain(self), terms.provider, terms.limit_field)
 
 
 def _get_ls_params(self: Any, *args: Any, **kwargs: Any) -> Any:
     named = super(_Metered, self)._get_ls_params(*args, **kwargs)
-    return {**named, METERED_BY: self._behest.meter.token}
+    return {**named, METERED_BY: self._behest.engine.token}
 
 
 def _generate(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
@@ -204,7 +186,7 @@ _STREAMS = {"_stream": _stream, "_astream": _astream}
 _NATIVE_EVENTS = ("_stream_chat_model_events", "_astream_chat_model_events")
 
 
-def meter_model(meter: Meter, model: M, provider: str | None = None, limit_field: str | None = None) -> M:
+def meter_model(engine: Engine, model: M, provider: str | None = None, limit_field: str | None = None) -> M:
     """See `Meter.langchain_model`."""
     if not isinstance(model, (BaseChatModel, BaseLLM)):
         raise ConfigError(
@@ -214,8 +196,8 @@ def meter_model(meter: Meter, model: M, provider: str | None = None, limit_field
     if isinstance(model, _Metered):
         raise ConfigError("this model is metered already")
     base: Any = type(model)
-    door = _Door(meter, provider, limit_field_of(base, limit_field))
-    cls = metered_class(meter, base, _Metered, door, lambda: _methods(base))
+    terms = Terms(engine, provider, limit_field_of(base, limit_field))
+    cls = metered_class(terms, base, _Metered, lambda: _methods(base))
     return _prepared(as_class(model, cls))  # type: ignore[no-any-return]
 
 
@@ -225,10 +207,10 @@ def is_metered(model: object) -> bool:
 
 
 def _prepared(model: Any) -> Any:
-    door: _Door = model._behest
-    reached = meter_clients_of(model, door.meter, door.provider)
+    terms: Terms = model._behest
+    reached = meter_clients_of(model, terms.engine, terms.provider)
     if not reached and getattr(model, "max_retries", None):
-        say_retries(door.meter, type(model).__name__, ", and use .with_retry()")
+        say_retries(terms.engine, type(model).__name__, ", and use .with_retry()")
     if getattr(model, "stream_usage", True) is None:
         model.stream_usage = True
     return model

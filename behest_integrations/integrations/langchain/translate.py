@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from ...rules.attribution import Attribution
 from ...rules.usage import Usage, from_openai
-from ..kit.generation import ASKED, Heard, model_in, output_limit, provider_of
+from ..kit.generation import Heard
+from ..kit.settings import ASKED, model_in, output_limit, provider_of
 
 # Blocks whose JSON is all that there is to bill.
 _PLAIN_BLOCKS = frozenset(

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ...engine.engine import Engine
 from ...engine.steps import Steps
-from ...meter import Meter
 
 
 class Twofold:
@@ -25,13 +25,13 @@ class Twofold:
 
         @functools.wraps(steps)
         def blocking(handler: Any, *args: Any, **kwargs: Any) -> None:
-            meter: Meter = handler.meter
-            meter.run(steps(handler, *args, **kwargs))
+            engine: Engine = handler.engine
+            engine.run(steps(handler, *args, **kwargs))
 
         @functools.wraps(steps)
         async def awaited(handler: Any, *args: Any, **kwargs: Any) -> None:
-            meter: Meter = handler.meter
-            await meter.arun(steps(handler, *args, **kwargs))
+            engine: Engine = handler.engine
+            await engine.arun(steps(handler, *args, **kwargs))
 
         self._blocking: Any = blocking
         self._awaited: Any = awaited

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ...engine.calls import take_offer
-from ...meter import Meter
+from ...engine.engine import Engine
 from ...rules.errors import ConfigError
-from ..kit.generation import Call, Generation, Heard, is_inside
-from ..kit.wrapped import as_class, meter_clients_of, metered_class, plain
-from .model import Door, Metered, common_methods
+from ..kit.call import Call, is_inside
+from ..kit.clients import meter_clients_of
+from ..kit.generation import Generation, Heard
+from ..kit.metered import as_class, metered_class, plain
+from ..kit.terms import Terms
+from .model import Metered, common_methods
 from .translate import attribution, model_name, provider_by, settings_of
 
 E = TypeVar("E")
 
 
 def _call(model: Any, asked: Any) -> Call:
-    door: Door = model._behest
+    terms: Terms = model._behest
     settings = settings_of(model)
     name = model_name(model, settings)
-    outer = take_offer(door.meter, "embeddings", name)
-    who = attribution()
     generation = Generation(
-        door.meter,
+        terms.engine,
         {"model": name, "input": [asked] if isinstance(asked, str) else list(asked)},
         operation="embeddings",
-        who=who.over(outer.plan.who) if outer else who,
-        provider=door.provider or provider_by(model, settings),
+        who=attribution(),
+        provider=terms.provider or provider_by(model, settings),
     )
-    return Call(generation, outer, type(model))
+    return Call(generation, type(model))
 
 
 def _blocking(name: str) -> Any:
@@ -69,16 +69,16 @@ def _methods(base: Any) -> dict[str, Any]:
 
 
 def _reduce(self: Any) -> tuple[Any, ...]:
-    door: Door = self._behest
-    return meter_embedding, (door.meter, plain(self), door.provider)
+    terms: Terms = self._behest
+    return meter_embedding, (terms.engine, plain(self), terms.provider)
 
 
-def meter_embedding(meter: Meter, model: E, provider: str | None = None) -> E:
+def meter_embedding(engine: Engine, model: E, provider: str | None = None) -> E:
     """See `Meter.llama_index`."""
     if isinstance(model, Metered):
         raise ConfigError("this embedding model is metered already")
     base: Any = type(model)
-    cls = metered_class(meter, base, Metered, Door(meter, provider), lambda: _methods(base))
+    cls = metered_class(Terms(engine, provider), base, Metered, lambda: _methods(base))
     metered = as_class(model, cls)
-    meter_clients_of(metered, meter, provider)
+    meter_clients_of(metered, engine, provider)
     return metered  # type: ignore[no-any-return]

@@ -13,14 +13,19 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 
-from ...engine.calls import Hold, Offer, offer, take_offer
+from ...engine.engine import Engine
+from ...engine.holds import Hold
+from ...engine.layers import Offer, offer
+from ...engine.per_engine import PerEngine
 from ...engine.steps import in_loop
-from ...meter import Meter
 from ...prices.pricing import provider_named
 from ...rules.usage import Usage
 from ...wire.tokens import bound_tokens
-from ..kit.generation import Generation, Heard, Runs, ending, heard, model_in, output_limit
-from ..kit.wrapped import METERED_BY
+from ..kit.call import ending, read_answer
+from ..kit.generation import Generation, Heard
+from ..kit.metered import METERED_BY
+from ..kit.runs import Runs
+from ..kit.settings import model_in, output_limit
 from .translate import attribution, hear, request_as_wire
 
 _LAYER = "llama_index callback"
@@ -42,6 +47,10 @@ class _Run:
         self.offered: Offer = offer(hold, _LAYER)
 
 
+RUNS: PerEngine[Runs[str, _Run]] = PerEngine(lambda engine: Runs(engine.lease_ms))
+"""Shared by all handlers of a meter: an event that two of them see is metered once."""
+
+
 class BehestHandler(BaseCallbackHandler):
     """See `Meter.llama_index_handler`.
 
@@ -50,14 +59,13 @@ class BehestHandler(BaseCallbackHandler):
             embed, whose texts they know, is left to them.
     """
 
-    def __init__(self, meter: Meter, *, clients_metered: bool = False) -> None:
+    def __init__(self, engine: Engine, *, clients_metered: bool = False) -> None:
         ignored = [event for event in CBEventType if event not in _METERED]
         super().__init__(event_starts_to_ignore=ignored, event_ends_to_ignore=ignored)
-        self.meter = meter
+        self.engine = engine
         self.meter_on = True
         self._clients_metered = clients_metered
-        # Shared by all handlers of a meter: an event that two of them see is metered once.
-        self._runs: Runs[str, _Run] = meter.attached("llama_index.runs", lambda: Runs(meter.lease_ms))
+        self._runs = RUNS.of(engine)
 
     def on_event_start(
         self,
@@ -69,7 +77,7 @@ class BehestHandler(BaseCallbackHandler):
     ) -> str:
         payload = payload or {}
         model: dict[str, Any] = payload.get(EventPayload.SERIALIZED) or {}
-        if model.get(METERED_BY) == self.meter.token or event_id in self._runs or not self.meter_on:
+        if model.get(METERED_BY) == self.engine.token or event_id in self._runs or not self.meter_on:
             return event_id
         if (
             event_type == CBEventType.EMBEDDING
@@ -77,15 +85,11 @@ class BehestHandler(BaseCallbackHandler):
             and "openai" in str(model.get("class_name")).lower()
         ):
             return event_id
-        outer: Hold | None = None
         if event_type == CBEventType.LLM:
-            outer = self._around()
-            generation = self._llm(payload, outer)
+            generation = self._llm(payload, self._around())
         else:
             generation = self._embedding(payload)
-        plan = generation.plan
-        outer = outer or take_offer(self.meter, plan.operation, plan.model, layer=_LAYER)
-        hold = self.meter.run(self.meter.reserving(plan, outer, wait=not in_loop()))
+        hold = self.engine.run(self.engine.reserving(generation.plan, wait=not in_loop()))
         self._runs.put(event_id, _Run(hold, generation), hold)
         return event_id
 
@@ -102,10 +106,12 @@ class BehestHandler(BaseCallbackHandler):
         settings = {"max_tokens": output_limit(own) or _limit(model, maker), **kwargs}
         name = str(kwargs.get("model") or model_in(model) or maker)
         generation = Generation(
-            self.meter,
+            self.engine,
             request_as_wire(messages, settings, name),
-            who=_who(outer),
+            who=attribution(),
             provider=provider_named(_maker(maker)),
+            layer=_LAYER,
+            outer=outer,
         )
         generation.say_unlimited("meter.llama_index(model)")
         return generation
@@ -118,12 +124,13 @@ class BehestHandler(BaseCallbackHandler):
         batch = model.get("embed_batch_size")
         texts = batch if isinstance(batch, int) and batch > 0 else 1
         provider = provider_named(_maker(maker))
-        most = self.meter.pricing.context_window(name, provider) or _LONGEST_TEXT
+        most = self.engine.pricing.context_window(name, provider) or _LONGEST_TEXT
         return Generation(
-            self.meter,
+            self.engine,
             {"model": name, "input": []},
             operation="embeddings",
-            who=_who(None),
+            who=attribution(),
+            layer=_LAYER,
             provider=provider,
             input_tokens=texts * most,
         )
@@ -161,8 +168,8 @@ class BehestHandler(BaseCallbackHandler):
         else:
             error = None
             said = payload.get(EventPayload.RESPONSE) or payload.get(EventPayload.COMPLETION)
-            outcome = run.generation.complete(heard(hear, said))
-        self.meter.run(ending(run.hold, outcome, error))
+            outcome = run.generation.complete(read_answer(hear, said))
+        self.engine.run(ending(run.hold, outcome, error))
 
     @staticmethod
     def _counted(run: _Run, chunks: Any) -> Heard:
@@ -176,11 +183,6 @@ class BehestHandler(BaseCallbackHandler):
 
     def end_trace(self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None) -> None:
         """Nothing is traced."""
-
-
-def _who(outer: Hold | None) -> Any:
-    who = attribution()
-    return who.over(outer.plan.who) if outer else who
 
 
 def _limit(model: dict[str, Any], maker: str) -> int | None:

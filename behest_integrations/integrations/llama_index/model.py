@@ -7,67 +7,50 @@ cap it lowers the output limit; and where the OpenAI SDK is under it, that is me
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage
 
-from ...engine.calls import Hold, take_offer
-from ...meter import Meter
+from ...engine.engine import Engine
+from ...engine.holds import Hold
 from ...rules.errors import ConfigError
-from ..kit.generation import Call, Generation, is_inside, output_limit
-from ..kit.wrapped import (
-    METERED_BY,
-    as_class,
-    limit_field_of,
-    meter_clients_of,
-    metered_class,
-    metered_clients,
-    plain,
-    say_retries,
-)
+from ..kit.call import Call, is_inside
+from ..kit.clients import meter_clients_of, metered_clients, say_retries
+from ..kit.generation import Generation
+from ..kit.metered import METERED_BY, as_class, metered_class, plain
+from ..kit.settings import limit_field_of, output_limit
+from ..kit.terms import Terms
 from .translate import attribution, hear, model_name, provider_by, request_as_wire, settings_of
 
 M = TypeVar("M")
 
 
-@dataclass(frozen=True)
-class Door:
-    """What a metered class knows."""
-
-    meter: Meter
-    provider: str | None
-    limit_field: str | None = None
-
-
 class Metered:
     """What all metered classes are."""
 
-    _behest: Door
+    _behest: Terms
 
 
 def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callable[[Hold], Any]]:
     """A call of a metered model, and how to get the model and keywords to make it with."""
-    door: Door = model._behest
+    terms: Terms = model._behest
     settings = {**settings_of(model), **kwargs}
     name = model_name(model, settings)
     if isinstance(asked, str):
         formatted = kwargs.get("formatted") or not callable(getattr(model, "completion_to_prompt", None))
         asked = [ChatMessage(asked if formatted else model.completion_to_prompt(asked))]
-    outer = take_offer(door.meter, "chat", name)
-    who = attribution()
     generation = Generation(
-        door.meter,
+        terms.engine,
         request_as_wire(asked, settings, name),
-        who=who.over(outer.plan.who) if outer else who,
-        provider=door.provider or provider_by(model, settings),
-        can_limit=door.limit_field is not None or output_limit(kwargs) is not None,
+        who=attribution(),
+        provider=terms.provider or provider_by(model, settings),
+        can_limit=terms.limit_field is not None or output_limit(kwargs) is not None,
     )
 
     def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:
-        return generation.limited(hold, model, kwargs, door.limit_field)
+        return generation.limited(hold, model, kwargs, terms.limit_field)
 
-    return Call(generation, outer, type(model)), limited
+    return Call(generation, type(model)), limited
 
 
 def _last(_before: Any, chunk: Any) -> Any:
@@ -172,8 +155,8 @@ def common_methods(base: Any) -> dict[str, Any]:
 
 def _telling_method(name: str) -> Any:
     def method(self: Any, **kwargs: Any) -> dict[str, Any]:
-        door: Door = self._behest
-        return {**getattr(super(Metered, self), name)(**kwargs), METERED_BY: door.meter.token}
+        terms: Terms = self._behest
+        return {**getattr(super(Metered, self), name)(**kwargs), METERED_BY: terms.engine.token}
 
     return method
 
@@ -181,26 +164,26 @@ def _telling_method(name: str) -> Any:
 def _client_method(name: str) -> Any:
     def method(self: Any) -> Any:
         client = getattr(super(Metered, self), name)()
-        door: Door = self._behest
-        return metered_clients(door.meter, {"client": client}, door.provider).get("client", client)
+        terms: Terms = self._behest
+        return metered_clients(terms.engine, {"client": client}, terms.provider).get("client", client)
 
     return method
 
 
 def _reduce(self: Any) -> tuple[Any, ...]:
-    door: Door = self._behest
-    return meter_llm, (door.meter, plain(self), door.provider, door.limit_field)
+    terms: Terms = self._behest
+    return meter_llm, (terms.engine, plain(self), terms.provider, terms.limit_field)
 
 
-def meter_llm(meter: Meter, llm: M, provider: str | None = None, limit_field: str | None = None) -> M:
+def meter_llm(engine: Engine, llm: M, provider: str | None = None, limit_field: str | None = None) -> M:
     """See `Meter.llama_index`."""
     if isinstance(llm, Metered):
         raise ConfigError("this model is metered already")
     base: Any = type(llm)
-    door = Door(meter, provider, limit_field_of(base, limit_field))
-    cls = metered_class(meter, base, Metered, door, lambda: methods(base))
+    terms = Terms(engine, provider, limit_field_of(base, limit_field))
+    cls = metered_class(terms, base, Metered, lambda: methods(base))
     metered = as_class(llm, cls)
-    reached = meter_clients_of(metered, meter, provider) or hasattr(base, "_get_client")
+    reached = meter_clients_of(metered, engine, provider) or hasattr(base, "_get_client")
     if not reached and getattr(llm, "max_retries", None):
-        say_retries(meter, base.__name__, "")
+        say_retries(engine, base.__name__, "")
     return metered  # type: ignore[no-any-return]

@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_index.core.settings import Settings, _Settings
 
-from ..kit.wrapped import plain
+from ...engine.engine import Engine
+from ..kit.metered import plain
+from ..kit.terms import Terms
+from ..kit.undo import Undo
 from .embeddings import meter_embedding
 from .model import Metered, meter_llm
 
-if TYPE_CHECKING:
-    from ...meter import Meter
 
+def meter_settings(engine: Engine, provider: str | None, limit_field: str | None) -> Undo:
+    """See `LlamaIndexDoor.llama_index`.
 
-class MeteredSettings:
-    """`Settings` under a meter, until `remove()` or the end of a `with`. See `Meter.llama_index`."""
+    What has taken its model from `Settings` before it is undone (an index, an engine) keeps it, and
+    stays metered.
+    """
+    before = type(Settings)
+    cls: Any = type("_Settings", (_Under, before), {"_behest": Terms(engine, provider, limit_field)})
+    Settings.__class__ = cls
 
-    def __init__(self, meter: Meter, provider: str | None, limit_field: str | None) -> None:
-        self._meter = meter
-        self._before = type(Settings)
-        self._class: Any = type(
-            "_Settings", (_Under, self._before), {"_behest": (meter, provider, limit_field)}
-        )
-        Settings.__class__ = self._class
-
-    def remove(self) -> None:
-        """Stop metering what is asked through `Settings` from now on. What has taken its model
-        from there before (an index, an engine) keeps it, and stays metered."""
-        if type(Settings) is not self._class:
+    def undo() -> None:
+        if type(Settings) is not cls:
             return
-        Settings.__class__ = self._before
+        Settings.__class__ = before
         for name in ("_llm", "_embed_model"):
             held = getattr(Settings, name)
-            if isinstance(held, Metered) and held._behest.meter is self._meter:
+            if isinstance(held, Metered) and held._behest.engine is engine:
                 setattr(Settings, name, plain(held))
 
-    def __enter__(self) -> MeteredSettings:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.remove()
+    return Undo(undo)
 
 
 class _Under:
     """Between `Settings` and who asks it. A model is metered when it is first asked for."""
 
-    _behest: tuple[Meter, str | None, str | None]
+    _behest: Terms
 
     @property
     def llm(self) -> Any:
         found = _Settings.llm.fget(self)  # type: ignore[attr-defined]
         if not isinstance(found, Metered):
-            found = meter_llm(self._behest[0], found, self._behest[1], self._behest[2])
+            found = meter_llm(self._behest.engine, found, self._behest.provider, self._behest.limit_field)
             self._llm = found
         return found
 
@@ -64,7 +57,7 @@ class _Under:
     def embed_model(self) -> Any:
         found = _Settings.embed_model.fget(self)  # type: ignore[attr-defined]
         if not isinstance(found, Metered):
-            found = meter_embedding(self._behest[0], found, self._behest[1])
+            found = meter_embedding(self._behest.engine, found, self._behest.provider)
             self._embed_model = found
         return found
 

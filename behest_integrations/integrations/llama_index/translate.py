@@ -10,7 +10,8 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags
 
 from ...rules.attribution import Attribution
 from ...rules.usage import Usage, from_openai
-from ..kit.generation import ASKED, Heard, model_in, output_limit, provider_of
+from ..kit.generation import Heard
+from ..kit.settings import ASKED, model_in, output_limit, provider_of
 
 # ── what is asked ──────────────────────────────────────────────────────────────────────
 

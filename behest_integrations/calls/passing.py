@@ -1,0 +1,68 @@
+"""The body of one reply, seen as it passes to whoever reads it."""
+
+from __future__ import annotations
+
+import threading
+
+from ..engine.outcomes import Outcome
+from ..wire import SSEReader
+from .exchange import Exchange
+
+
+class Passing:
+    """The body of one reply, seen as it passes to whoever reads it; then how the call ended.
+
+    Args:
+        events: whether it is a stream of server-sent events.
+        only_whole: the hold is not to end unless the reply has been received whole.
+    """
+
+    def __init__(self, exchange: Exchange, *, events: bool, only_whole: bool = False) -> None:
+        self.exchange = exchange
+        self.only_whole = only_whole
+        self.reader: SSEReader | None = exchange.reader() if events else None
+        self.over = False
+        self._body = bytearray()
+        self._ended = threading.Lock()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the outcome has been taken."""
+        return self._ended.locked()
+
+    def feed(self, data: bytes) -> bytes:
+        """What of `data`, and of what came before, can be passed on now."""
+        if self.reader is not None:
+            return self.reader.feed(data)
+        self._body += data
+        return data
+
+    def rest(self) -> bytes:
+        """What is left to be passed on, now that the body is over."""
+        self.over = True
+        if self.reader is not None:
+            return self.reader.finish()
+        self.exchange.read_body(bytes(self._body))
+        return b""
+
+    @property
+    def drainable(self) -> bool:
+        """Whether reading on costs nothing: all is generated (and billed), its usage is not in."""
+        if self.over:
+            return False
+        return self.reader is None or (self.exchange.generated and not self.exchange.reply.final_usage)
+
+    def outcome(self, note: str = "", flag: str = "") -> Outcome | None:
+        """How the call ended, told once; None if it has been told, or is not known yet.
+
+        Args:
+            note, flag: what happened, if the reply is not whole.
+        """
+        if not self._ended.acquire(False):
+            return None
+        done = self.over or (self.reader is not None and self.reader.done)
+        if done and self.exchange.reply.usage is not None:
+            return self.exchange.complete()
+        if self.only_whole:
+            return None
+        return self.exchange.complete() if done else self.exchange.interrupted(note, flag)

@@ -1,0 +1,97 @@
+"""From how a call ended to what is written down: its amounts, its entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..ledger.book import Booked, Entry, Rows, settle
+from ..rules.units import UNITS, unit_of
+from ..wire import METERED_OPERATIONS
+from .holds import Hold
+from .outcomes import Outcome
+from .planning import TOOL, Planner
+from .writing import Writing, dropping
+
+_USAGE_FIELDS = (
+    "input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens",
+    "reasoning_tokens", "input_audio_tokens", "output_audio_tokens",
+)  # fmt: skip
+
+
+def booking(
+    hold: Hold, outcome: Outcome, planner: Planner, *, release: bool
+) -> tuple[Mapping[str, int], Mapping[str, Any], int | None]:
+    """(what to book by unit, the entry's tokens, its cost in nano-dollars).
+
+    Args:
+        release: book nothing where the usage is unknown.
+    """
+    plan = hold.plan
+    if outcome.status == "failed":
+        return {}, {}, 0
+    usage = outcome.usage
+    if usage is None:
+        if release:
+            return {}, {}, 0
+        held = dict(hold.amounts)
+        tokens = {n: held.get(n, 0) for n in ("input_tokens", "output_tokens")}
+        return held, tokens, held.get("usd")
+    inputs, output = usage.input_tokens, usage.output_tokens
+    amounts = {
+        "tokens": inputs + output,
+        "input_tokens": inputs,
+        "output_tokens": output,
+        "calls": 0 if plan.operation == TOOL else 1,
+    }
+    for name in plan.shape.units:
+        if name not in UNITS and name != "usd":
+            unit = unit_of(name)
+            assert unit is not None
+            amounts[name] = unit.booked(usage)
+    # An allowance is booked as given: what it is for is not in the reply's usage.
+    cost = plan.allowance.get("usd")
+    pricing = planner.reply_pricing(plan, outcome.model)
+    if pricing is not None and plan.operation in METERED_OPERATIONS:
+        cost = pricing.cost(usage, outcome.service_tier) + (cost or 0)
+    if cost is not None:
+        amounts["usd"] = cost
+    return amounts, {n: getattr(usage, n) for n in _USAGE_FIELDS}, cost
+
+
+def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, now: int) -> Writing:
+    """The store operation that ends `hold`."""
+    if outcome.status == "cancelled":
+        return dropping(hold.id)
+    plan = hold.plan
+    status: str = outcome.status
+    flags = list(outcome.flags)
+    if status == "assumed" and release:
+        flags.append("released")
+    amounts, usage, cost = booking(hold, outcome, planner, release=release)
+    if plan.allowance and status != "failed" and plan.operation != TOOL:
+        flags.append("allowance")
+        status = "estimated" if status == "settled" else status
+
+    def work(rows: Rows) -> Booked:
+        entry = Entry(
+            **plan.shape.fields,
+            call_id=hold.id,
+            at=now,
+            status=status,
+            started=hold.started,
+            service_tier=outcome.service_tier,
+            **usage,
+            cost=cost,
+            calls=amounts.get("calls", 0),
+            output_limit=hold.output_limit,
+            lowered_from=hold.lowered_from,
+            flags=",".join(flags),
+            note=outcome.note,
+            provider_id=outcome.provider_id,
+        )
+        if outcome.model:
+            entry.model = outcome.model
+        return settle(rows, entry=entry, amounts=amounts, claims=hold.claims, now=now)
+
+    return work

@@ -1,0 +1,382 @@
+"""The engine: plan → reserve → settle or release, sync and async, over one store.
+
+It opens no door and knows no framework: what does is above it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+from ..ledger.base import Ledger, Work
+from ..ledger.book import (
+    Booked,
+    Refused,
+    Reserved,
+    Rows,
+    Standing,
+    ThresholdEvent,
+    cancel,
+    expire,
+    reserve,
+)
+from ..rules.attribution import NOBODY, Attribution
+from ..rules.balance import Balance, Shortfall
+from ..rules.budgets import Budget, describe_scope
+from ..rules.errors import BudgetExceeded, StoreError
+from ..rules.units import format_amount
+from ..wire import RequestBound
+from .booking import end_work
+from .holds import Hold
+from .layers import take_offer
+from .notices import Notices
+from .outcomes import Outcome
+from .planning import Outer, Plan, Planner
+from .steps import Pause, Steps, arun, run
+from .writing import Unwritten, Writing, dropping
+
+log = logging.getLogger("behest")
+
+T = TypeVar("T")
+OnUnknown = Literal["assume", "estimate", "release"]
+OnStoreError = Literal["refuse", "allow"]
+
+
+class Engine:
+    """Meters calls and holds them to budgets.
+
+    Args:
+        ledger: where the books are kept.
+        planner: what calls may come to, and which budgets they meet.
+        wait: seconds to wait for calls in flight when a budget is busy.
+        lease_ms: after how long a call whose process has died is booked as assumed.
+        on_unknown, on_store_error, on_threshold: see `Meter`.
+        clock: milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        planner: Planner,
+        *,
+        wait: float,
+        lease_ms: int,
+        on_unknown: OnUnknown,
+        on_store_error: OnStoreError,
+        on_threshold: Callable[[ThresholdEvent], object] | None,
+        clock: Callable[[], int],
+    ) -> None:
+        self._ledger = ledger
+        self._planner = planner
+        self.pricing = planner.pricing
+        self.token = os.urandom(16).hex()
+        """Names this engine, also where it was pickled and made anew."""
+        self.lease_ms = lease_ms
+        self.on_unknown: OnUnknown = on_unknown
+        self.notices = Notices()
+        self.kept: dict[Any, Any] = {}
+        """What doors keep with this engine; see `PerEngine`."""
+        self.finalizers: set[Callable[[], None]] = set()
+        """What doors would have the garbage collector do, done at exit if it has not been."""
+        self._wait = wait
+        self._on_store_error = on_store_error
+        self._on_threshold = on_threshold
+        self._clock = clock
+        self._next_sweep = 0
+        self._unwritten = Unwritten(self._after)
+
+    # ── planning ───────────────────────────────────────────────────────────────────────
+
+    def plan(
+        self,
+        operation: str,
+        model: str,
+        bound: RequestBound,
+        *,
+        provider: str | None = None,
+        who: Attribution = NOBODY,
+        fallback: Attribution = NOBODY,
+        layer: str = "",
+        outer: Hold | None = None,
+    ) -> Plan:
+        """What a call may come to, in every unit that a budget counts.
+
+        The layer around this one, if the same call has passed one, is replaced when the plan is
+        reserved, and what it knew of whom the call is for stands under what is said here.
+
+        Args:
+            operation: ``chat``, ``responses``, ``embeddings``, …
+            model: as sent to the provider.
+            bound: how large the request can get.
+            provider: a price list's provider id, if known.
+            who: attribution said on the call itself.
+            fallback: attribution from the client or framework; the session scope wins.
+            layer: whose plan it is, where a layer must not take over holds of its own.
+            outer: the hold of the layer around, where the door knows it.
+
+        Raises:
+            UnknownPrice: a budget in dollars applies and the model has no price.
+            Unbounded: a budget applies that something in the request cannot be bounded in.
+        """
+        if outer is None:
+            outer = take_offer(self, operation, model, layer)
+        if outer is not None:
+            who = who.over(outer.plan.who)
+        return self._planner.plan(
+            operation, model, bound, provider=provider, who=who, fallback=fallback, outer=outer
+        )
+
+    @property
+    def planner(self) -> Planner:
+        """What calls may come to."""
+        return self._planner
+
+    # ── reserving ──────────────────────────────────────────────────────────────────────
+
+    def reserve(self, plan: Plan) -> Hold:
+        """Hold the worst case of `plan` in every budget that applies.
+
+        Raises:
+            BudgetExceeded: it does not fit in one of them.
+            StoreError: the store is out (unless ``on_store_error="allow"``).
+        """
+        return run(self._ledger, self.reserving(plan))
+
+    async def areserve(self, plan: Plan) -> Hold:
+        """`reserve` for coroutines."""
+        return await arun(self._ledger, self.reserving(plan))
+
+    def reserving(self, plan: Plan, *, wait: bool = True) -> Steps[Hold]:
+        """The steps of `reserve`, for what is itself written as steps.
+
+        Args:
+            wait: whether a busy budget may be waited for, if the meter is to wait at all.
+        """
+        now = self._clock()
+        # Ids that grow with time keep the store's trees together; the rest is random, so that
+        # processes, and children of a fork, never share one.
+        call_id = f"{now:012x}{os.urandom(8).hex()}"
+        replaces, plan.outer = plan.outer, None
+        deadline = time.monotonic() + self._wait if self._wait and wait else 0.0
+        pause = 0.005
+        sweep = False
+        if self._unwritten:
+            yield from self._unwritten.retrying()
+        while True:
+            sweep = sweep or now >= self._next_sweep
+            if sweep:
+                self._next_sweep = now + 1000
+            waiting = bool(deadline) and time.monotonic() < deadline
+            claims = self._planner.claims(plan, now)
+            try:
+                result: Reserved | Refused = yield self._reserve_work(
+                    call_id, claims, plan, now, sweep, waiting, replaces
+                )
+            except GeneratorExit:
+                # Cancelled while the store was asked, and it may have said yes: operations
+                # are run in order, so this one finds the hold if there is one.
+                self._ledger.post(lambda rows: cancel(rows, call_id=call_id), _log_failed)
+                raise
+            except StoreError as error:
+                if self._on_store_error == "refuse":
+                    raise
+                log.error("the call goes ahead unmetered for now, as you chose (on_store_error): %s", error)
+                if replaces is not None:
+                    replaces.hand_over()
+                    self._unwritten.add(dropping(replaces.id))
+                return Hold(self, plan, call_id, now, claims, None)
+            if isinstance(result, Reserved):
+                hold = Hold(self, plan, call_id, now, claims, result)
+                if replaces is not None:
+                    replaces.hand_over(hold)
+                    hold.lowered_from = hold.lowered_from or replaces.lowered_from
+                return hold
+            if replaces is not None:
+                replaces.hand_over()
+                replaces = None
+            self._announce(result.events)
+            if not sweep:
+                sweep = True  # holds of the dead may be in the way
+            elif result.reason != "busy" or not waiting:
+                raise self._exceeded(result, plan)
+            else:
+                yield Pause(pause * (0.5 + random.random()))
+                pause = min(pause * 1.5, 0.1)
+                sweep = False
+            now = self._clock()
+
+    def _reserve_work(
+        self,
+        call_id: str,
+        claims: Sequence[Any],
+        plan: Plan,
+        now: int,
+        sweep: bool,
+        waiting: bool,
+        replaces: Outer | None,
+    ) -> Work[Reserved | Refused]:
+        def work(rows: Rows) -> Reserved | Refused:
+            if sweep:
+                expire(rows, now=now, book=self.on_unknown != "release")
+            return reserve(
+                rows,
+                call_id=call_id,
+                claims=claims,
+                ask=plan.ask,
+                call=plan.shape.fields,
+                now=now,
+                lease=self.lease_ms,
+                count=sweep,
+                count_busy=not waiting,
+                replaces=replaces.id if replaces is not None else None,
+            )
+
+        return work
+
+    def standing(self, hold: Hold) -> Balance | None:
+        """The budget that has the least left of those that `hold` is in, as of when it was made."""
+        tightest = hold.reserved.tightest if hold.reserved is not None else None
+        return None if tightest is None else self._planner.balance(hold.plan.budgets, tightest)
+
+    def _exceeded(self, refused: Refused, plan: Plan) -> BudgetExceeded:
+        there = Standing(refused.claim, refused.limit, refused.spent, refused.held)
+        balance = self._planner.balance(plan.budgets, there)
+        error = BudgetExceeded(Shortfall(**vars(balance), asked=refused.asked), refused.reason)
+        log.info("%s", error)
+        return error
+
+    # ── ending ─────────────────────────────────────────────────────────────────────────
+
+    def ending(self, hold: Hold, outcome: Outcome) -> Steps[None] | None:
+        """The steps that end `hold`; None if nothing new was learnt."""
+        return self._unwritten.writing(self._end_work(hold, outcome)) if hold.takes(outcome) else None
+
+    def post_end(self, hold: Hold, outcome: Outcome) -> None:
+        """End `hold` soon, without waiting."""
+        if not hold.takes(outcome):
+            return
+        work = self._end_work(hold, outcome)
+
+        def announcing(rows: Rows) -> Booked:
+            # Nobody waits for it: its events are told from the writer.
+            booked = work(rows)
+            self._after(booked)
+            return booked
+
+        self._ledger.post(announcing, lambda error: self._unwritten.keep(work, error))
+
+    def _end_work(self, hold: Hold, outcome: Outcome) -> Writing:
+        release = self.on_unknown == "release"
+        return end_work(hold, outcome, self._planner, release=release, now=self._clock())
+
+    def _after(self, booked: Booked) -> None:
+        if booked.over:
+            log.error(
+                "the provider billed more than the worst case of the request (in %s): the truth is "
+                "booked and the budget admits no more than it has left; check the model's price",
+                ", ".join(booked.over),
+            )
+        if booked.events:
+            self._announce(booked.events)
+
+    def _announce(self, events: Iterable[ThresholdEvent]) -> None:
+        for raw in events:
+            event = replace(raw, scope=describe_scope(Budget.parse(raw.budget), raw.scope))
+            log.warning(
+                'budget "%s"%s has reached %d %%: %s of %s',
+                event.budget,
+                f" for {event.scope}" if event.scope else "",
+                event.percent,
+                format_amount(event.spent, event.unit),
+                format_amount(event.limit, event.unit),
+            )
+            if self._on_threshold is not None:
+                try:
+                    self._on_threshold(event)
+                except Exception:
+                    log.exception("on_threshold failed")
+
+    # ── balances ───────────────────────────────────────────────────────────────────────
+
+    def balances_of(self, who: Attribution, fallback: Attribution = NOBODY) -> Work[list[Balance]]:
+        """The store operation that tells the buckets of `who`, but for those per model."""
+        planner, now, whose = self._planner, self._clock(), self._planner.who(who, fallback)
+        budgets = [b for b in planner.applicable(whose, "") if "model" not in b.per]
+        return lambda rows: planner.balances(rows, budgets, whose, "", now)
+
+    def share_used(self, who: Attribution, fallback: Attribution = NOBODY) -> Work[int]:
+        """The store operation that tells how full, in percent, the fullest budget of `who` is."""
+        balances = self.balances_of(who, fallback)
+
+        def work(rows: Rows) -> int:
+            return max((100 * (b.spent + b.held) // max(1, b.limit) for b in balances(rows)), default=0)
+
+        return work
+
+    def stage_balances(self, budgets: Sequence[Budget]) -> list[Balance]:
+        """The buckets of a stage's budgets, as they stand."""
+        who, now = self._planner.who(NOBODY), self._clock()
+        return self._ledger.submit(lambda rows: self._planner.balances(rows, budgets, who, "", now))
+
+    # ── keeping house ──────────────────────────────────────────────────────────────────
+
+    def sweep(self) -> int:
+        """Book the holds whose lease has run out; how many."""
+        total = 0
+        while True:
+            now = self._clock()
+            ended = self._ledger.submit(
+                lambda rows, now=now: expire(rows, now=now, book=self.on_unknown != "release")  # type: ignore[misc]
+            )
+            total += len(ended)
+            if not ended:
+                return total
+
+    def flush(self) -> None:
+        """Write everything that is still to be written.
+
+        Raises:
+            StoreError: the store is still out; nothing is lost, it is kept.
+        """
+        problem = "the store is out"
+        try:
+            self._ledger.flush()
+            self._unwritten.hurry()
+            run(self._ledger, self._unwritten.retrying())
+        except StoreError as error:
+            if not self._unwritten:
+                raise
+            problem = str(error)
+        count = len(self._unwritten)
+        if count:
+            raise StoreError(
+                f"{count} {'entry' if count == 1 else 'entries'} could not be written yet and "
+                f"{'is' if count == 1 else 'are'} kept: {problem}"
+            )
+
+    @property
+    def unwritten(self) -> int:
+        """Entries that wait for the store to come back."""
+        return len(self._unwritten)
+
+    def run(self, steps: Steps[T]) -> T:
+        """Do what `steps` say, blocking."""
+        return run(self._ledger, steps)
+
+    async def arun(self, steps: Steps[T]) -> T:
+        """`run` for coroutines."""
+        return await arun(self._ledger, steps)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The store: for reports, verification and repair."""
+        return self._ledger
+
+
+def _log_failed(error: BaseException) -> None:
+    log.error("a hold could not be dropped and will end by its lease: %s", error)

@@ -1,0 +1,89 @@
+"""A program metered without a line of it changed: each framework as it is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, TypeVar
+
+from .undo import Undo
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def on_import(module: str) -> Callable[[F], F]:
+    """Mark a door's method, which takes nothing and returns an `Undo`, as one that
+    `Meter.instrument` calls.
+
+    Args:
+        module: the module whose import completes what the method needs.
+    """
+
+    def mark(method: F) -> F:
+        method.behest_on_import = module  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+def marked(doors: Iterable[type]) -> dict[str, str]:
+    """The marked methods of door classes: the module that each waits for, by the method's name."""
+    return {
+        name: value.behest_on_import
+        for door in doors
+        for name, value in vars(door).items()
+        if hasattr(value, "behest_on_import")
+    }
+
+
+def instrumented(methods: Iterable[tuple[str, Callable[[], Undo]]]) -> Undo:
+    """Call each method as soon as its module is imported: now, if it has been already."""
+    begun: list[Undo] = []
+    waiting: dict[str, list[Callable[[], Undo]]] = {}
+    for module, method in methods:
+        if module in sys.modules:
+            begun.append(method())
+        else:
+            waiting.setdefault(module, []).append(method)
+    finder = _AfterImport(waiting, begun)
+    sys.meta_path.insert(0, finder)
+
+    def undo() -> None:
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
+        while begun:
+            begun.pop().remove()
+
+    return Undo(undo)
+
+
+class _AfterImport(MetaPathFinder):
+    """Does something once a module has been imported."""
+
+    def __init__(self, waiting: dict[str, list[Callable[[], Undo]]], begun: list[Undo]) -> None:
+        self._waiting = waiting
+        self._begun = begun
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        methods = self._waiting.pop(name, None)
+        if methods is None:
+            return None
+        spec = importlib.util.find_spec(name)  # by the finders after us
+        if spec is None or spec.loader is None:
+            self._waiting[name] = methods
+            return None
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self._begun.extend(method() for method in methods)
+
+        loader.exec_module = exec_module
+        return spec

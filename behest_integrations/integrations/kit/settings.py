@@ -1,0 +1,76 @@
+"""What frameworks call a model, its URL and its output limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...prices.pricing import provider_for_url, provider_named
+from ...rules.errors import ConfigError
+
+LIMIT_NAMES = (
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "num_predict",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "maxOutputTokens",
+)
+"""What frameworks' model classes call their output limit."""
+
+ASKED = (
+    "tools", "functions", "response_format", "web_search_options", "modalities", "prediction", "audio", "n",
+    "service_tier", "previous_response_id", "conversation", "reasoning", "reasoning_effort", "thinking",
+    "thinking_budget", "thinking_level",
+)  # fmt: skip
+"""Settings, by their usual names, that change what a request may come to."""
+
+_MODEL_NAMES = ("model", "model_name", "model_id", "deployment_name", "azure_deployment", "repo_id")
+_URL_NAMES = ("openai_api_base", "base_url", "anthropic_api_url", "api_base", "endpoint", "api_url")
+
+
+def model_in(settings: Mapping[str, Any]) -> str | None:
+    """The model that settings name, whatever they call it."""
+    return next((m for n in _MODEL_NAMES if isinstance(m := settings.get(n), str) and m), None)
+
+
+def provider_of(settings: Mapping[str, Any], maker: str) -> str | None:
+    """The price list's id of the provider that a model object will call.
+
+    Args:
+        settings: its base URL, if it has one, whatever they call it.
+        maker: the package or framework's name for the provider. OpenAI's classes are used for
+            any compatible server, so that their name alone does not speak against the URL.
+    """
+    url = next((u for n in _URL_NAMES if isinstance(u := settings.get(n), str) and u), None)
+    if not url:
+        return provider_named(maker)
+    return provider_for_url(url) or (None if maker in ("", "openai") else provider_named(maker))
+
+
+def output_limit(*sources: Mapping[str, Any]) -> int | None:
+    """The output limit that settings carry, whatever they call it; the largest, None if none."""
+    limits = [
+        value
+        for source in sources
+        for name in LIMIT_NAMES
+        if isinstance(value := source.get(name), int) and not isinstance(value, bool) and value > 0
+    ]
+    return max(limits) if limits else None
+
+
+def limit_field_of(base: Any, said: str | None) -> str | None:
+    """The field of a pydantic class for its output limit; None if it has none.
+
+    Args:
+        said: which it is; default: the first of the usual names.
+
+    Raises:
+        ConfigError: it has no such field.
+    """
+    if said is None:
+        return next((name for name in LIMIT_NAMES if name in base.model_fields), None)
+    if said not in base.model_fields:
+        raise ConfigError(f"{base.__name__} has no field {said!r}")
+    return said

@@ -1,0 +1,86 @@
+"""A bucket as it stands, in numbers and in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from .units import format_amount
+
+Reason = Literal["exhausted", "busy", "too_large"]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """One bucket as it stands. Amounts are in the budget's unit (nano-dollars for ``usd``).
+
+    Attributes:
+        budget: the budget's text, with the limit now in force.
+        scope: whom the bucket is for, e.g. ``user u-7`` ("" for everyone).
+        unit: what is counted: ``usd``, ``tokens``, …
+        limit, spent, held: the bucket's state.
+        resets_at: when the window turns over; None: never, or rolling.
+    """
+
+    budget: str
+    scope: str
+    unit: str
+    limit: int
+    spent: int
+    held: int
+    resets_at: datetime | None
+
+    @property
+    def left(self) -> int:
+        """What is neither spent nor held, never below 0."""
+        return max(0, self.limit - self.spent - self.held)
+
+    def __str__(self) -> str:
+        whom = f" ({self.scope})" if self.scope else ""
+        return (
+            f"{self.budget}{whom}: {format_amount(self.spent, self.unit)} spent, "
+            f"{format_amount(self.held, self.unit)} held, {format_amount(self.left, self.unit)} left"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortfall(Balance):
+    """The bucket that refused a call.
+
+    Attributes:
+        asked: the smallest amount with which the call could have gone ahead.
+    """
+
+    asked: int
+
+    def say(self, reason: Reason, now: datetime) -> str:
+        """The refusal for people: what happened, the numbers, what to do next."""
+
+        def amount(n: int) -> str:
+            return format_amount(n, self.unit)
+
+        whom = f" for {self.scope}" if self.scope else ""
+        numbers = (
+            f"limit {amount(self.limit)}, spent {amount(self.spent)}, held by calls in flight "
+            f"{amount(self.held)}; this call needs at least {amount(self.asked)}"
+        )
+        if reason == "too_large":
+            advice = (
+                "It would not fit even if nothing were spent: shorten the prompt, "
+                "choose a cheaper model, or raise the budget."
+            )
+        elif reason == "busy":
+            advice = (
+                "Calls in flight hold the rest: try again when they end, or let the meter wait: "
+                "Meter(wait=30)."
+            )
+        elif self.resets_at is not None:
+            seconds = max(0, round((self.resets_at - now).total_seconds()))
+            advice = f"It resets at {self.resets_at:%Y-%m-%d %H:%M:%S %Z} (in {seconds} s)."
+        else:
+            advice = "Raise the budget to go on."
+        return (
+            f'Budget "{self.budget}"{whom} refused the call before it reached the provider: {numbers}. '
+            f"{advice}"
+        )
