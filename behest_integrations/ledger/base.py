@@ -17,15 +17,22 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from ..rules.errors import BehestError, StoreError
-from .book import Bucket, Entry, HoldRecord, Rows
+from ..rules.errors import BehestError, ConfigError, StoreError
+from ..rules.usage import Usage
+from .book import Bucket, Entry, HoldRecord, KnownBudget, Rows
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from .keys import Keys
 
 log = logging.getLogger("behest")
 
 T = TypeVar("T")
 Work = Callable[[Rows], T]
+Durability = Literal["process", "power"]
 _MOST_AT_ONCE = 128
 _MOST_FOR_LOOPS = 8
 """Operations of coroutines in one transaction: all of them resume at once, and a loop that
@@ -49,9 +56,16 @@ class _Op(Generic[T]):
 
 
 class Ledger(ABC):
-    """A store of holds, buckets and entries."""
+    """A store of holds, buckets and entries.
 
-    inline_async = True
+    A store is made as ``TheStore(url, timeout=…, durability=…)`` (see `stores.open_store`), and says
+    what `_begin`, `_commit` and `_rollback` are, what `book.Rows` it offers in between, and
+    whether there is one at a URL. The rest has a way that does for any store.
+    """
+
+    shared: ClassVar[bool] = False
+    """Whether several processes that open the same URL have the same books."""
+    inline_async: ClassVar[bool] = True
     """Whether an operation is quick enough to run on the event loop's own thread."""
 
     def __init__(self, url: str) -> None:
@@ -212,6 +226,16 @@ class Ledger(ABC):
                 raise
             raise self._explain(error) from error
 
+    def remember_budgets(self, budgets: Iterable[tuple[str, str, str]], now: int) -> None:
+        """Write down which budgets are in force, (shape, text, zone), for those who only read."""
+        known = [KnownBudget(*budget, now) for budget in budgets]
+
+        def write(rows: Rows) -> None:
+            for budget in known:
+                rows.remember_budget(budget)
+
+        self.submit(write)
+
     def _start_worker(self) -> None:
         self._wake.set()
         if self._worker is None or not self._worker.is_alive():
@@ -239,18 +263,34 @@ class Ledger(ABC):
 
     # ── what a store is made of ────────────────────────────────────────────────────────
 
+    @classmethod
     @abstractmethod
-    def _begin(self) -> Rows: ...
+    def exists(cls, url: str) -> bool:
+        """Whether there is a ledger at `url` already: who only reads must not make one.
+
+        Raises:
+            ConfigError: `url` is not one of this store's.
+        """
+
+    @abstractmethod
+    def _begin(self) -> Rows:
+        """Begin a transaction. The lock is held.
+
+        Raises:
+            StoreError: the store is out.
+        """
 
     def _begin_now(self) -> Rows | None:
         """`_begin`, if neither that nor the commit waits for anything; else None."""
         return None
 
     @abstractmethod
-    def _commit(self) -> None: ...
+    def _commit(self) -> None:
+        """Make what was written last, all of it or (with an error) nothing."""
 
     @abstractmethod
-    def _rollback(self) -> None: ...
+    def _rollback(self) -> None:
+        """Undo what was written since `_begin`, or since a `_commit` that failed. Must not fail."""
 
     def _explain(self, error: Exception) -> Exception:
         """The error to raise for one that the store's own library raised."""
@@ -258,9 +298,10 @@ class Ledger(ABC):
 
     # ── reading ────────────────────────────────────────────────────────────────────────
 
-    @abstractmethod
     def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
-        """Everything, as of one moment: for proofs and repairs."""
+        """The buckets, holds and entries, as of one moment: for proofs and repairs."""
+        books = self.submit(lambda rows: rows.everything())
+        return books.buckets, books.holds, books.entries
 
     def rebuild(
         self, wanted: Callable[[list[Bucket], list[HoldRecord], list[Entry]], Iterable[Bucket]]
@@ -268,14 +309,43 @@ class Ledger(ABC):
         """Replace the sums of some buckets, in one transaction with what they are made from."""
 
         def write(rows: Rows) -> None:
-            for bucket in list(wanted(*rows.everything())):
+            books = rows.everything()
+            for bucket in list(wanted(books.buckets, books.holds, books.entries)):
                 rows.set_sums(bucket.id, bucket.spent, bucket.held)
 
         self.submit(write)
 
-    @abstractmethod
-    def reading(self) -> Any:
-        """A SQLAlchemy engine to run reports on."""
+    def reading(self) -> sa.Engine:
+        """A database to run reports on, with the tables of `schema`: the store's own, or a copy.
+
+        Everything written before is in it.
+        """
+        from .copies import copy_into_database  # here: what needs no report needs no SQLAlchemy
+
+        return copy_into_database(self.submit(lambda rows: rows.everything()))
+
+    def usage_of_response(
+        self, response: str, *, tenant: str | None, project: str | None, user: str | None = None
+    ) -> Usage | None:
+        """What a response stored at the provider took; None if there is none of theirs.
+
+        Args:
+            response: the provider's id of it.
+            tenant, project: whose it must be; None: of those who have none.
+            user: whose it must be; None: anybody's of the tenant and project.
+        """
+        return self.submit(lambda rows: rows.usage_of_response(response, tenant, project, user))
+
+    def keys(self) -> Keys:
+        """The gateway's API keys, if this store can keep them.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        raise ConfigError(
+            f"the store {self.url} keeps no API keys: they are kept in the ledger's database, "
+            "such as sqlite:///behest.db"
+        )
 
 
 _WORKERS = threading.Lock()
