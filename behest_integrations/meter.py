@@ -20,7 +20,7 @@ from .engine.costs import CostScope
 from .engine.planning import Balance, Plan, Planner, as_budget, distinct
 from .engine.stages import StageScope
 from .engine.steps import Pause, Steps, arun, run
-from .ledger.base import Ledger, Work
+from .ledger.base import Durability, Ledger, Work
 from .ledger.book import (
     Booked,
     Claim,
@@ -35,6 +35,7 @@ from .ledger.book import (
     reserve,
     settle,
 )
+from .ledger.stores import open_store, store_class, store_url
 from .prices.pricing import Price, Pricing
 from .rules import attribution as who_module
 from .rules.attribution import NOBODY, Attribution, SessionScope, check_id
@@ -96,7 +97,7 @@ class Meter:
         on_store_error: ``refuse`` calls while the store is out, or ``allow`` them (the
             budget can then be passed) and write them down later.
         store_timeout: seconds to wait for another process's write.
-        durability: see `SQLLedger`.
+        durability: see `SQLiteLedger`.
         thresholds: percentages of a limit at which `on_threshold` is called, once a bucket.
         on_threshold: called with a `ThresholdEvent`, on the thread that settled the call.
         service_tier: the tier of your provider's project, if you know it; calls that name
@@ -126,7 +127,7 @@ class Meter:
         on_unknown: OnUnknown = "assume",
         on_store_error: OnStoreError = "refuse",
         store_timeout: float = 5.0,
-        durability: Literal["process", "power"] = "process",
+        durability: Durability = "process",
         thresholds: Sequence[int] = (50, 80, 100),
         on_threshold: Callable[[ThresholdEvent], object] | None = None,
         service_tier: str | None = None,
@@ -167,7 +168,11 @@ class Meter:
         self._attached: dict[str, Any] = {}
         self.finalizers: set[Callable[[], None]] = set()
         """What doors would have the garbage collector do, done at exit if it has not been."""
-        self._ledger = store if isinstance(store, Ledger) else _open(store, store_timeout, durability)
+        self._ledger = (
+            store
+            if isinstance(store, Ledger)
+            else open_store(store_url(store), timeout=store_timeout, durability=durability)
+        )
         self._remember_budgets()
         _register(self)
 
@@ -312,11 +317,10 @@ class Meter:
         raise ConfigError(f'no budget "{wanted}" in this meter; configured: {known}')
 
     def _remember_budgets(self) -> None:
-        remember = getattr(self._ledger, "remember_budgets", None)
-        if remember is not None and self._planner.budgets:
+        if self._planner.budgets:
             listed = [(b.shape, str(b), b.zone or self._planner.zone) for b in self._planner.budgets]
             try:
-                remember(listed, self._clock())
+                self._ledger.remember_budgets(listed, self._clock())
             except StoreError as error:
                 if self._on_store_error == "refuse":
                     raise
@@ -722,8 +726,8 @@ class Meter:
         """In its own process a pickled meter is itself again; in another one it is made anew
         over the same store, once for all that was pickled with it."""
         store = self._given["store"]
-        shared = not isinstance(store, Ledger) and not _in_memory(_url(store))
-        given = {**self._given, "store": _url(store)} if shared else None
+        shared = not isinstance(store, Ledger) and store_class(store_url(store)).shared
+        given = {**self._given, "store": store_url(store)} if shared else None
         return _revive, (self.token, given)
 
     # ── doors ──────────────────────────────────────────────────────────────────────────
@@ -953,31 +957,6 @@ def _dropping(call_id: str) -> Callable[[Rows], Booked]:
 
 def _log_failed(error: BaseException) -> None:
     log.error("a hold could not be dropped and will end by its lease: %s", error)
-
-
-DEFAULT_STORE = "sqlite:///behest.db"
-
-
-def _url(store: str | None) -> str:
-    url = store or os.environ.get("BEHEST_STORE") or DEFAULT_STORE
-    if not isinstance(url, str):
-        raise ConfigError(f"a store is a URL such as 'sqlite:///behest.db', not {url!r}")
-    return url
-
-
-def _in_memory(url: str) -> bool:
-    return url in ("memory://", "memory", "memory:")
-
-
-def _open(store: str | None, timeout: float, durability: Literal["process", "power"]) -> Ledger:
-    url = _url(store)
-    if _in_memory(url):
-        from .ledger.memory import MemoryLedger
-
-        return MemoryLedger()
-    from .ledger.sql import SQLLedger
-
-    return SQLLedger(url, timeout=timeout, durability=durability)
 
 
 _meters: weakref.WeakSet[Meter] = weakref.WeakSet()

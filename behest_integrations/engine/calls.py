@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..ledger.book import Claim, Reserved
+from ..ledger.book import KNOWS, Claim, Reserved, unknown
 from ..rules.errors import CallRefused, StoreError
 from ..rules.usage import Usage
 from ..wire import METERED_OPERATIONS
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..meter import Meter
 
 
-# What is known of a call replaces what was assumed of it, never the other way round.
-_RANKS = {"assumed": 0, "estimated": 1, "failed": 2, "cancelled": 2, "settled": 2}
 _FINAL = 3
 
 _USAGE_FIELDS = (
@@ -158,7 +156,7 @@ class Hold:
 
     def takes(self, outcome: Outcome) -> bool:
         """Whether `outcome` says more than was known; notes that it is known now."""
-        rank = _RANKS[outcome.status]
+        rank = KNOWS[outcome.status]
         if rank <= self._rank:
             return False
         self._rank = rank
@@ -306,11 +304,7 @@ def booking(
     if outcome.status == "failed":
         return {}, {}, 0
     if outcome.usage is None:
-        if release:
-            return {}, {}, 0
-        held = dict(hold.amounts)
-        tokens = {n: held.get(n, 0) for n in ("input_tokens", "output_tokens")}
-        return held, tokens, held.get("usd")
+        return unknown(hold.amounts, book=not release)
     usage = outcome.usage
     amounts = {
         "tokens": usage.total_tokens,
