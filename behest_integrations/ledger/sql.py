@@ -35,6 +35,8 @@ _ENTRY_ORDER = tuple(c.name for c in _e.columns if c.name in _ENTRY_NAMES)
 _TAGS, _BOOKINGS = _ENTRY_ORDER.index("tags"), _ENTRY_ORDER.index("bookings")
 _entry_fields = attrgetter(*_ENTRY_ORDER)
 _MOST_IDS = 100_000
+_MOST_BUCKETS = 20_000
+_MOST_HOLDS = 20_000
 
 
 class Statements:
@@ -83,6 +85,7 @@ class Statements:
         self.take_hold = compiled(
             sa.delete(_h).where(_h.c.id == _P("i")).returning(_h.c.expires, _h.c.bookings, _h.c.call), "i"
         )
+        self.drop_hold = compiled(sa.delete(_h).where(_h.c.id == _P("i")), "i")
         self.expired = compiled(
             sa.select(_h.c.id).where(_h.c.expires <= _P("now")).order_by(_h.c.expires), "now"
         )
@@ -157,13 +160,13 @@ def _upsert(insert: Any, key: str) -> Any:
 class SQLRows:
     """Rows over a driver's connection; see `book.Rows`.
 
+    Each statement costs a trip through the driver and the interpreter's lock. So inside a
+    transaction, which holds the write lock, what changes is written once, at its end, for all the
+    operations of many callers; and what this connection has read or written is remembered for as
+    long as nobody else has written, which `begin` is told.
+
     Args:
         run, run_many: the connection's ``execute`` and ``executemany``.
-
-    Inside a transaction, which holds the write lock, buckets are read once and written
-    once, at its end: with many callers a transaction runs many operations over the same
-    few buckets, and each statement costs a trip through the driver and the interpreter's
-    lock. Between transactions nothing is remembered but which id a bucket has.
     """
 
     def __init__(
@@ -173,37 +176,70 @@ class SQLRows:
         self._run_many = run_many
         self._sql = statements
         self._ids: dict[tuple[str, str, int], int] = {}
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget what an earlier transaction saw."""
         self._by_key: dict[tuple[str, str, int], Bucket | None] = {}
         self._by_id: dict[int, Bucket] = {}
+        self._limits: dict[str, int | None] | None = None
+        self._own_holds: dict[str, HoldRecord] = {}
+        """Holds that were written here and are there, because nobody else has written since."""
+        self._old_holds: dict[str, HoldRecord] = {}
+        """Those that somebody else may have ended. What is in a hold never changes."""
         self._changed: set[int] = set()
         self._new_holds: dict[str, HoldRecord] = {}
+        self._taken: list[tuple[str]] = []
         self._new_entries: list[Entry] = []
-        self._limits: dict[str, int | None] | None = None
+
+    def begin(self, *, alone: bool) -> None:
+        """A transaction has begun.
+
+        Args:
+            alone: whether nobody else has committed anything since this connection's last one.
+        """
+        if not alone or len(self._by_key) > _MOST_BUCKETS:
+            self._by_key.clear()
+            self._by_id.clear()
+            self._limits = None
+        if not alone:
+            self._old_holds.update(self._own_holds)
+        if not alone or len(self._own_holds) > _MOST_HOLDS:
+            self._own_holds.clear()
+        if len(self._old_holds) > _MOST_HOLDS:
+            self._old_holds.clear()
 
     def forget(self) -> None:
-        """After a rollback, ids that it handed out may go to other buckets."""
-        self._ids.clear()
-        self.begin()
+        """After a rollback nothing is known, and ids that it handed out may go to other buckets."""
+        for known in (
+            self._ids, self._by_key, self._by_id, self._own_holds, self._old_holds,
+            self._changed, self._new_holds, self._taken, self._new_entries,
+        ):  # fmt: skip
+            known.clear()
+        self._limits = None
 
     def flush(self) -> None:
         """Write what has been changed, before it is read with SQL or committed."""
         if self._changed:
-            buckets = [self._by_id[id] for id in self._changed]
-            self._run_many(self._sql.set_bucket, [(b.spent, b.held, b.notified, b.id) for b in buckets])
+            by_id = self._by_id
+            changed = [by_id[id] for id in self._changed]
+            self._run_many(self._sql.set_bucket, [(b.spent, b.held, b.notified, b.id) for b in changed])
             self._changed.clear()
+        if self._taken:
+            self._write(self._sql.drop_hold, self._taken)
+            self._taken.clear()
         if self._new_holds:
-            self._run_many(
-                self._sql.add_hold,
-                [(h.id, h.expires, encode(h.bookings), encode(h.call)) for h in self._new_holds.values()],
+            holds = self._new_holds.values()
+            self._write(
+                self._sql.add_hold, [(h.id, h.expires, encode(h.bookings), encode(h.call)) for h in holds]
             )
+            self._own_holds.update(self._new_holds)
             self._new_holds.clear()
         if self._new_entries:
-            self._run_many(self._sql.add_entry, [_entry_values(e) for e in self._new_entries])
+            self._write(self._sql.add_entry, [_entry_values(e) for e in self._new_entries])
             self._new_entries.clear()
+
+    def _write(self, sql: str, rows: Sequence[Any]) -> None:
+        if len(rows) == 1:
+            self._run(sql, rows[0])
+        else:
+            self._run_many(sql, rows)
 
     def overrides(self) -> Mapping[str, int | None]:
         if self._limits is None:
@@ -219,7 +255,8 @@ class SQLRows:
         self._limits = None
 
     def load(self, keys: Sequence[tuple[str, str, int]]) -> None:
-        missing = [id for key in keys if key not in self._by_key and (id := self._ids.get(key)) is not None]
+        known = self._by_key
+        missing = [id for key in keys if key not in known and (id := self._ids.get(key)) is not None]
         if missing:
             for row in self._run(self._sql.by_ids(len(missing)), missing):
                 self._keep(Bucket(*row))
@@ -234,8 +271,10 @@ class SQLRows:
 
     def bucket(self, budget: str, scope: str, start: int) -> Bucket | None:
         key = (budget, scope, start)
-        if key in self._by_key:
+        try:
             return self._by_key[key]
+        except KeyError:
+            pass
         row = self._run(self._sql.bucket, key).fetchone()
         if row is None:
             self._by_key[key] = None
@@ -243,17 +282,18 @@ class SQLRows:
         return self._keep(Bucket(*row))
 
     def bucket_by_id(self, id: int) -> Bucket | None:
-        if id in self._by_id:
-            return self._by_id[id]
-        row = self._run(self._sql.by_ids(1), (id,)).fetchone()
-        return self._keep(Bucket(*row)) if row is not None else None
+        found = self._by_id.get(id)
+        if found is None:
+            row = self._run(self._sql.by_ids(1), (id,)).fetchone()
+            found = self._keep(Bucket(*row)) if row is not None else None
+        return found
 
     def new_bucket(self, budget: str, scope: str, start: int, unit: str) -> Bucket:
         ((id,),) = self._run(self._sql.new_bucket, (budget, scope, start, unit)).fetchall()
         return self._keep(Bucket(id, budget, scope, start, unit))
 
     def change_bucket(self, id: int, spent: int, held: int) -> None:
-        bucket = self.bucket_by_id(id)
+        bucket = self._by_id.get(id) or self.bucket_by_id(id)
         if bucket is None:
             raise StoreError(f"bucket {id} is missing: the ledger is damaged", retryable=False)
         bucket.spent += spent
@@ -289,8 +329,18 @@ class SQLRows:
         self._new_holds[hold.id] = hold
 
     def take_hold(self, id: str) -> HoldRecord | None:
-        if id in self._new_holds:
-            return self._new_holds.pop(id)
+        hold = self._new_holds.pop(id, None)
+        if hold is not None:
+            return hold
+        hold = self._own_holds.pop(id, None)
+        if hold is not None:
+            self._taken.append((id,))
+            return hold
+        hold = self._old_holds.pop(id, None)
+        if hold is not None:
+            return hold if self._run(self._sql.drop_hold, (id,)).rowcount else None
+        if self._taken:  # it may be among those
+            self.flush()
         # All rows must be fetched, or a DELETE ... RETURNING leaves its statement open.
         found = self._run(self._sql.take_hold, (id,)).fetchall()
         if not found:

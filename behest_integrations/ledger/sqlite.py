@@ -56,6 +56,8 @@ class SQLiteLedger(SQLLedger):
         self._inode: tuple[int, int] | None = None
         self._commits = 0
         """Since the log was last copied into the file."""
+        self._seen: int | None = None
+        """The version of the data at the last transaction's begin."""
         self._engine = self._make_engine()
         with self._lock:
             self._open()
@@ -114,6 +116,7 @@ class SQLiteLedger(SQLLedger):
         except (sqlite3.Error, sa.exc.DatabaseError) as error:
             raise self._explain(getattr(error, "orig", None) or error) from error
         self._connection = connection
+        self._seen = None
         self._rows = SQLRows(connection.execute, connection.executemany, self.statements)
         stat = os.stat(self.path)
         self._inode = (stat.st_dev, stat.st_ino)
@@ -145,7 +148,7 @@ class SQLiteLedger(SQLLedger):
         if self._connection is None:
             return
         super().close()
-        with self._lock:
+        with self._alone():
             if self._connection is not None:
                 self._connection.close()
                 self._connection = self._rows = None
@@ -164,8 +167,7 @@ class SQLiteLedger(SQLLedger):
         while True:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
-                self._rows.begin()
-                return self._rows
+                return self._begun()
             except sqlite3.Error as error:
                 if not _is_busy(error):
                     raise self._explain(error) from error
@@ -187,7 +189,17 @@ class SQLiteLedger(SQLLedger):
             self._connection.execute("BEGIN IMMEDIATE")
         except (sqlite3.Error, StoreError):
             return None  # another process writes, or something is wrong: `_begin` waits, or says so
-        self._rows.begin()
+        return self._begun()
+
+    def _begun(self) -> SQLRows:
+        """In a transaction, so that nobody else can write: has anybody, since the last one?"""
+        assert self._connection is not None
+        assert self._rows is not None
+        # https://sqlite.org/pragma.html#pragma_data_version: changes if and only if another
+        # connection, of whatever process, has committed; our own commits do not change it.
+        ((version,),) = self._connection.execute("PRAGMA data_version")
+        self._rows.begin(alone=version == self._seen)
+        self._seen = version
         return self._rows
 
     def _commit(self) -> None:
