@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from .engine.costs import CostScope
 from .engine.engine import OnStoreError, OnUnknown
@@ -18,8 +17,9 @@ from .engine.stages import StageScope
 from .integrations import Doors
 from .integrations.kit.instrument import instrumented, marked
 from .integrations.kit.undo import Undo
-from .ledger.base import Ledger
+from .ledger.base import Durability, Ledger
 from .ledger.book import ThresholdEvent
+from .ledger.stores import open_store, store_class, store_url
 from .prices.pricing import Price, Pricing
 from .rules import attribution as who_module
 from .rules.attribution import NOBODY, Attribution, SessionScope, check_id
@@ -56,7 +56,7 @@ class Meter(Doors):
         on_store_error: ``refuse`` calls while the store is out, or ``allow`` them (the
             budget can then be passed) and write them down later.
         store_timeout: seconds to wait for another process's write.
-        durability: see `SQLLedger`.
+        durability: see `SQLiteLedger`.
         thresholds: percentages of a limit at which `on_threshold` is called, once a bucket.
         on_threshold: called with a `ThresholdEvent`, on the thread that settled the call.
         service_tier: the tier of your provider's project, if you know it; calls that name
@@ -86,7 +86,7 @@ class Meter(Doors):
         on_unknown: OnUnknown = "assume",
         on_store_error: OnStoreError = "refuse",
         store_timeout: float = 5.0,
-        durability: Literal["process", "power"] = "process",
+        durability: Durability = "process",
         thresholds: Sequence[int] = (50, 80, 100),
         on_threshold: Callable[[ThresholdEvent], object] | None = None,
         service_tier: str | None = None,
@@ -117,7 +117,9 @@ class Meter(Doors):
         unknown = _one_of(on_unknown, ("assume", "estimate", "release"), "on_unknown")
         store_error = _one_of(on_store_error, ("refuse", "allow"), "on_store_error")
         super().__init__(
-            store if isinstance(store, Ledger) else _open(store, store_timeout, durability),
+            store
+            if isinstance(store, Ledger)
+            else open_store(store_url(store), timeout=store_timeout, durability=durability),
             planner,
             wait=wait,
             lease_ms=lease_ms,
@@ -264,11 +266,10 @@ class Meter(Doors):
         raise ConfigError(f'no budget "{wanted}" in this meter; configured: {known}')
 
     def _remember_budgets(self) -> None:
-        remember = getattr(self._ledger, "remember_budgets", None)
-        if remember is not None and self._planner.budgets:
+        if self._planner.budgets:
             listed = [(b.shape, str(b), b.zone or self._planner.zone) for b in self._planner.budgets]
             try:
-                remember(listed, self._clock())
+                self._ledger.remember_budgets(listed, self._clock())
             except StoreError as error:
                 if self._on_store_error == "refuse":
                     raise
@@ -341,8 +342,8 @@ class Meter(Doors):
         """In its own process a pickled meter is itself again; in another one it is made anew
         over the same store, once for all that was pickled with it."""
         store = self._given["store"]
-        shared = not isinstance(store, Ledger) and not _in_memory(_url(store))
-        given = {**self._given, "store": _url(store)} if shared else None
+        shared = not isinstance(store, Ledger) and store_class(store_url(store)).shared
+        given = {**self._given, "store": store_url(store)} if shared else None
         return revive, (type(self), self.token, given)
 
 
@@ -361,28 +362,3 @@ def _one_of(value: T, known: tuple[T, ...], name: str) -> T:
     if value not in known:
         raise ConfigError(f"{name} is one of {', '.join(map(repr, known))}, not {value!r}")
     return value
-
-
-DEFAULT_STORE = "sqlite:///behest.db"
-
-
-def _url(store: str | None) -> str:
-    url = store or os.environ.get("BEHEST_STORE") or DEFAULT_STORE
-    if not isinstance(url, str):
-        raise ConfigError(f"a store is a URL such as 'sqlite:///behest.db', not {url!r}")
-    return url
-
-
-def _in_memory(url: str) -> bool:
-    return url in ("memory://", "memory", "memory:")
-
-
-def _open(store: str | None, timeout: float, durability: Literal["process", "power"]) -> Ledger:
-    url = _url(store)
-    if _in_memory(url):
-        from .ledger.memory import MemoryLedger
-
-        return MemoryLedger()
-    from .ledger.sql import SQLLedger
-
-    return SQLLedger(url, timeout=timeout, durability=durability)

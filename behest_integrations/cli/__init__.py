@@ -21,7 +21,7 @@ from ..rules.units import format_usd
 if TYPE_CHECKING:
     from ..config import Config
     from ..gateway.keys import KeyStore
-    from ..ledger.sql import SQLLedger
+    from ..ledger import Ledger
 
 
 class _Group(click.Group):
@@ -46,31 +46,22 @@ def _config() -> Config:
     return load() if Path(FILE).exists() else Config()
 
 
-def _ledger(store: str | None) -> SQLLedger:
+def _ledger(store: str | None) -> Ledger:
     """The existing ledger that a person means; reading must not make a new one."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    from ..ledger.sql import SQLLedger
+    from ..ledger.stores import open_store, store_class
 
     url = _store_url(store)
-    try:
-        database = make_url(url).database
-    except ArgumentError:
+    if not store_class(url).exists(url):
         raise ConfigError(
-            f"not a store: {url!r}; give a file, or a URL such as sqlite:///behest.db"
-        ) from None
-    if url.startswith("sqlite") and (not database or not Path(database).exists()):
-        raise ConfigError(
-            f"there is no ledger at {database or url}. Name one with --store FILE, or run "
+            f"there is no ledger at {url.removeprefix('sqlite:///')}. Name one with --store FILE, or run "
             "'behest demo --store FILE' to see one made."
         )
-    return SQLLedger(url)
+    return open_store(url)
 
 
 def _store_url(store: str | None) -> str:
     """The ledger that is named, or the one that there is to be without a name."""
-    from ..meter import DEFAULT_STORE
+    from ..ledger.stores import DEFAULT_STORE
 
     return _as_url(store or os.environ.get("BEHEST_STORE") or _config().store or DEFAULT_STORE)
 
@@ -263,7 +254,7 @@ def verify(store: str | None) -> None:
     sys.exit(1 if findings else 0)
 
 
-def _sweep(ledger: SQLLedger) -> int:
+def _sweep(ledger: Ledger) -> int:
     from ..meter import Meter
 
     with_defaults = Meter(ledger, on_unknown=_config().on_unknown or "assume")
@@ -383,9 +374,9 @@ def keys() -> None:
 def _keys(store: str | None) -> KeyStore:
     """The keys of the ledger that a gateway here would use; it is made if there is none yet."""
     from ..gateway.keys import KeyStore
-    from ..ledger.sql import SQLLedger
+    from ..ledger.stores import open_store
 
-    return KeyStore(SQLLedger(_store_url(store)))
+    return KeyStore(open_store(_store_url(store)))
 
 
 @keys.command("create")

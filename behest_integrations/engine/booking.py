@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..ledger.book import Booked, Entry, Rows, settle
+from ..ledger.book import Booked, Entry, Rows, settle, unknown
 from ..rules.units import UNITS, unit_of
 from ..wire import METERED_OPERATIONS
 from .holds import Hold
@@ -32,11 +32,7 @@ def booking(
         return {}, {}, 0
     usage = outcome.usage
     if usage is None:
-        if release:
-            return {}, {}, 0
-        held = dict(hold.amounts)
-        tokens = {n: held.get(n, 0) for n in ("input_tokens", "output_tokens")}
-        return held, tokens, held.get("usd")
+        return unknown(hold.amounts, book=not release)
     inputs, output = usage.input_tokens, usage.output_tokens
     amounts = {
         "tokens": inputs + output,

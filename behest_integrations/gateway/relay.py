@@ -7,12 +7,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import aiohttp
 import anyio
 import anyio.to_thread
-import sqlalchemy as sa
 from pydantic_core import to_json
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -20,10 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..calls.passing import Passing
 from ..engine.holds import Hold
-from ..ledger import schema
 from ..meter import Meter
-from ..rules.attribution import Attribution
-from ..rules.usage import Usage
 from .attempts import Answer, Attempts, Job, read_at_most
 from .bodies import Bodies, Held, parse
 from .callers import Caller, Gate
@@ -115,30 +112,14 @@ class Relay:
             raise Problem(400, message, param="conversation")
         if request.previous_response_id is None:
             return
-        before = await anyio.to_thread.run_sync(
-            self._usage_of, request.previous_response_id, job.who, job.caller
-        )
+        who, user = job.who, job.caller.user
+        of = partial(self.meter.ledger.usage_of_response, tenant=who.tenant, project=who.project, user=user)
+        before = await anyio.to_thread.run_sync(of, request.previous_response_id)
         if before is None:
             message = "No such response was made with this key or token."
             raise Problem(404, message, param="previous_response_id")
         # It may have been made by another worker: its length bounds what continues it.
         self.meter.planner.remember_context(request.previous_response_id, before)
-
-    def _usage_of(self, response: str, who: Attribution, caller: Caller) -> Usage | None:
-        """What the caller's own response `response` took; None if there is none."""
-        e = schema.entries
-        statement = sa.select(e.c.input_tokens, e.c.output_tokens).where(
-            e.c.provider_id == response,
-            e.c.reversal == 0,
-            e.c.operation == "responses",
-            e.c.tenant.is_not_distinct_from(who.tenant),
-            e.c.project.is_not_distinct_from(who.project),
-        )
-        if caller.user is not None:
-            statement = statement.where(e.c.user_id == caller.user)
-        with self.meter.ledger.reading().connect() as connection:
-            row = connection.execute(statement.order_by(e.c.id.desc()).limit(1)).first()
-        return Usage(*row) if row is not None else None
 
     # ── there ──────────────────────────────────────────────────────────────────────────
 

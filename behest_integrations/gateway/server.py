@@ -22,7 +22,6 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..config import FILE, Config, load
-from ..ledger.sql import SQLLedger
 from ..meter import Meter
 from ..rules.errors import ConfigError
 from ..wire import bound_request
@@ -162,7 +161,7 @@ def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) ->
     with plan.meter(said, settings) as meter:
         if not plan.keyless:
             KeyStore(meter.ledger)
-        elif workers > 1 and not isinstance(meter.ledger, SQLLedger):
+        elif workers > 1 and not meter.ledger.shared:
             raise ConfigError("several workers need a ledger that they share, such as sqlite:///behest.db")
 
 

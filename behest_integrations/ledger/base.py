@@ -2,9 +2,9 @@
 
 SQLite takes one writer at a time, and its own way of waiting is to sleep. So inside a
 process operations queue up here: whoever gets the lock runs everything that is queued in
-one transaction, and the others find their results ready. An operation that comes from a
-finaliser while this very thread holds the lock is left for the lock's holder, which makes
-it safe to end a hold from the garbage collector.
+one transaction and wakes those whose operations these were, and one who has come since to do the
+same. An operation that comes from a finaliser while this very thread holds the lock is left for
+the lock's holder, which makes it safe to end a hold from the garbage collector.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from ..rules.errors import BehestError, StoreError
-from .book import Bucket, Entry, HoldRecord, Rows
+from ..rules.errors import BehestError, ConfigError, StoreError
+from ..rules.usage import Usage
+from .book import Bucket, Entry, HoldRecord, KnownBudget, Rows
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from .keys import Keys
 
 log = logging.getLogger("behest")
 
 T = TypeVar("T")
 Work = Callable[[Rows], T]
+Durability = Literal["process", "power"]
 _MOST_AT_ONCE = 128
 _MOST_FOR_LOOPS = 8
 """Operations of coroutines in one transaction: all of them resume at once, and a loop that
@@ -33,7 +41,7 @@ resumes many at once is a loop that stalls."""
 
 
 class _Op(Generic[T]):
-    __slots__ = ("done", "error", "notify", "result", "work")
+    __slots__ = ("done", "error", "gate", "notify", "result", "work")
 
     def __init__(self, work: Work[T], notify: Callable[[_Op[T]], None] | None = None) -> None:
         self.work = work
@@ -41,6 +49,16 @@ class _Op(Generic[T]):
         self.error: BaseException | None = None
         self.done = False
         self.notify = notify
+        self.gate: threading.Lock | None = None
+        """Locked; its thread sleeps on it."""
+
+    def wake(self) -> None:
+        """Open the gate."""
+        if self.gate is not None:
+            try:
+                self.gate.release()
+            except RuntimeError:
+                pass  # it is open: to be woken twice is to look twice
 
     def value(self) -> T:
         if self.error is not None:
@@ -49,9 +67,16 @@ class _Op(Generic[T]):
 
 
 class Ledger(ABC):
-    """A store of holds, buckets and entries."""
+    """A store of holds, buckets and entries.
 
-    inline_async = True
+    A store is made as ``TheStore(url, timeout=…, durability=…)`` (see `stores.open_store`), and says
+    what `_begin`, `_commit` and `_rollback` are, what `book.Rows` it offers in between, and
+    whether there is one at a URL. The rest has a way that does for any store.
+    """
+
+    shared: ClassVar[bool] = False
+    """Whether several processes that open the same URL have the same books."""
+    inline_async: ClassVar[bool] = True
     """Whether an operation is quick enough to run on the event loop's own thread."""
 
     def __init__(self, url: str) -> None:
@@ -72,6 +97,8 @@ class Ledger(ABC):
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._queue: deque[_Op[Any]] = deque()
+        self._waiting: deque[_Op[Any]] = deque()
+        """Operations whose threads sleep, or are about to."""
         self._wake = threading.Event()
         self._worker: threading.Thread | None = None
         self._closed = False
@@ -89,14 +116,80 @@ class Ledger(ABC):
             StoreError: it could not be read or written; nothing of it was.
         """
         self._check_open()
+        if self.inline_async and not self._queue and self._lock.acquire(False):
+            return self._run_alone(work)
         op: _Op[T] = _Op(work)
         self._queue.append(op)
         while not op.done:
-            with self._lock:
-                if not op.done:
-                    self._run_queue()
-        self._drain_late()
+            if not self._lead():
+                self._wait(op)
         return op.value()
+
+    def _run_alone(self, work: Work[T]) -> T:
+        """Where a transaction costs next to nothing, nothing is gained by sharing one."""
+        self._owner = threading.get_ident()
+        try:
+            rows = self._begin()
+            try:
+                result = work(rows)
+                self._commit()
+            except BaseException as error:
+                self._rollback()
+                explained = self._to_raise(error)
+                if explained is error:
+                    raise
+                raise explained from error
+            return result
+        finally:
+            self._owner = None
+            self._lock.release()
+            if self._waiting or self._queue:
+                self._hand_on()
+
+    def _lead(self) -> bool:
+        """Run what is queued in one transaction, if nobody is at it; False if somebody is."""
+        if not self._lock.acquire(False):
+            return False
+        try:
+            self._run_queue()
+        finally:
+            self._lock.release()
+            self._hand_on()
+        return True
+
+    def _wait(self, op: _Op[Any]) -> None:
+        """Sleep until `op` is done, or it is this thread's turn to lead.
+
+        Not by waiting for the lock: each of many threads would take it in turn, only to find that
+        its operation has been done by another.
+        """
+        if op.gate is None:
+            op.gate = threading.Lock()
+            op.gate.acquire()
+        self._waiting.append(op)
+        # From here on whoever lets go of the lock sees this thread; before, it may not have.
+        if op.done or self._lead():
+            return
+        try:
+            op.gate.acquire()
+        except BaseException:  # an interrupt: it may have been this thread's turn
+            op.notify = _nobody
+            if not self._lead():
+                self._hand_on()
+            raise
+
+    def _hand_on(self) -> None:
+        """The lock has been let go of: see to it that somebody runs what is queued."""
+        while self._waiting:
+            try:
+                op = self._waiting.popleft()
+            except IndexError:
+                break
+            if not op.done and op.notify is None:
+                op.wake()  # it has waited longest, and leads now
+                return
+        if self.inline_async:  # else the worker does
+            self._drain_late()
 
     async def asubmit(self, work: Work[T]) -> T:
         """`submit` for coroutines: the event loop goes on while the store is written."""
@@ -136,6 +229,7 @@ class Ledger(ABC):
         finally:
             self._owner = None
             self._lock.release()
+            self._hand_on()
 
     def post(self, work: Work[Any], failed: Callable[[BaseException], None]) -> None:
         """Run `work` soon, from anywhere: also from a finaliser, also on an event loop."""
@@ -164,32 +258,67 @@ class Ledger(ABC):
                 self._lock.release()
 
     def _run_queue(self, most: int = _MOST_AT_ONCE) -> None:
-        """Run everything queued. The lock is held."""
+        """Run what is queued, and what is queued meanwhile, in one transaction. The lock is held."""
         self._owner = threading.get_ident()
         try:
-            while self._queue:
-                batch: list[_Op[Any]] = []
-                while self._queue and len(batch) < most:
-                    batch.append(self._queue.popleft())
-                self._run_batch(batch)
+            waiting = min(most, len(self._queue))
+            if not waiting:
+                return
+            try:
+                rows = self._begin()
+            except BaseException as error:
+                self._fail([self._queue.popleft() for _ in range(waiting)], error)
+                return
+            self._run_batch(self._queued(most), rows)
         finally:
             self._owner = None
 
-    def _run_batch(self, batch: list[_Op[Any]], rows: Rows | None = None) -> None:
+    def _queued(self, most: int) -> Iterator[_Op[Any]]:
+        while self._queue and most:
+            most -= 1
+            yield self._queue.popleft()
+
+    def _run_batch(self, ops: Iterable[_Op[Any]], rows: Rows) -> None:
+        """Run `ops` in the transaction that has been begun, and end it."""
+        batch: list[_Op[Any]] = []
         try:
-            self._attempt(batch, rows)
+            for op in ops:
+                batch.append(op)
+                op.result = op.work(rows)
+            self._commit()
         except BaseException as error:
+            self._rollback()
             if len(batch) > 1 and isinstance(error, Exception) and not isinstance(error, StoreError):
                 # One bad operation must not take the others down: each on its own.
                 for op in batch:
-                    self._run_batch([op])
-                return
-            for op in batch:
-                op.error = error
-            if not isinstance(error, Exception):
-                self._finish(batch)
-                raise
+                    self._run_again(op)
+            else:
+                self._fail(batch, error)
+        else:
+            self._finish(batch)
+
+    def _run_again(self, op: _Op[Any]) -> None:
+        try:
+            rows = self._begin()
+        except BaseException as error:
+            self._fail([op], error)
+        else:
+            self._run_batch([op], rows)
+
+    def _fail(self, batch: list[_Op[Any]], error: BaseException) -> None:
+        for op in batch:
+            op.error = self._to_raise(error)
         self._finish(batch)
+        if not isinstance(error, Exception):
+            raise error
+
+    def _to_raise(self, error: BaseException) -> BaseException:
+        if isinstance(error, BehestError) or not isinstance(error, Exception):
+            return error
+        explained = self._explain(error)
+        if explained is not error:
+            explained.__cause__ = error
+        return explained
 
     @staticmethod
     def _finish(batch: Iterable[_Op[Any]]) -> None:
@@ -197,20 +326,32 @@ class Ledger(ABC):
             op.done = True
             if op.notify is not None:
                 op.notify(op)
+            elif op.gate is not None:
+                op.wake()
 
-    def _attempt(self, batch: list[_Op[Any]], rows: Rows | None) -> None:
-        if rows is None:
-            rows = self._begin()
+    def remember_budgets(self, budgets: Iterable[tuple[str, str, str]], now: int) -> None:
+        """Write down which budgets are in force, (shape, text, zone), for those who only read."""
+        known = [KnownBudget(*budget, now) for budget in budgets]
+
+        def write(rows: Rows) -> None:
+            for budget in known:
+                rows.remember_budget(budget)
+
+        self.submit(write)
+
+    def _write_for_loops(self) -> None:
+        while self._queue:
+            with self._alone():
+                self._run_queue(_MOST_FOR_LOOPS)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock, waiting for it; whoever has waited meanwhile goes on afterwards."""
         try:
-            for op in batch:
-                op.error = None
-                op.result = op.work(rows)
-            self._commit()
-        except BaseException as error:
-            self._rollback()
-            if isinstance(error, BehestError) or not isinstance(error, Exception):
-                raise
-            raise self._explain(error) from error
+            with self._lock:
+                yield
+        finally:
+            self._hand_on()
 
     def _start_worker(self) -> None:
         self._wake.set()
@@ -239,18 +380,34 @@ class Ledger(ABC):
 
     # ── what a store is made of ────────────────────────────────────────────────────────
 
+    @classmethod
     @abstractmethod
-    def _begin(self) -> Rows: ...
+    def exists(cls, url: str) -> bool:
+        """Whether there is a ledger at `url` already: who only reads must not make one.
+
+        Raises:
+            ConfigError: `url` is not one of this store's.
+        """
+
+    @abstractmethod
+    def _begin(self) -> Rows:
+        """Begin a transaction. The lock is held.
+
+        Raises:
+            StoreError: the store is out.
+        """
 
     def _begin_now(self) -> Rows | None:
         """`_begin`, if neither that nor the commit waits for anything; else None."""
         return None
 
     @abstractmethod
-    def _commit(self) -> None: ...
+    def _commit(self) -> None:
+        """Make what was written last, all of it or (with an error) nothing."""
 
     @abstractmethod
-    def _rollback(self) -> None: ...
+    def _rollback(self) -> None:
+        """Undo what was written since `_begin`, or since a `_commit` that failed. Must not fail."""
 
     def _explain(self, error: Exception) -> Exception:
         """The error to raise for one that the store's own library raised."""
@@ -258,9 +415,10 @@ class Ledger(ABC):
 
     # ── reading ────────────────────────────────────────────────────────────────────────
 
-    @abstractmethod
     def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
-        """Everything, as of one moment: for proofs and repairs."""
+        """The buckets, holds and entries, as of one moment: for proofs and repairs."""
+        books = self.submit(lambda rows: rows.everything())
+        return books.buckets, books.holds, books.entries
 
     def rebuild(
         self, wanted: Callable[[list[Bucket], list[HoldRecord], list[Entry]], Iterable[Bucket]]
@@ -268,14 +426,43 @@ class Ledger(ABC):
         """Replace the sums of some buckets, in one transaction with what they are made from."""
 
         def write(rows: Rows) -> None:
-            for bucket in list(wanted(*rows.everything())):
+            books = rows.everything()
+            for bucket in list(wanted(books.buckets, books.holds, books.entries)):
                 rows.set_sums(bucket.id, bucket.spent, bucket.held)
 
         self.submit(write)
 
-    @abstractmethod
-    def reading(self) -> Any:
-        """A SQLAlchemy engine to run reports on."""
+    def reading(self) -> sa.Engine:
+        """A database to run reports on, with the tables of `schema`: the store's own, or a copy.
+
+        Everything written before is in it.
+        """
+        from .copies import copy_into_database  # here: what needs no report needs no SQLAlchemy
+
+        return copy_into_database(self.submit(lambda rows: rows.everything()))
+
+    def usage_of_response(
+        self, response: str, *, tenant: str | None, project: str | None, user: str | None = None
+    ) -> Usage | None:
+        """What a response stored at the provider took; None if there is none of theirs.
+
+        Args:
+            response: the provider's id of it.
+            tenant, project: whose it must be; None: of those who have none.
+            user: whose it must be; None: anybody's of the tenant and project.
+        """
+        return self.submit(lambda rows: rows.usage_of_response(response, tenant, project, user))
+
+    def keys(self) -> Keys:
+        """The gateway's API keys, if this store can keep them.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        raise ConfigError(
+            f"the store {self.url} keeps no API keys: they are kept in the ledger's database, "
+            "such as sqlite:///behest.db"
+        )
 
 
 _WORKERS = threading.Lock()
@@ -291,17 +478,20 @@ def _work(ref: weakref.ref[Ledger], wake: threading.Event) -> None:
             return
         wake.clear()
         if ledger._queue:
-            with ledger._lock:
-                try:
-                    ledger._run_queue(_MOST_FOR_LOOPS)
-                except BaseException:
-                    log.exception("the ledger's writer failed")
+            try:
+                ledger._write_for_loops()
+            except BaseException:
+                log.exception("the ledger's writer failed")
         elif not signalled:
             with _WORKERS:
                 if not ledger._queue and ledger._worker is threading.current_thread():
                     ledger._worker = None
                     return
         del ledger
+
+
+def _nobody(_op: _Op[Any]) -> None:
+    """Nobody waits any more for an operation that is run all the same."""
 
 
 def _resolve(future: asyncio.Future[T], op: _Op[T]) -> None:

@@ -17,12 +17,19 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pydantic_core import to_json
 
 from ..rules.balance import Reason
+from ..rules.usage import Usage
 from .admission import Ask, BucketState, Denied, decide
 
 Status = Literal["settled", "estimated", "assumed", "failed"]
-# A later report replaces an earlier one only if it knows more. What the provider has said,
-# billed or not, is final: the room that a failed call gave back may be spent already.
-KNOWS: dict[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "settled": 2, "cancelled": 2}
+KNOWS: Mapping[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "cancelled": 2, "settled": 2}
+"""How much a status knows of a call. A later report replaces an earlier one only if it knows more.
+
+What the provider has said, billed or not, is final: the room that a failed call gave back may be
+spent already. A ``cancelled`` call never left; it has no entry.
+"""
+
+REFUSED = ("session_id", "user_id", "project", "tenant", "model")
+"""What refusals are counted by, in each bucket: names of a call's fields."""
 
 
 class Claim(NamedTuple):
@@ -119,6 +126,32 @@ class Entry:
     bookings: list[tuple[int, str, int]] = field(default_factory=list)
 
 
+class KnownBudget(NamedTuple):
+    """A budget that was in force when a meter was last made, for those who only read the books."""
+
+    shape: str
+    text: str
+    zone: str
+    seen: int
+
+
+@dataclass(frozen=True)
+class Books:
+    """Everything that a store holds, as of one moment.
+
+    Attributes:
+        refusals: ``bucket``, what `REFUSED` names, ``count`` and ``at`` (the last one's time).
+        limits: by a budget's text: the limit that was set since; None: removed.
+    """
+
+    buckets: list[Bucket]
+    holds: list[HoldRecord]
+    entries: list[Entry]
+    refusals: list[dict[str, Any]]
+    limits: dict[str, int | None]
+    budgets: list[KnownBudget]
+
+
 ADDITIVE = (
     "input_tokens",
     "output_tokens",
@@ -132,9 +165,15 @@ ADDITIVE = (
 
 
 class Rows(Protocol):
-    """What a store offers inside a transaction."""
+    """What a store offers inside a transaction.
 
-    def overrides(self) -> Mapping[str, int | None]: ...
+    Whatever was written before in the same transaction is read back. What is returned is the
+    caller's to change, but for a `Bucket`, which only these methods change.
+    """
+
+    def overrides(self) -> Mapping[str, int | None]:
+        """The limits that were set since they were configured, by a budget's text; None: removed."""
+
     def set_override(self, text: str, amount: int | None) -> None: ...
     def drop_override(self, text: str) -> None: ...
     def load(self, keys: Sequence[tuple[str, str, int]]) -> None:
@@ -143,18 +182,41 @@ class Rows(Protocol):
     def bucket(self, budget: str, scope: str, start: int) -> Bucket | None: ...
     def bucket_by_id(self, id: int) -> Bucket | None: ...
     def new_bucket(self, budget: str, scope: str, start: int, unit: str) -> Bucket: ...
-    def change_bucket(self, id: int, spent: int, held: int) -> None: ...
+    def change_bucket(self, id: int, spent: int, held: int) -> None:
+        """Add to what is spent and held in a bucket.
+
+        Raises:
+            StoreError: there is no such bucket; the books are damaged.
+        """
+
     def set_notified(self, id: int, notified: int) -> None: ...
-    def rolling_spent(self, budget: str, scope: str, after: int) -> int: ...
-    def count_refusal(self, id: int, call: Mapping[str, Any], now: int) -> None: ...
-    def add_hold(self, hold: HoldRecord) -> None: ...
-    def take_hold(self, id: str) -> HoldRecord | None: ...
-    def extend_hold(self, id: str, expires: int) -> bool: ...
-    def expired_holds(self, now: int, most: int) -> list[str]: ...
-    def add_entry(self, entry: Entry) -> None: ...
-    def last_entry(self, call_id: str) -> Entry | None: ...
-    def everything(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]: ...
     def set_sums(self, id: int, spent: int, held: int) -> None: ...
+    def rolling_spent(self, budget: str, scope: str, after: int) -> int:
+        """What is spent in the slots that start later than `after`, and not at 0."""
+
+    def count_refusal(self, id: int, call: Mapping[str, Any], now: int) -> None:
+        """One more refusal in a bucket, of a call with these fields (see `REFUSED`)."""
+
+    def add_hold(self, hold: HoldRecord) -> None: ...
+    def take_hold(self, id: str) -> HoldRecord | None:
+        """Remove a hold and return it; None if it has ended."""
+
+    def expired_holds(self, now: int, most: int) -> list[str]:
+        """At most so many ids of holds whose time is up, the longest over first."""
+
+    def add_entry(self, entry: Entry) -> None: ...
+    def last_entry(self, call_id: str) -> Entry | None:
+        """The newest entry of a call that is no reversal."""
+
+    def usage_of_response(
+        self, response: str, tenant: str | None, project: str | None, user: str | None
+    ) -> Usage | None:
+        """See `Ledger.usage_of_response`."""
+
+    def remember_budget(self, budget: KnownBudget) -> None:
+        """Keep it, in place of what was kept of the same shape."""
+
+    def everything(self) -> Books: ...
 
 
 class Standing(NamedTuple):
@@ -367,11 +429,7 @@ def settle(
     replaced = False
     over: list[str] = []
     if hold is not None:
-        for id, unit, held, slot in hold.bookings:
-            amount = amounts.get(unit, 0)
-            if amount > held and unit not in over:
-                over.append(unit)
-            entry.bookings.append((_book(rows, id, amount, held, slot, now), unit, amount))
+        over = _end(rows, hold, entry, amounts, now)
     else:
         last = rows.last_entry(entry.call_id)
         if last is not None:
@@ -467,25 +525,48 @@ def expire(rows: Rows, *, now: int, book: bool, most: int = 200) -> list[str]:
         if hold is None:
             continue
         call = dict(hold.call)
-        held = call.pop("held", {}) if book else {}
-        call.pop("held", None)
+        amounts, tokens, cost = unknown(call.pop("held", {}), book=book)
         entry = Entry(
             **call,
+            **tokens,
             call_id=call_id,
             at=now,
             status="assumed",
-            cost=held.get("usd") if book else 0,
-            calls=held.get("calls", 1) if book else 0,
-            input_tokens=held.get("input_tokens", 0),
-            output_tokens=held.get("output_tokens", 0),
+            cost=cost,
+            calls=amounts.get("calls", 0),
             note="the lease ran out before the outcome was known",
             flags="expired",
         )
-        for id, unit, amount, slot in hold.bookings:
-            booked = amount if book else 0
-            entry.bookings.append((_book(rows, id, booked, amount, slot, now), unit, booked))
+        _end(rows, hold, entry, amounts, now)
         rows.add_entry(entry)
     return ids
+
+
+def unknown(held: Mapping[str, int], *, book: bool) -> tuple[Mapping[str, int], dict[str, Any], int | None]:
+    """What is booked of a call whose usage is not known: all that was held for it.
+
+    Args:
+        held: by unit.
+        book: False: nothing is booked, as the user chose.
+
+    Returns:
+        The amounts by unit, the entry's tokens, and its cost in nano-dollars.
+    """
+    if not book:
+        return {}, {}, 0
+    tokens = {name: held.get(name, 0) for name in ("input_tokens", "output_tokens")}
+    return dict(held), tokens, held.get("usd")
+
+
+def _end(rows: Rows, hold: HoldRecord, entry: Entry, amounts: Mapping[str, int], now: int) -> list[str]:
+    """Book `amounts` in place of what was held; the units of which more was booked than held."""
+    over: list[str] = []
+    for id, unit, held, slot in hold.bookings:
+        amount = amounts.get(unit, 0)
+        if amount > held and unit not in over:
+            over.append(unit)
+        entry.bookings.append((_book(rows, id, amount, held, slot, now), unit, amount))
+    return over
 
 
 def _flag(flags: str, flag: str) -> str:

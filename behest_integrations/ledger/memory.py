@@ -12,8 +12,9 @@ from copy import copy, deepcopy
 from typing import Any
 
 from ..rules.errors import StoreError
-from .base import Ledger
-from .book import Bucket, Entry, HoldRecord, encode
+from ..rules.usage import Usage
+from .base import Durability, Ledger
+from .book import REFUSED, Books, Bucket, Entry, HoldRecord, KnownBudget
 
 
 class _MemoryRows:
@@ -25,7 +26,9 @@ class _MemoryRows:
         self.entries: list[Entry] = []
         self.last: dict[str, Entry] = {}
         self.limits: dict[str, int | None] = {}
-        self.refusals: dict[tuple[int, str], dict[str, Any]] = {}
+        self.refusals: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self.responses: dict[str, list[Entry]] = {}
+        self.budgets: dict[str, KnownBudget] = {}
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
@@ -53,7 +56,9 @@ class _MemoryRows:
         return bucket
 
     def change_bucket(self, id: int, spent: int, held: int) -> None:
-        bucket = self.by_id[id]
+        bucket = self.by_id.get(id)
+        if bucket is None:
+            raise StoreError(f"bucket {id} is missing: the books are damaged", retryable=False)
         bucket.spent += spent
         bucket.held += held
 
@@ -67,8 +72,8 @@ class _MemoryRows:
         )
 
     def count_refusal(self, id: int, call: Mapping[str, Any], now: int) -> None:
-        who = {k: call.get(k) for k in ("session_id", "user_id", "project", "tenant", "model")}
-        row = self.refusals.setdefault((id, encode(who)), {**who, "bucket": id, "count": 0, "at": now})
+        who = {name: call.get(name) for name in REFUSED}
+        row = self.refusals.setdefault((id, *who.values()), {**who, "bucket": id, "count": 0, "at": now})
         row["count"] += 1
         row["at"] = now
 
@@ -78,12 +83,6 @@ class _MemoryRows:
     def take_hold(self, id: str) -> HoldRecord | None:
         return self.holds.pop(id, None)
 
-    def extend_hold(self, id: str, expires: int) -> bool:
-        if id not in self.holds:
-            return False
-        self.holds[id].expires = expires
-        return True
-
     def expired_holds(self, now: int, most: int) -> list[str]:
         due = sorted((h.expires, h.id) for h in self.holds.values() if h.expires <= now)
         return [id for _, id in due[:most]]
@@ -92,24 +91,52 @@ class _MemoryRows:
         self.entries.append(entry)
         if not entry.reversal:
             self.last[entry.call_id] = entry
+            if entry.operation == "responses" and entry.provider_id:
+                self.responses.setdefault(entry.provider_id, []).append(entry)
 
     def last_entry(self, call_id: str) -> Entry | None:
         entry = self.last.get(call_id)
         return copy(entry) if entry is not None else None
 
-    def everything(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
-        return list(self.by_id.values()), list(self.holds.values()), self.entries
+    def usage_of_response(
+        self, response: str, tenant: str | None, project: str | None, user: str | None
+    ) -> Usage | None:
+        for entry in reversed(self.responses.get(response, ())):
+            if (entry.tenant, entry.project) == (tenant, project) and user in (None, entry.user_id):
+                return Usage(entry.input_tokens, entry.output_tokens)
+        return None
+
+    def remember_budget(self, budget: KnownBudget) -> None:
+        self.budgets[budget.shape] = budget
+
+    def everything(self) -> Books:
+        return deepcopy(
+            Books(
+                list(self.by_id.values()),
+                list(self.holds.values()),
+                self.entries,
+                list(self.refusals.values()),
+                self.limits,
+                list(self.budgets.values()),
+            )
+        )
 
     def set_sums(self, id: int, spent: int, held: int) -> None:
         self.by_id[id].spent, self.by_id[id].held = spent, held
 
 
 class MemoryLedger(Ledger):
-    """Books that live as long as the process."""
+    """Books that live as long as the process. Takes what every store takes, and needs none of it."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, url: str = "memory://", *, timeout: float = 5.0, durability: Durability = "process"
+    ) -> None:
         super().__init__("memory://")
         self._rows = _MemoryRows()
+
+    @classmethod
+    def exists(cls, url: str) -> bool:
+        return False  # whoever opens it begins with empty books
 
     def _begin(self) -> _MemoryRows:
         if os.getpid() != self._pid:
@@ -126,14 +153,3 @@ class MemoryLedger(Ledger):
 
     def _rollback(self) -> None:
         pass
-
-    def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
-        return self.submit(lambda rows: deepcopy(rows.everything()))
-
-    def reading(self) -> Any:
-        """A database in memory with a copy of the books, so that reports are written once."""
-        from .sql import copy_into_database
-
-        buckets, holds, entries = self.snapshot()
-        refusals = self.submit(lambda rows: [dict(r) for r in rows.refusals.values()])  # type: ignore[attr-defined]
-        return copy_into_database(buckets, holds, entries, refusals)

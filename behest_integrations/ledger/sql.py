@@ -1,191 +1,264 @@
-"""The books in a database, through SQLAlchemy Core. Today: SQLite.
+"""The books in an SQL database: statements and rows, whichever database it is.
 
-Statements are written once as Core expressions and compiled once into the driver's SQL;
-the writer runs them on a connection of its own, because compiling and wrapping results
-each time would cost several times what SQLite itself does.
+Statements are written once as SQLAlchemy Core expressions and compiled once for a database into
+its driver's SQL; the writer runs them on a connection of its own, because compiling and wrapping
+results each time would cost several times what the database itself does. What a database has of
+its own (how it is opened, waited for, and what its errors mean) is in a file of its name.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import random
-import sqlite3
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
-from functools import lru_cache
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from pydantic_core import from_json
-from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import NullPool, StaticPool
 
-from ..rules.errors import ConfigError, StoreError
+from ..rules.errors import StoreError
+from ..rules.usage import Usage
 from . import schema
 from .base import Ledger
-from .book import Bucket, Entry, HoldRecord, encode
+from .book import REFUSED, Books, Bucket, Entry, HoldRecord, KnownBudget, encode
+from .keys import SQLKeys
 
-Durability = Literal["process", "power"]
-
-_ENTRY_COLUMNS = tuple(f.name for f in fields(Entry))
-_COMMITS_TO_COPY = 400
-"""Commits after which the write-ahead log is copied into the file: some 4,000 pages of it."""
-_BUSY = ("database is locked", "database table is locked", "database schema is locked")
-
-
-class _Statement:
-    """A Core statement as driver SQL, with the order in which it takes its parameters."""
-
-    def __init__(self, statement: sa.sql.ClauseElement, *names: str) -> None:
-        compiled = statement.compile(dialect=sqlite_dialect(paramstyle="qmark"))
-        self.sql = str(compiled)
-        order = tuple(compiled.positiontup or ())  # type: ignore[attr-defined]
-        if order != names:
-            raise AssertionError(f"parameters come as {order}, not {names}: {self.sql}")
-
-
-_b, _h, _e, _l, _r = schema.buckets, schema.holds, schema.entries, schema.limits, schema.refusals
+_b, _h, _e, _l, _r, _g = (
+    schema.buckets, schema.holds, schema.entries, schema.limits, schema.refusals, schema.budgets
+)  # fmt: skip
 _P = sa.bindparam
-
-_OVERRIDES = _Statement(sa.select(_l.c.text, _l.c.amount))
-_BUCKET = _Statement(
-    sa.select(_b).where(
-        _b.c.budget == _P("budget"), _b.c.scope == _P("scope"), _b.c.start == _P("start")
-    ),
-    "budget", "scope", "start",
-)  # fmt: skip
-_NEW_BUCKET = _Statement(
-    sa.insert(_b).values(
-        budget=_P("budget"), scope=_P("scope"), start=_P("start"), unit=_P("unit"),
-        spent=sa.literal_column("0"), held=sa.literal_column("0"), notified=sa.literal_column("0"),
-    ).returning(_b.c.id),
-    "budget", "scope", "start", "unit",
-)  # fmt: skip
-_SET_BUCKET = _Statement(
-    sa.update(_b).where(_b.c.id == _P("key")).values(spent=_P("s"), held=_P("h"), notified=_P("n")),
-    "s", "h", "n", "key",
-)  # fmt: skip
-_ROLLING = _Statement(
-    sa.select(sa.func.coalesce(sa.func.sum(_b.c.spent), sa.literal_column("0"))).where(
-        _b.c.budget == _P("budget"), _b.c.scope == _P("scope"),
-        _b.c.start > _P("after"), _b.c.start > sa.literal_column("0"),
-    ),
-    "budget", "scope", "after",
-)  # fmt: skip
-_ADD_HOLD = _Statement(
-    sa.insert(_h).values(id=_P("i"), expires=_P("x"), bookings=_P("b"), call=_P("c")), "i", "x", "b", "c"
-)
-_TAKE_HOLD = _Statement(
-    sa.delete(_h).where(_h.c.id == _P("i")).returning(_h.c.expires, _h.c.bookings, _h.c.call), "i"
-)
-_EXTEND_HOLD = _Statement(sa.update(_h).where(_h.c.id == _P("i")).values(expires=_P("x")), "x", "i")
-_EXPIRED = _Statement(sa.select(_h.c.id).where(_h.c.expires <= _P("now")).order_by(_h.c.expires), "now")
-_ADD_ENTRY = _Statement(
-    sa.insert(_e).values({name: _P(f"v_{name}", type_=sa.Text()) for name in _ENTRY_COLUMNS}),
-    *(f"v_{c.name}" for c in _e.columns if c.name in _ENTRY_COLUMNS),
-)
-_ENTRY_ORDER = tuple(c.name for c in _e.columns if c.name in _ENTRY_COLUMNS)
-_LAST_ENTRY = _Statement(
-    sa.select(*(sa.type_coerce(_e.c[name], sa.Text()).label(name) for name in _ENTRY_ORDER))
-    .where(_e.c.call_id == _P("i"), _e.c.reversal == sa.literal_column("0"))
-    .order_by(_e.c.id.desc()),
-    "i",
-)
-_ALL_BUCKETS = _Statement(sa.select(_b).order_by(_b.c.id))
-_ALL_HOLDS = _Statement(sa.select(_h.c.id, _h.c.expires, _h.c.bookings, _h.c.call))
-_ALL_ENTRIES = _Statement(
-    sa.select(*(sa.type_coerce(_e.c[name], sa.Text()).label(name) for name in _ENTRY_ORDER)).order_by(_e.c.id)
-)
-_OVERRIDE_UPSERT = insert(_l).values(text=_P("t"), amount=_P("a"))
-_SET_OVERRIDE = _Statement(
-    _OVERRIDE_UPSERT.on_conflict_do_update(
-        index_elements=["text"], set_={"amount": _OVERRIDE_UPSERT.excluded.amount}
-    ),
-    "t", "a",
-)  # fmt: skip
-_DROP_OVERRIDE = _Statement(sa.delete(_l).where(_l.c.text == _P("t")), "t")
-_REFUSAL_UPSERT = insert(_r).values(
-    bucket=_P("b"), who=_P("w"), session_id=_P("s"), user_id=_P("u"), project=_P("p"),
-    tenant=_P("t"), model=_P("m"), count=sa.literal_column("1"), at=_P("at"),
-)  # fmt: skip
-_COUNT_REFUSAL = _Statement(
-    _REFUSAL_UPSERT.on_conflict_do_update(
-        index_elements=["bucket", "who"],
-        set_={"count": _r.c.count + sa.literal_column("1"), "at": _REFUSAL_UPSERT.excluded.at},
-    ),
-    "b", "w", "s", "u", "p", "t", "m", "at",
-)  # fmt: skip
+_ENTRY_NAMES = {f.name for f in fields(Entry)}
+_ENTRY_ORDER = tuple(c.name for c in _e.columns if c.name in _ENTRY_NAMES)
+_TAGS, _BOOKINGS = _ENTRY_ORDER.index("tags"), _ENTRY_ORDER.index("bookings")
+_entry_fields = attrgetter(*_ENTRY_ORDER)
+_MOST_IDS = 100_000
+_MOST_BUCKETS = 20_000
+_MOST_HOLDS = 20_000
 
 
-class _SQLRows:
-    """Rows over a driver's connection; see `book.Rows`.
+class Statements:
+    """Every statement as driver SQL.
 
-    Inside a transaction, which holds the write lock, buckets are read once and written
-    once, at its end: with many callers a transaction runs many operations over the same
-    few buckets, and each statement costs a trip through the driver and the interpreter's
-    lock. Between transactions nothing is remembered but which id a bucket has.
+    Args:
+        dialect: of the database and its driver; parameters must be positional.
+        insert: the database's own ``INSERT``, which knows ``ON CONFLICT``.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._run = connection.execute
-        self._run_many = connection.executemany
-        self._ids: dict[tuple[str, str, int], int] = {}
-        self.begin()
+    def __init__(self, dialect: sa.Dialect, insert: Callable[[sa.Table], Any]) -> None:
+        self._dialect = dialect
+        self._by_ids: dict[int, str] = {}
+        zero: sa.ColumnClause[int] = sa.literal_column("0")
+        one: sa.ColumnClause[int] = sa.literal_column("1")
+        compiled = self._compiled
+        self.overrides = compiled(sa.select(_l.c.text, _l.c.amount))
+        self.bucket = compiled(
+            sa.select(_b).where(
+                _b.c.budget == _P("budget"), _b.c.scope == _P("scope"), _b.c.start == _P("start")
+            ),
+            "budget", "scope", "start",
+        )  # fmt: skip
+        self.new_bucket = compiled(
+            sa.insert(_b).values(
+                budget=_P("budget"), scope=_P("scope"), start=_P("start"), unit=_P("unit"),
+                spent=zero, held=zero, notified=zero,
+            ).returning(_b.c.id),
+            "budget", "scope", "start", "unit",
+        )  # fmt: skip
+        self.set_bucket = compiled(
+            sa.update(_b).where(_b.c.id == _P("key")).values(spent=_P("s"), held=_P("h"), notified=_P("n")),
+            "s", "h", "n", "key",
+        )  # fmt: skip
+        self.rolling = compiled(
+            sa.select(sa.func.coalesce(sa.func.sum(_b.c.spent), zero)).where(
+                _b.c.budget == _P("budget"), _b.c.scope == _P("scope"),
+                _b.c.start > _P("after"), _b.c.start > zero,
+            ),
+            "budget", "scope", "after",
+        )  # fmt: skip
+        self.add_hold = compiled(
+            sa.insert(_h).values(id=_P("i"), expires=_P("x"), bookings=_P("b"), call=_P("c")),
+            "i", "x", "b", "c",
+        )  # fmt: skip
+        self.take_hold = compiled(
+            sa.delete(_h).where(_h.c.id == _P("i")).returning(_h.c.expires, _h.c.bookings, _h.c.call), "i"
+        )
+        self.drop_hold = compiled(sa.delete(_h).where(_h.c.id == _P("i")), "i")
+        self.expired = compiled(
+            sa.select(_h.c.id).where(_h.c.expires <= _P("now")).order_by(_h.c.expires), "now"
+        )
+        self.add_entry = compiled(
+            sa.insert(_e).values({name: _P(f"v_{name}", type_=sa.Text()) for name in _ENTRY_ORDER}),
+            *(f"v_{name}" for name in _ENTRY_ORDER),
+        )
+        # As the text that they are: decoding them is ours to do, and only where it is needed.
+        whole = [sa.type_coerce(_e.c[name], sa.Text()).label(name) for name in _ENTRY_ORDER]
+        self.last_entry = compiled(
+            sa.select(*whole).where(_e.c.call_id == _P("i"), _e.c.reversal == zero).order_by(_e.c.id.desc()),
+            "i",
+        )
+        self.response = compiled(
+            sa.select(_e.c.input_tokens, _e.c.output_tokens, _e.c.tenant, _e.c.project, _e.c.user_id)
+            .where(
+                _e.c.provider_id == _P("i"),
+                # As in the index's condition, or it would not be used.
+                _e.c.operation == sa.literal_column("'responses'"),
+                _e.c.reversal == zero,
+            )
+            .order_by(_e.c.id.desc()),
+            "i",
+        )
+        self.set_override = compiled(
+            _upsert(insert(_l).values(text=_P("t"), amount=_P("a")), "text"), "t", "a"
+        )
+        self.drop_override = compiled(sa.delete(_l).where(_l.c.text == _P("t")), "t")
+        refusal = insert(_r).values(
+            bucket=_P("b"), who=_P("w"), session_id=_P("s"), user_id=_P("u"), project=_P("p"),
+            tenant=_P("t"), model=_P("m"), count=one, at=_P("at"),
+        )  # fmt: skip
+        self.count_refusal = compiled(
+            refusal.on_conflict_do_update(
+                index_elements=["bucket", "who"], set_={"count": _r.c.count + one, "at": refusal.excluded.at}
+            ),
+            "b", "w", "s", "u", "p", "t", "m", "at",
+        )  # fmt: skip
+        self.remember_budget = compiled(
+            _upsert(insert(_g).values(shape=_P("s"), text=_P("t"), zone=_P("z"), seen=_P("at")), "shape"),
+            "s", "t", "z", "at",
+        )  # fmt: skip
+        self.all_buckets = compiled(sa.select(_b).order_by(_b.c.id))
+        self.all_holds = compiled(sa.select(_h.c.id, _h.c.expires, _h.c.bookings, _h.c.call))
+        self.all_entries = compiled(sa.select(*whole).order_by(_e.c.id))
+        self.all_refusals = compiled(sa.select(_r.c.bucket, *(_r.c[n] for n in REFUSED), _r.c.count, _r.c.at))
+        self.all_budgets = compiled(sa.select(_g.c.shape, _g.c.text, _g.c.zone, _g.c.seen))
 
-    def begin(self) -> None:
-        """Forget what an earlier transaction saw."""
+    def by_ids(self, count: int) -> str:
+        """Select so many buckets by their ids."""
+        found = self._by_ids.get(count)
+        if found is None:
+            names = [f"k{i}" for i in range(count)]
+            found = self._compiled(sa.select(_b).where(_b.c.id.in_([_P(n) for n in names])), *names)
+            self._by_ids[count] = found
+        return found
+
+    def _compiled(self, statement: sa.sql.ClauseElement, *names: str) -> str:
+        made = statement.compile(dialect=self._dialect)
+        order = tuple(made.positiontup or ())  # type: ignore[attr-defined]
+        if order != names:
+            raise AssertionError(f"parameters come as {order}, not {names}: {made}")
+        return str(made)
+
+
+def _upsert(insert: Any, key: str) -> Any:
+    """Insert, or where there is a row of that `key`, set all the rest."""
+    rest = {name: insert.excluded[name] for name in insert.table.c.keys() if name != key}  # noqa: SIM118
+    return insert.on_conflict_do_update(index_elements=[key], set_=rest)
+
+
+class SQLRows:
+    """Rows over a driver's connection; see `book.Rows`.
+
+    Each statement costs a trip through the driver and the interpreter's lock. So inside a
+    transaction, which holds the write lock, what changes is written once, at its end, for all the
+    operations of many callers; and what this connection has read or written is remembered for as
+    long as nobody else has written, which `begin` is told.
+
+    Args:
+        run, run_many: the connection's ``execute`` and ``executemany``.
+    """
+
+    def __init__(
+        self, run: Callable[..., Any], run_many: Callable[[str, Sequence[Any]], Any], statements: Statements
+    ) -> None:
+        self._run = run
+        self._run_many = run_many
+        self._sql = statements
+        self._ids: dict[tuple[str, str, int], int] = {}
         self._by_key: dict[tuple[str, str, int], Bucket | None] = {}
         self._by_id: dict[int, Bucket] = {}
+        self._limits: dict[str, int | None] | None = None
+        self._own_holds: dict[str, HoldRecord] = {}
+        """Holds that were written here and are there, because nobody else has written since."""
+        self._old_holds: dict[str, HoldRecord] = {}
+        """Those that somebody else may have ended. What is in a hold never changes."""
         self._changed: set[int] = set()
         self._new_holds: dict[str, HoldRecord] = {}
+        self._taken: list[tuple[str]] = []
         self._new_entries: list[Entry] = []
-        self._limits: dict[str, int | None] | None = None
+
+    def begin(self, *, alone: bool) -> None:
+        """A transaction has begun.
+
+        Args:
+            alone: whether nobody else has committed anything since this connection's last one.
+        """
+        if not alone or len(self._by_key) > _MOST_BUCKETS:
+            self._by_key.clear()
+            self._by_id.clear()
+            self._limits = None
+        if not alone:
+            self._old_holds.update(self._own_holds)
+        if not alone or len(self._own_holds) > _MOST_HOLDS:
+            self._own_holds.clear()
+        if len(self._old_holds) > _MOST_HOLDS:
+            self._old_holds.clear()
 
     def forget(self) -> None:
-        """After a rollback, ids that it handed out may go to other buckets."""
-        self._ids.clear()
-        self.begin()
+        """After a rollback nothing is known, and ids that it handed out may go to other buckets."""
+        for known in (
+            self._ids, self._by_key, self._by_id, self._own_holds, self._old_holds,
+            self._changed, self._new_holds, self._taken, self._new_entries,
+        ):  # fmt: skip
+            known.clear()
+        self._limits = None
 
     def flush(self) -> None:
         """Write what has been changed, before it is read with SQL or committed."""
         if self._changed:
-            buckets = [self._by_id[id] for id in self._changed]
-            self._run_many(_SET_BUCKET.sql, [(b.spent, b.held, b.notified, b.id) for b in buckets])
+            by_id = self._by_id
+            changed = [by_id[id] for id in self._changed]
+            self._run_many(self._sql.set_bucket, [(b.spent, b.held, b.notified, b.id) for b in changed])
             self._changed.clear()
+        if self._taken:
+            self._write(self._sql.drop_hold, self._taken)
+            self._taken.clear()
         if self._new_holds:
-            self._run_many(
-                _ADD_HOLD.sql,
-                [(h.id, h.expires, encode(h.bookings), encode(h.call)) for h in self._new_holds.values()],
+            holds = self._new_holds.values()
+            self._write(
+                self._sql.add_hold, [(h.id, h.expires, encode(h.bookings), encode(h.call)) for h in holds]
             )
+            self._own_holds.update(self._new_holds)
             self._new_holds.clear()
         if self._new_entries:
-            self._run_many(_ADD_ENTRY.sql, [_entry_values(e) for e in self._new_entries])
+            self._write(self._sql.add_entry, [_entry_values(e) for e in self._new_entries])
             self._new_entries.clear()
+
+    def _write(self, sql: str, rows: Sequence[Any]) -> None:
+        if len(rows) == 1:
+            self._run(sql, rows[0])
+        else:
+            self._run_many(sql, rows)
 
     def overrides(self) -> Mapping[str, int | None]:
         if self._limits is None:
-            self._limits = dict(self._run(_OVERRIDES.sql))
+            self._limits = dict(self._run(self._sql.overrides))
         return self._limits
 
     def set_override(self, text: str, amount: int | None) -> None:
-        self._run(_SET_OVERRIDE.sql, (text, amount))
+        self._run(self._sql.set_override, (text, amount))
         self._limits = None
 
     def drop_override(self, text: str) -> None:
-        self._run(_DROP_OVERRIDE.sql, (text,))
+        self._run(self._sql.drop_override, (text,))
         self._limits = None
 
     def load(self, keys: Sequence[tuple[str, str, int]]) -> None:
-        missing = [id for key in keys if key not in self._by_key and (id := self._ids.get(key)) is not None]
+        known = self._by_key
+        missing = [id for key in keys if key not in known and (id := self._ids.get(key)) is not None]
         if missing:
-            for row in self._run(_select_by_ids(len(missing)), missing):
+            for row in self._run(self._sql.by_ids(len(missing)), missing):
                 self._keep(Bucket(*row))
 
     def _keep(self, bucket: Bucket) -> Bucket:
@@ -198,35 +271,38 @@ class _SQLRows:
 
     def bucket(self, budget: str, scope: str, start: int) -> Bucket | None:
         key = (budget, scope, start)
-        if key in self._by_key:
+        try:
             return self._by_key[key]
-        row = self._run(_BUCKET.sql, key).fetchone()
+        except KeyError:
+            pass
+        row = self._run(self._sql.bucket, key).fetchone()
         if row is None:
             self._by_key[key] = None
             return None
         return self._keep(Bucket(*row))
 
     def bucket_by_id(self, id: int) -> Bucket | None:
-        if id in self._by_id:
-            return self._by_id[id]
-        row = self._run(_select_by_ids(1), (id,)).fetchone()
-        return self._keep(Bucket(*row)) if row is not None else None
+        found = self._by_id.get(id)
+        if found is None:
+            row = self._run(self._sql.by_ids(1), (id,)).fetchone()
+            found = self._keep(Bucket(*row)) if row is not None else None
+        return found
 
     def new_bucket(self, budget: str, scope: str, start: int, unit: str) -> Bucket:
-        ((id,),) = self._run(_NEW_BUCKET.sql, (budget, scope, start, unit)).fetchall()
+        ((id,),) = self._run(self._sql.new_bucket, (budget, scope, start, unit)).fetchall()
         return self._keep(Bucket(id, budget, scope, start, unit))
 
     def change_bucket(self, id: int, spent: int, held: int) -> None:
-        bucket = self.bucket_by_id(id)
+        bucket = self._by_id.get(id) or self.bucket_by_id(id)
         if bucket is None:
-            raise sqlite3.DatabaseError(f"bucket {id} is missing: the file is malformed")
+            raise StoreError(f"bucket {id} is missing: the ledger is damaged", retryable=False)
         bucket.spent += spent
         bucket.held += held
         self._changed.add(id)
 
-    def everything(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
+    def everything(self) -> Books:
         self.flush()
-        return _read_all(self._run)
+        return read_books(self._run, self._sql)
 
     def set_sums(self, id: int, spent: int, held: int) -> None:
         bucket = self.bucket_by_id(id)
@@ -242,64 +318,71 @@ class _SQLRows:
 
     def rolling_spent(self, budget: str, scope: str, after: int) -> int:
         self.flush()
-        (total,) = self._run(_ROLLING.sql, (budget, scope, after)).fetchone()
+        (total,) = self._run(self._sql.rolling, (budget, scope, after)).fetchone()
         return int(total)
 
     def count_refusal(self, id: int, call: Mapping[str, Any], now: int) -> None:
-        who = tuple(call.get(k) for k in ("session_id", "user_id", "project", "tenant", "model"))
-        self._run(_COUNT_REFUSAL.sql, (id, encode(who), *who, now))
+        who = tuple(call.get(name) for name in REFUSED)
+        self._run(self._sql.count_refusal, (id, encode(who), *who, now))
 
     def add_hold(self, hold: HoldRecord) -> None:
         self._new_holds[hold.id] = hold
 
     def take_hold(self, id: str) -> HoldRecord | None:
-        if id in self._new_holds:
-            return self._new_holds.pop(id)
+        hold = self._new_holds.pop(id, None)
+        if hold is not None:
+            return hold
+        hold = self._own_holds.pop(id, None)
+        if hold is not None:
+            self._taken.append((id,))
+            return hold
+        hold = self._old_holds.pop(id, None)
+        if hold is not None:
+            return hold if self._run(self._sql.drop_hold, (id,)).rowcount else None
+        if self._taken:  # it may be among those
+            self.flush()
         # All rows must be fetched, or a DELETE ... RETURNING leaves its statement open.
-        found = self._run(_TAKE_HOLD.sql, (id,)).fetchall()
+        found = self._run(self._sql.take_hold, (id,)).fetchall()
         if not found:
             return None
         expires, bookings, call = found[0]
         return HoldRecord(id, expires, [tuple(b) for b in from_json(bookings)], from_json(call))
 
-    def extend_hold(self, id: str, expires: int) -> bool:
-        self.flush()
-        return self._run(_EXTEND_HOLD.sql, (expires, id)).rowcount > 0
-
     def expired_holds(self, now: int, most: int) -> list[str]:
         self.flush()
-        return [id for (id,) in self._run(_EXPIRED.sql, (now,)).fetchmany(most)]
+        return [id for (id,) in self._run(self._sql.expired, (now,)).fetchmany(most)]
 
     def add_entry(self, entry: Entry) -> None:
         self._new_entries.append(entry)
 
     def last_entry(self, call_id: str) -> Entry | None:
         self.flush()
-        row = self._run(_LAST_ENTRY.sql, (call_id,)).fetchone()
+        row = self._run(self._sql.last_entry, (call_id,)).fetchone()
         return _entry(row) if row is not None else None
 
+    def usage_of_response(
+        self, response: str, tenant: str | None, project: str | None, user: str | None
+    ) -> Usage | None:
+        self.flush()
+        found = self._run(self._sql.response, (response,)).fetchall()
+        for inputs, outputs, its_tenant, its_project, its_user in found:
+            if (its_tenant, its_project) == (tenant, project) and user in (None, its_user):
+                return Usage(inputs, outputs)
+        return None
 
-_MOST_IDS = 100_000
-
-
-@lru_cache(maxsize=64)
-def _select_by_ids(count: int) -> str:
-    statement = sa.select(_b).where(_b.c.id.in_([_P(f"k{i}") for i in range(count)]))
-    return str(statement.compile(dialect=sqlite_dialect(paramstyle="qmark")))
+    def remember_budget(self, budget: KnownBudget) -> None:
+        self._run(self._sql.remember_budget, budget)
 
 
 def _entry_values(entry: Entry) -> list[Any]:
-    values = [getattr(entry, name) for name in _ENTRY_ORDER]
+    values = list(_entry_fields(entry))
     values[_TAGS] = encode(entry.tags) if entry.tags else "{}"
     values[_BOOKINGS] = encode(entry.bookings)
     return values
 
 
-_TAGS, _BOOKINGS = _ENTRY_ORDER.index("tags"), _ENTRY_ORDER.index("bookings")
-
-
 def _entry(row: Sequence[Any]) -> Entry:
-    values = dict(zip(_ENTRY_ORDER, row, strict=False))
+    values = dict(zip(_ENTRY_ORDER, row, strict=True))
     for name in ("tags", "bookings"):
         if isinstance(values[name], str):
             values[name] = json.loads(values[name])
@@ -307,285 +390,69 @@ def _entry(row: Sequence[Any]) -> Entry:
     return Entry(**values)
 
 
+def read_books(run: Callable[[str], Any], sql: Statements) -> Books:
+    """All that there is; `run` is a driver's ``execute``, inside a transaction."""
+    names = ("bucket", *REFUSED, "count", "at")
+    return Books(
+        [Bucket(*row) for row in run(sql.all_buckets)],
+        [
+            HoldRecord(id, expires, [tuple(b) for b in from_json(bookings)], from_json(call))
+            for id, expires, bookings, call in run(sql.all_holds)
+        ],
+        [_entry(row) for row in run(sql.all_entries)],
+        [dict(zip(names, row, strict=True)) for row in run(sql.all_refusals)],
+        dict(run(sql.overrides)),
+        [KnownBudget(*row) for row in run(sql.all_budgets)],
+    )
+
+
 class SQLLedger(Ledger):
-    """Books in an SQLite file that any number of processes may share.
+    """Books in a database that processes share. A subclass says which, and sets `_engine`."""
 
-    Args:
-        url: a SQLAlchemy URL, e.g. ``sqlite:///behest.db``.
-        timeout: seconds to wait for another process's write before giving up.
-        durability: what the books survive: the death of a ``process`` (WAL, synchronous
-            NORMAL; the last transactions can be lost if the machine loses power), or of
-            the ``power`` (FULL: every transaction waits for the disk).
+    shared: ClassVar[bool] = True
+    inline_async: ClassVar[bool] = False
+    statements: ClassVar[Statements]
 
-    Raises:
-        ConfigError: not a URL of a supported database.
-        StoreError: the file cannot be opened, or is not a ledger.
-    """
+    _engine: sa.Engine
+    """To read with, and for what is no call: the schema, the keys."""
 
-    inline_async = False
-
-    def __init__(self, url: str, *, timeout: float = 5.0, durability: Durability = "process") -> None:
-        try:
-            parsed = make_url(url)
-        except ArgumentError:
-            raise ConfigError(f"not a store: {url!r}; e.g. 'sqlite:///behest.db' or 'memory://'") from None
-        if parsed.get_backend_name() != "sqlite":
-            raise ConfigError(
-                f"store {parsed.render_as_string()!r}: only sqlite:///FILE and memory:// are supported yet"
-            )
-        if not parsed.database or parsed.database == ":memory:":
-            raise ConfigError("an SQLite store is a file; for books in memory use 'memory://'")
-        if durability not in ("process", "power"):
-            raise ConfigError(f"durability is 'process' or 'power', not {durability!r}")
-        super().__init__(url)
-        self.path = Path(parsed.database).absolute()
-        self._timeout = timeout
-        self._durability = durability
-        self._connection: sqlite3.Connection | None = None
-        self._rows: _SQLRows | None = None
-        self._inode: tuple[int, int] | None = None
-        self._commits = 0
-        """Since the log was last copied into the file."""
-        self._engine = self._make_engine()
-        with self._lock:
-            self._open()
-
-    def _make_engine(self) -> sa.Engine:
-        engine = sa.create_engine(
-            f"sqlite:///{self.path}",
-            poolclass=NullPool,
-            connect_args={"timeout": self._timeout, "check_same_thread": False},
-        )
-        synchronous = "NORMAL" if self._durability == "process" else "FULL"
-
-        @sa.event.listens_for(engine, "connect")
-        def configure(connection: sqlite3.Connection, _record: object) -> None:
-            # Transactions are begun by hand: sqlite3's own rules begin them too late.
-            connection.isolation_level = None
-            # For a new file. A call touches a few rows in each of four tables, and whole pages
-            # go to the log: half the default size takes a quarter off a commit.
-            connection.execute("PRAGMA page_size=2048")
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(f"PRAGMA synchronous={synchronous}")
-            # A transaction that finds the log this long copies it, and waits for the disk. That is
-            # done sooner and by hand, where nobody waits: see `_commit`.
-            connection.execute("PRAGMA wal_autocheckpoint=20000")
-
-        @sa.event.listens_for(engine, "begin")
-        def begin(connection: sa.Connection) -> None:
-            write = connection.get_execution_options().get("write")
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-        return engine
-
-    # ── opening ────────────────────────────────────────────────────────────────────────
-
-    def _open(self) -> None:
-        """Connect, bring the schema up to date, and remember which file this is."""
-        if sqlite3.sqlite_version_info < (3, 35):
-            raise StoreError(
-                f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed", retryable=False
-            )
-        if not self.path.parent.is_dir():
-            raise StoreError(
-                f"Cannot open the ledger {self.path}: its folder does not exist", retryable=False
-            )
-        try:
-            self._migrate()
-            pooled = self._engine.raw_connection()
-            connection: sqlite3.Connection = pooled.driver_connection  # type: ignore[assignment]
-            pooled.detach()
-            # Waiting for other processes is done here, in shorter steps than SQLite's.
-            connection.execute("PRAGMA busy_timeout=0")
-        except (sqlite3.Error, sa.exc.DatabaseError) as error:
-            raise self._explain(getattr(error, "orig", None) or error) from error
-        self._connection = connection
-        self._rows = _SQLRows(connection)
-        stat = os.stat(self.path)
-        self._inode = (stat.st_dev, stat.st_ino)
-
-    def _migrate(self) -> None:
-        deadline = time.monotonic() + self._timeout
-        while True:
-            try:
-                with self._engine.connect() as connection:
-                    version = _version(connection)
-                if version == schema.HEAD:
-                    return
-                upgrade(self._engine, self.path)
-                return
-            except sa.exc.OperationalError as error:
-                if not _is_busy(error.orig) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-
-    def _after_fork(self) -> None:
-        super()._after_fork()
-        # The parent's connection must be neither used nor closed here: closing it would
-        # drop the parent's locks on the file.
-        _ABANDONED.append(self._connection)
-        self._connection = self._rows = None
-        self._engine.dispose(close=False)
-
-    def close(self) -> None:
-        if self._connection is None:
-            return
-        super().close()
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = self._rows = None
-        self._engine.dispose()
-
-    # ── transactions ───────────────────────────────────────────────────────────────────
-
-    def _begin(self) -> _SQLRows:
-        self._check_file()
-        if self._connection is None:
-            self._open()
-        assert self._connection is not None
-        assert self._rows is not None
-        deadline: float | None = None
-        pause = 0.0002
-        while True:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._rows.begin()
-                return self._rows
-            except sqlite3.Error as error:
-                if not _is_busy(error):
-                    raise self._explain(error) from error
-                now = time.monotonic()
-                deadline = deadline or now + self._timeout
-                if now > deadline:
-                    raise self._explain(error) from error
-            time.sleep(pause * (0.5 + random.random()))
-            pause = min(pause * 1.5, 0.005)
-
-    def _begin_now(self) -> _SQLRows | None:
-        # With FULL a commit waits for the disk, and so does the one that copies the log.
-        if self._durability != "process" or self._commits + 1 >= _COMMITS_TO_COPY:
-            return None
-        try:
-            self._check_file()
-            if self._connection is None or self._rows is None:
-                return None
-            self._connection.execute("BEGIN IMMEDIATE")
-        except (sqlite3.Error, StoreError):
-            return None  # another process writes, or something is wrong: `_begin` waits, or says so
-        self._rows.begin()
-        return self._rows
-
-    def _commit(self) -> None:
-        assert self._connection is not None
-        assert self._rows is not None
-        self._rows.flush()
-        self._connection.execute("COMMIT")
-        self._commits += 1
-        if self._commits >= _COMMITS_TO_COPY:
-            self._commits = 0
-            with contextlib.suppress(sqlite3.Error):  # it is written: what is left is tidying up
-                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-    def _rollback(self) -> None:
-        if self._rows is not None:
-            self._rows.forget()
-        if self._connection is not None and self._connection.in_transaction:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-
-    def _check_file(self) -> None:
-        """SQLite goes on writing into a file that was deleted; those books would be lost."""
-        if self._inode is None:
-            return
-        try:
-            stat = os.stat(self.path)
-        except FileNotFoundError:
-            stat = None
-        except OSError as error:
-            raise self._explain(error) from error
-        if stat is None or (stat.st_dev, stat.st_ino) != self._inode:
-            what = "was deleted" if stat is None else "was replaced by another file"
-            raise StoreError(
-                f"The ledger {self.path} {what} while in use, so what was spent is not known and "
-                "calls are refused. Put the file back, or start anew (with an empty ledger) by "
-                "making a new Meter.",
-                retryable=False,
-            )
-
-    def _explain(self, error: BaseException) -> Exception:
-        text = str(error)
-        where = f"The ledger {self.path}"
-        if not isinstance(error, (sqlite3.Error, OSError)):
-            return error if isinstance(error, Exception) else StoreError(text)
-        if _is_busy(error):
-            return StoreError(
-                f"{where} was locked by another process for more than {self._timeout:g} s; the call was "
-                "not let through. Find who holds it, or wait longer: Meter(store_timeout=30)."
-            )
-        if "readonly" in text:
-            return StoreError(
-                f"{where} cannot be written ({text}): check the permissions of the file and its folder."
-            )
-        if "full" in text:
-            return StoreError(f"{where} cannot be written: the disk is full. Free some space and go on.")
-        if "malformed" in text or "not a database" in text or "file is encrypted" in text:
-            return StoreError(
-                f"{where} is damaged or is not an SQLite file ({text}). Restore a backup, or move it away to "
-                "start with an empty one.",
-                retryable=False,
-            )
-        return StoreError(f"{where} failed: {text}")
-
-    # ── reading ────────────────────────────────────────────────────────────────────────
+    @abstractmethod
+    def _explain(self, error: BaseException) -> Exception: ...
 
     def reading(self) -> sa.Engine:
         self.flush()
         return self._engine
 
     def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
+        # Not by the writer, who would keep everybody waiting meanwhile.
         with self.reading().connect() as connection, connection.begin():
             driver: Any = connection.connection.driver_connection
-            return _read_all(driver.execute)
+            books = read_books(driver.execute, self.statements)
+        return books.buckets, books.holds, books.entries
 
-    def remember_budgets(self, budgets: Iterable[tuple[str, str, str]], now: int) -> None:
-        """Write down which budgets are in force, (shape, text, zone), for those who only read."""
-        statement = insert(schema.budgets)
-        statement = statement.on_conflict_do_update(
-            index_elements=["shape"],
-            set_={n: statement.excluded[n] for n in ("text", "zone", "seen")},
-        )
-        sql = str(statement.compile(dialect=sqlite_dialect(paramstyle="qmark")))
-        listed = [(shape, text, zone, now) for shape, text, zone in budgets]
-
-        def write(rows: Any) -> None:
-            for values in listed:
-                rows._run(sql, values)
-
-        self.submit(write)
+    def keys(self) -> SQLKeys:
+        return SQLKeys(self.reading)
 
 
-_ABANDONED: list[object] = []
+def schema_version(connection: sa.Connection) -> str | None:
+    """The migration that a database is at; None: it is empty.
 
-
-def _is_busy(error: object) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and str(error) in _BUSY
-
-
-def _version(connection: sa.Connection) -> str | None:
+    Raises:
+        StoreError: it is somebody else's.
+    """
     tables = sa.inspect(connection).get_table_names()
     if "alembic_version" not in tables:
         if tables:
             raise StoreError(
                 f"The database {connection.engine.url.database} has other tables "
-                f"({', '.join(tables[:3])}) and no ledger: give the ledger a file of its own.",
+                f"({', '.join(tables[:3])}) and no ledger: give the ledger a database of its own.",
                 retryable=False,
             )
         return None
     return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
 
 
-def upgrade(engine: sa.Engine, path: Path) -> None:
+def upgrade(engine: sa.Engine) -> None:
     """Bring a ledger's schema to this version's, under the write lock.
 
     Raises:
@@ -598,52 +465,14 @@ def upgrade(engine: sa.Engine, path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.connect().execution_options(write=True) as connection, connection.begin():
-        if _version(connection) == schema.HEAD:
+        if schema_version(connection) == schema.HEAD:
             return  # another process was quicker
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")
         except CommandError as error:
             raise StoreError(
-                f"The ledger {path} cannot be brought to this version's schema ({error}): it was "
-                "probably written by a newer version of behest-integrations. Upgrade the package.",
+                f"The ledger {engine.url.database} cannot be brought to this version's schema ({error}): "
+                "it was probably written by a newer version of behest-integrations. Upgrade the package.",
                 retryable=False,
             ) from error
-
-
-def _read_all(run: Callable[[str], Any]) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
-    """Every bucket, hold and entry, from one transaction."""
-    buckets = [Bucket(*row) for row in run(_ALL_BUCKETS.sql)]
-    holds = [
-        HoldRecord(id, expires, [tuple(b) for b in from_json(bookings)], from_json(call))
-        for id, expires, bookings, call in run(_ALL_HOLDS.sql)
-    ]
-    return buckets, holds, [_entry(row) for row in run(_ALL_ENTRIES.sql)]
-
-
-def copy_into_database(
-    buckets: Iterable[Bucket],
-    holds: Iterable[HoldRecord],
-    entries: Iterable[Entry],
-    refusals: Iterable[Mapping[str, Any]],
-) -> sa.Engine:
-    """A database in memory with these rows, to run reports on."""
-    engine = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-    schema.metadata.create_all(engine)
-    rows: list[tuple[sa.Table, list[dict[str, Any]]]] = [
-        (_b, [asdict(b) for b in buckets]),
-        (
-            _h,
-            [
-                {"id": h.id, "expires": h.expires, "bookings": encode(h.bookings), "call": encode(h.call)}
-                for h in holds
-            ],
-        ),
-        (_e, [asdict(e) for e in entries]),
-        (_r, [{**r, "who": encode([v for k, v in r.items() if k not in ("count", "at")])} for r in refusals]),
-    ]
-    with engine.begin() as connection:
-        for table, values in rows:
-            if values:
-                connection.execute(sa.insert(table), values)
-    return engine
