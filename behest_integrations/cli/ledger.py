@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@shows
+@narrows
 @click.option(
     "--by",
     default="session",
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     help="session, user, project, tenant, model, operation, stage, hour, day, month or tag:NAME; several "
     "with commas.",
 )
-@narrows
+@shows
 def report(ledger: Ledger, by: str, asked: Asked) -> Shown:
     """What was spent: by session, user, project, model, day, tag."""
     from ..reports.spending import show_spending
@@ -86,8 +86,8 @@ def command_of(name: str, make: Callable[[Ledger, Asked], Shown]) -> click.Comma
     """The command that shows a report; how to write one is told in `reports.shown`."""
 
     @click.command(name, help=make.__doc__ or "A report of another package.")
-    @shows
     @narrows
+    @shows
     def command(ledger: Ledger, asked: Asked) -> Shown:
         return make(ledger, asked)
 

@@ -59,7 +59,7 @@ def price_table(found: ModelPricing) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("USD per\n1M tokens", no_wrap=True)
     for header, _rates in columns:
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for name in (f.name for f in fields(Rates) if f.name != "request"):
         values = [getattr(rates, name) for _header, rates in columns]
         text = [getattr(rates, _AS_TEXT.get(name, ""), None) for _header, rates in columns]

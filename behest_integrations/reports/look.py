@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -23,8 +23,22 @@ def show(found: RenderableType, file: TextIO | None = None) -> None:
     """Print, in the width that there is. Ids fold; where that is not enough, lines are longer than
     that, for no number is ever cut."""
     out = console(file)
-    out.width = max(out.width, Measurement.get(out, out.options.update(width=10_000), found).minimum)
+    parts = found.renderables if isinstance(found, Group) else [found]
+    out.width = max(out.width, *(_least(part, out) for part in parts if isinstance(part, Table)), 0)
     out.print(found)
+
+
+def _least(table: Table, out: Console) -> int:
+    """The width below which something is cut that does not fold."""
+    wide = out.options.update(width=10_000)
+    width = 2 * (len(table.columns) - 1)
+    for column in table.columns:
+        if column.no_wrap:
+            cells = (column.header, *column.cells, column.footer)
+            width += max(Measurement.get(out, wide, cell).maximum for cell in cells)
+        else:
+            width += column.min_width or 8
+    return width
 
 
 def count(n: int) -> str:
