@@ -14,6 +14,7 @@ web_search = "$0.05"
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from datetime import date
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .prices.pricing import Price
 from .rules.budgets import Budget
 from .rules.errors import ConfigError
+from .rules.wording import say_problems
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -116,18 +118,24 @@ class Config(_Strict):
     """What `behest serve` reads; see `gateway.settings`."""
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `Meter`.
+        """Keyword arguments for `Meter`. The store is the environment's, where that names one.
 
         Raises:
             ConfigError: a budget or a price cannot be used.
         """
         said = {name: value for name, value in self if value is not None and name != "gateway"}
+        said |= {"store": store} if (store := store_of_environment()) else {}
         said["budgets"] = [b if isinstance(b, str) else b.budget() for b in self.budgets]
         said["prices"] = {
             model: [Price(**t.model_dump()) for t in (tables if isinstance(tables, list) else [tables])]
             for model, tables in self.prices.items()
         }
         return said
+
+
+def store_of_environment() -> str | None:
+    """The store that ``BEHEST_STORE`` names. It goes before a file's, whoever asks."""
+    return os.environ.get("BEHEST_STORE") or None
 
 
 def load(path: str | Path = FILE) -> Config:
@@ -145,9 +153,4 @@ def load(path: str | Path = FILE) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{str(path)!r} cannot be used: {say_problems(error)}") from None
-
-
-def say_problems(error: ValidationError) -> str:
-    """What a validation found, by the names in the file; without the values, which may be secret."""
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{str(path)!r} cannot be used: {say_problems(error, Config, data)}") from None

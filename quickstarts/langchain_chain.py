@@ -17,7 +17,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from behest_integrations import BudgetExceeded, Meter
-from behest_integrations.reports.tables import print_report
+from behest_integrations.reports import print_report
 from behest_integrations.sandbox import Sandbox
 
 MODEL = os.environ.get("OPENAI_MODEL", "gpt-4o-mini")

@@ -19,7 +19,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import SecretStr
 
 from behest_integrations import Meter
-from behest_integrations.reports.tables import print_report
+from behest_integrations.reports import print_report
 from behest_integrations.sandbox import Sandbox
 
 MODEL = os.environ.get("OPENAI_MODEL", "gpt-4o-mini")

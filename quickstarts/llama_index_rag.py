@@ -20,7 +20,7 @@ from llama_index.embeddings.openai import OpenAIEmbedding
 from llama_index.llms.openai import OpenAI
 
 from behest_integrations import BudgetExceeded, Meter
-from behest_integrations.reports.tables import print_report
+from behest_integrations.reports import print_report
 from behest_integrations.sandbox import Sandbox
 
 MODEL = os.environ.get("OPENAI_MODEL", "gpt-4o-mini")

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from openai import OpenAI
 
 from behest_integrations import BudgetExceeded, Meter
-from behest_integrations.reports.tables import print_report
+from behest_integrations.reports import print_report
 from behest_integrations.sandbox import Sandbox
 
 MODEL = os.environ.get("OPENAI_MODEL", "gpt-4o-mini")

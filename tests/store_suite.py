@@ -20,16 +20,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from behest_integrations.engine.calls import Outcome
+from behest_integrations.reports.queries import buckets as buckets_report
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, StoreError, Usage
+from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.gateway.keys import KeyStore
 from behest_integrations.ledger import Bucket, Claim, Entry, HoldRecord, Ledger, open_store
 from behest_integrations.ledger.admission import Ask, Need
 from behest_integrations.ledger.book import Refused, Reserved, Rows, cancel, expire, reserve, settle
 from behest_integrations.ledger.stores import store_class
 from behest_integrations.reports import repair, report, verify
-from behest_integrations.reports.queries import buckets as buckets_report
 from behest_integrations.wire import RequestBound
 
 NOW = 1_793_500_000_000

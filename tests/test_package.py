@@ -219,8 +219,11 @@ def test_the_readme_is_true() -> None:
     from behest_integrations.config import Config, tomllib
     from behest_integrations.gateway import GatewaySettings
 
-    (toml,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
-    settings = GatewaySettings.of(Config.model_validate(tomllib.loads(toml)).gateway)
+    prices, gateway = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    with Meter("memory://", **Config.model_validate(tomllib.loads(prices)).arguments()) as meter:
+        assert meter.pricing.find("my-model").source == "your own price"
+        assert meter.pricing.find("our-deployment").model == "gpt-4o"
+    settings = GatewaySettings.of(Config.model_validate(tomllib.loads(gateway)).gateway)
     assert [r.provider for r in settings.all_routes()] == ["openai"]
     assert len(settings.tier_budgets()) == 3 * 3 + 2
     for quickstart in re.findall(r"\]\((quickstarts/[^)#]+)", readme):

@@ -159,6 +159,27 @@ def test_a_budget_must_be_said_and_must_parse(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_call_without_a_price_is_not_called_a_budget(tmp_path: Path) -> None:
+    code = """
+        from openai import OpenAI
+        client = OpenAI(base_url=URL, api_key="none")
+        client.chat.completions.create(model="my-model", messages=[{"role": "user", "content": "Go on."}])
+    """
+    done = behest("--budget", "$1", "", code=code, folder=tmp_path, url="http://127.0.0.1:9/v1")
+    assert done.returncode == 3
+    assert "no price is known for 'my-model'" in done.stderr
+    assert "ended by its budget" not in done.stderr
+    assert '`aliases."my-model" = "gpt-4o"`' in done.stderr
+    assert "Meter(" not in done.stderr
+
+
+def test_a_report_that_there_cannot_be_is_told_before_the_program_runs(tmp_path: Path) -> None:
+    done = behest("--budget", "$1", "--by", "colour", "", code="print('it ran')", folder=tmp_path)
+    assert done.returncode == 1
+    assert "cannot report by 'colour'" in done.stderr
+    assert "it ran" not in done.stdout
+
+
 def test_session_and_user_are_those_of_all_its_threads(tmp_path: Path) -> None:
     code = """
         import threading

@@ -7,6 +7,7 @@ than ours, and the demo succeeds only if both agree to the nano-dollar.
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -22,7 +24,7 @@ from rich.text import Text
 from ..ledger.book import ThresholdEvent
 from ..meter import Meter
 from ..reports import report
-from ..reports.tables import console, count
+from ..reports.look import console, count
 from ..rules.budgets import to_nano
 from ..rules.errors import BudgetExceeded, ConfigError, MissingExtra
 from ..rules.units import NANO, format_usd
@@ -44,6 +46,18 @@ QUESTIONS = (
     "What happens when the budget is used up?",
     "Explain it once more, please.",
 )
+
+
+@click.command()
+@click.option("--store", metavar="FILE", help="Keep the ledger in this file, to look at afterwards.")
+@click.option("--fast", is_flag=True, hidden=True, help="No pauses (for tests).")
+def demo(store: str | None, fast: bool) -> None:
+    """Real calls against a provider on this machine, until the budget stops them.
+
+    Needs no key and no network. Exit code 0 only if the ledger and the provider's own bill
+    agree to the nano-dollar and no cap was passed.
+    """
+    sys.exit(run(store, latency=0.0 if fast else 0.12))
 
 
 def run(store: str | None, *, latency: float) -> int:
@@ -68,9 +82,7 @@ def run(store: str | None, *, latency: float) -> int:
     logging.getLogger("behest").addHandler(logging.NullHandler())
     logging.getLogger("behest").propagate = False
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(store).absolute() if store else Path(folder) / "behest.db"
-        if path.exists():
-            raise ConfigError(f"{path} exists already: give --store a file that does not.")
+        path = _new_file(store) if store else Path(folder) / "behest.db"
         with (
             Sandbox(latency=latency, output_tokens=400) as provider,
             Meter(f"sqlite:///{path}", budgets=[PER_SESSION, IN_ALL], on_threshold=tell(out)) as meter,
@@ -82,22 +94,34 @@ def run(store: str | None, *, latency: float) -> int:
             )
             out.print(
                 f"[bold]Four people chat with {MODEL}[/], served on this machine. "
-                f"Budgets: [cyan]{PER_SESSION}[/] and [cyan]{IN_ALL}[/].\n"
+                f"Budgets: [cyan]{PER_SESSION}[/] and [cyan]{IN_ALL}[/].\n",
+                soft_wrap=True,
             )
             stopped = _chat_all(out, meter, client)
             out.print()
             for session, error in stopped:
-                out.print(Text.assemble((f"{session} ", "yellow"), str(error)))
+                out.print(Text.assemble((f"{session} ", "yellow"), str(error)), soft_wrap=True)
             agreed = _compare(out, meter, provider.bill.by_session())
         if store:
-            out.print(f"\nLook further: behest report --store {store} --by user,model", markup=False)
+            out.print(
+                f"\nLook further: behest report --store {store} --by user,model", markup=False, soft_wrap=True
+            )
     return 0 if agreed else 1
+
+
+def _new_file(store: str) -> Path:
+    path = Path(store.removeprefix("sqlite:///")).absolute()
+    if "://" in store.removeprefix("sqlite:///"):
+        raise ConfigError(f"the demo keeps its ledger in a file, such as demo.db, not at {store!r}")
+    if path.exists():
+        raise ConfigError(f"{path} exists already: give --store a file that does not.")
+    return path
 
 
 def tell(out: Console) -> Callable[[ThresholdEvent], None]:
     def on_threshold(event: ThresholdEvent) -> None:
         whose = f" of {event.scope}" if event.scope else ""
-        out.print(f'[dim]budget "{event.budget}"{whose} has reached {event.percent} %[/]')
+        out.print(f'[dim]budget "{event.budget}"{whose} has reached {event.percent} %[/]', soft_wrap=True)
 
     return on_threshold
 
@@ -181,10 +205,13 @@ def _compare(out: Console, meter: Meter, bill: dict[str | None, Decimal]) -> boo
     out.print(f"\n{used:.1f} % of the $0.18 were used.", highlight=False)
     if agreed and held:
         out.print(
-            "[green]The ledger and the provider's bill agree to the nano-dollar, and no cap was passed.[/]"
+            "[green]The ledger and the provider's bill agree to the nano-dollar, and no cap was passed.[/]",
+            soft_wrap=True,
         )
     else:
-        out.print("[red]The ledger and the provider's bill do not agree, or a cap was passed.[/]")
+        out.print(
+            "[red]The ledger and the provider's bill do not agree, or a cap was passed.[/]", soft_wrap=True
+        )
     return agreed and held
 
 

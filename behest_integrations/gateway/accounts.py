@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..meter import Meter
-from ..reports.queries import Line, Report, report
+from ..reports import Line, Report, report
 from ..rules.attribution import Attribution
 from ..rules.errors import ConfigError
 from ..rules.units import to_usd

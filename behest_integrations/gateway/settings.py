@@ -28,10 +28,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..config import say_problems
 from ..rules.attribution import check_id
 from ..rules.budgets import Budget, Filter
 from ..rules.errors import ConfigError
+from ..rules.wording import say_problems
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -76,7 +76,7 @@ class ProviderSettings(_Strict):
     """
 
     base_url: str = Field(pattern=r"^https?://[^\s]+$")
-    api_key_env: str | None = None
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
     auth_header: str = Field(default="Authorization", pattern=r"^[A-Za-z0-9-]+$")
     headers: dict[str, str] = Field(default_factory=dict)
     query: dict[str, str] = Field(default_factory=dict)
@@ -188,7 +188,7 @@ class GatewaySettings(_Strict):
         try:
             settings = cls.model_validate(table)
         except ValidationError as error:
-            raise ConfigError(f"[gateway] cannot be used: {say_problems(error)}") from None
+            raise ConfigError(f"[gateway] cannot be used: {say_problems(error, cls, table)}") from None
         for name in settings.tiers:
             check_id(name, "a tier's name")
         for route in settings.routes:

@@ -1,6 +1,15 @@
-"""The read side: sums over the ledger, proofs, tables. It never writes, but for `repair`."""
+"""The read side: sums over the ledger, proofs, tables. It never writes, but for `repair`.
 
-from .queries import GROUPS, Line, Report, report, stages
+One file a report, with its query and its table: `spending`, `budgets`, `stages`, `verify`. How
+they look is in `look`; what a report is asked and shows, and how to add one, in `shown`.
+"""
+
+from .shown import Asked, Shown, reading
+from .spending import GROUPS, Line, Report, print_report, report
+from .stages import stages
 from .verify import Finding, repair, verify
 
-__all__ = ["GROUPS", "Finding", "Line", "Report", "repair", "report", "stages", "verify"]
+__all__ = [
+    "GROUPS", "Asked", "Finding", "Line", "Report", "Shown", "print_report", "reading", "repair", "report",
+    "stages", "verify",
+]  # fmt: skip

@@ -1,13 +1,17 @@
-"""Invariant 6: the sum of the ledger equals the buckets. Proved, and restored."""
+"""`behest verify` and `repair`: the sum of the ledger equals the buckets. Proved, and restored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..ledger import Bucket, Entry, HoldRecord, Ledger
 from ..ledger.book import merge_amounts
 from ..rules.budgets import budget_of_shape, describe_scope
 from ..rules.units import format_amount
+from .shown import Asked, Shown, everything, explained
+
+FINDING = ("budget", "scope", "unit", "start", "spent", "spent_by_ledger", "held", "held_by_ledger")
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,12 @@ class Finding:
     bucket: Bucket
     spent: int
     held: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON and CSV; amounts in the unit (nano-dollars for ``usd``)."""
+        b = self.bucket
+        values = (b.budget, b.scope, b.unit, b.start, b.spent, self.spent, b.held, self.held)
+        return dict(zip(FINDING, values, strict=True))
 
     def __str__(self) -> str:
         b = self.bucket
@@ -38,7 +48,7 @@ def verify(ledger: Ledger) -> list[Finding]:
     Raises:
         StoreError: the store cannot be read.
     """
-    return _compare(*ledger.snapshot())
+    return _compare(*everything(ledger))
 
 
 def repair(ledger: Ledger) -> list[Finding]:
@@ -53,8 +63,40 @@ def repair(ledger: Ledger) -> list[Finding]:
         findings[:] = _compare(buckets, holds, entries)
         return [replace(f.bucket, spent=f.spent, held=f.held) for f in findings]
 
-    ledger.rebuild(wanted)
+    with explained(ledger):
+        ledger.rebuild(wanted)
     return findings
+
+
+def show_proof(ledger: Ledger, asked: Asked, *, expired: int = 0) -> Shown:
+    """Prove that the buckets equal the ledger.
+
+    Args:
+        expired: calls whose lease had run out, and that have just been booked.
+    """
+    buckets, holds, entries = everything(ledger)
+    findings = _compare(buckets, holds, entries)
+    sums = {"buckets": len(buckets), "entries": len(entries), "in_flight": len(holds), "expired": expired}
+
+    def lines() -> str:
+        said = [f"{expired} calls whose lease had run out were booked at their worst case (assumed)."]
+        said = [*(said if expired else []), *map(str, findings)]
+        agreed = f"{len(findings)} buckets disagree; see 'behest repair'." if findings else "all sums agree."
+        said.append(
+            f"{sums['buckets']} buckets, {sums['entries']} entries, {sums['in_flight']} calls in flight: "
+            + agreed
+        )
+        return "\n".join(said)
+
+    rows = [finding.as_dict() for finding in findings]
+    return Shown(
+        rows,
+        lines,
+        data={**sums, "findings": rows},
+        columns=FINDING,
+        empty="",
+        exit_code=1 if findings else 0,
+    )
 
 
 def _compare(buckets: list[Bucket], holds: list[HoldRecord], entries: list[Entry]) -> list[Finding]:

@@ -1,0 +1,310 @@
+"""`behest report`: sums over the ledger, by who and what. Reversals carry minus signs, so sums are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from decimal import Decimal
+from functools import partial
+from typing import Any, NamedTuple, TextIO
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+from rich.table import Table
+
+from ..ledger import Ledger, schema
+from ..rules.errors import ConfigError
+from ..rules.near import say_near
+from ..rules.units import format_usd, to_usd
+from .look import count, id_or_none, show
+from .shown import Asked, Shown, reading
+
+_e = schema.entries
+_r = schema.refusals
+
+Column = sa.ColumnElement[Any]
+
+GROUPS = (
+    "session", "user", "project", "tenant", "model", "operation", "stage", "hour", "day", "month", "tag:NAME"
+)  # fmt: skip
+_PERIODS = {"hour": "%Y-%m-%dT%H:00%z", "day": "%Y-%m-%d", "month": "%Y-%m"}
+_COLUMNS: dict[str, Column] = {
+    "session": _e.c.session_id,
+    "user": _e.c.user_id,
+    "project": _e.c.project,
+    "tenant": _e.c.tenant,
+    "model": _e.c.model,
+    "operation": _e.c.operation,
+    "stage": _e.c.stage,
+}
+_REFUSED: dict[str, Column] = {
+    "session": _r.c.session_id,
+    "user": _r.c.user_id,
+    "project": _r.c.project,
+    "tenant": _r.c.tenant,
+    "model": _r.c.model,
+}
+_QUARTER = 15 * 60_000
+
+
+@dataclass
+class Line:
+    """One line of a report. `cost` in nano-dollars.
+
+    Attributes:
+        assumed, estimated: how much of the cost is not the provider's own word.
+        unpriced: calls whose cost is not known (budgets in tokens or calls need none).
+    """
+
+    key: tuple[str | None, ...]
+    calls: int = 0
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: int = 0
+    assumed: int = 0
+    estimated: int = 0
+    unpriced: int = 0
+    failed: int = 0
+    refused: int = 0
+
+    def add(self, other: Line) -> None:
+        for f in fields(self):
+            if f.name != "key":
+                setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+    @property
+    def cost_usd(self) -> Decimal:
+        return to_usd(self.cost)
+
+    def as_dict(self, by: Sequence[str]) -> dict[str, Any]:
+        """For JSON and CSV: amounts in USD as exact text."""
+        values = asdict(self)
+        del values["key"]
+        for name in ("cost", "assumed", "estimated"):
+            values[f"{name}_usd"] = format(to_usd(values.pop(name)), "f")
+        return {**dict(zip(by, self.key, strict=True)), **values}
+
+
+@dataclass
+class Report:
+    """Lines by `by`, dearest first (periods in their order), and their total."""
+
+    by: tuple[str, ...]
+    lines: list[Line]
+    total: Line
+
+
+# ── the query ──────────────────────────────────────────────────────────────────────────
+
+
+class _Group(NamedTuple):
+    """What lines are grouped by: its column of entries, of refusals (None: they do not know it), and
+    what its values are called."""
+
+    entries: Column
+    refusals: Column | None = None
+    told: Callable[[Any], str | None] = lambda value: value
+    is_period: bool = False
+
+
+def report(
+    ledger: Ledger,
+    by: Sequence[str] = ("session",),
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    session: str | None = None,
+    user: str | None = None,
+    project: str | None = None,
+    tenant: str | None = None,
+    zone: str = "UTC",
+) -> Report:
+    """What was spent, by `by`.
+
+    Args:
+        by: of `GROUPS`; several give their combinations.
+        since, until: when the call was booked; `until` is not included.
+        session, user, project, tenant: only theirs.
+        zone: the time zone in which ``hour``, ``day`` and ``month`` are meant.
+
+    Raises:
+        ConfigError: an unknown group.
+        StoreError: the store cannot be read.
+    """
+    return report_of(ledger, by, Asked(since, until, session, user, project, tenant, zone))
+
+
+def report_of(ledger: Ledger, by: Sequence[str], asked: Asked) -> Report:
+    """The same, as it is asked."""
+    groups = [_group(name, asked.zone) for name in by]
+    lines: dict[tuple[str | None, ...], Line] = {}
+    total = Line(())
+    with reading(ledger) as connection:
+        for line in (*_spent(connection, groups, asked), *_refused(connection, groups, asked)):
+            lines.setdefault(line.key, Line(line.key)).add(line)
+            total.add(line)
+    return Report(tuple(by), _in_order(lines.values(), groups), total)
+
+
+def check_groups(by: Sequence[str]) -> None:
+    """Find out before anything else whether there can be a report by these.
+
+    Raises:
+        ConfigError: an unknown group, or one that is named twice.
+    """
+    for name in by:
+        _group(name, "UTC")
+    if not by or len(set(by)) != len(by):
+        raise ConfigError(f"a report names each of its groups once, not {','.join(by)!r}")
+
+
+def _group(name: str, zone: str) -> _Group:
+    if name in _COLUMNS:
+        return _Group(_COLUMNS[name], _REFUSED.get(name))
+    if name in _PERIODS:
+        # By quarter-hours in SQL and by periods here: only Python knows the zone, and no zone's
+        # hour or midnight begins inside a quarter.
+        return _Group(
+            _e.c.at - _e.c.at % _QUARTER,
+            told=partial(_period, form=_PERIODS[name], zone=ZoneInfo(zone)),
+            is_period=True,
+        )
+    if name.startswith("tag:") and name[4:]:
+        return _Group(_e.c.tags[name[4:]].as_string())
+    raise ConfigError(f"cannot report by {name!r}{say_near(name, GROUPS)}: one of {', '.join(GROUPS)}")
+
+
+def _period(ms: int, *, form: str, zone: ZoneInfo) -> str:
+    return datetime.fromtimestamp(ms / 1000, zone).strftime(form)
+
+
+def _spent(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) -> Iterator[Line]:
+    """The sums of entries. Several lines may have one key: a period has many quarter-hours."""
+    keys = _labelled([group.entries for group in groups])
+    statement = sa.select(*keys, *_sums().values()).group_by(*keys)
+    for row in connection.execute(_narrowed(statement, _e, _COLUMNS, asked)):
+        key, sums = row[: len(keys)], row[len(keys) :]
+        told = tuple(group.told(value) for group, value in zip(groups, key, strict=True))
+        yield Line(told, **dict(zip(_sums(), sums, strict=True)))
+
+
+def _refused(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) -> Iterator[Line]:
+    """How many calls were refused, where refusals know of all groups.
+
+    They are counted by their last time: with `since` these are at least so many.
+    """
+    columns = [group.refusals for group in groups if group.refusals is not None]
+    if len(columns) < len(groups):
+        return
+    keys = _labelled(columns)
+    statement = sa.select(*keys, sa.func.sum(_r.c.count)).group_by(*keys)
+    for row in connection.execute(_narrowed(statement, _r, _REFUSED, asked)):
+        yield Line(tuple(row[:-1]), refused=int(row[-1] or 0))
+
+
+def _labelled(columns: Sequence[Column]) -> list[sa.Label[Any]]:
+    return [column.label(f"k{i}") for i, column in enumerate(columns)]
+
+
+def _sums() -> dict[str, Column]:
+    """What is added up, by the field of `Line` that it is for."""
+
+    def add(column: Any) -> Column:
+        return sa.func.coalesce(sa.func.sum(column), 0)
+
+    def where(condition: Column, value: Any) -> Column:
+        return add(sa.case((condition, value), else_=0))
+
+    return {
+        "calls": add(_e.c.calls),
+        "input_tokens": add(_e.c.input_tokens),
+        "cached_input_tokens": add(_e.c.cached_input_tokens),
+        "output_tokens": add(_e.c.output_tokens),
+        "reasoning_tokens": add(_e.c.reasoning_tokens),
+        "cost": add(_e.c.cost),
+        "assumed": where(_e.c.status == "assumed", _e.c.cost),
+        "estimated": where(_e.c.status == "estimated", _e.c.cost),
+        "unpriced": where(_e.c.cost.is_(None), _e.c.calls),
+        "failed": where(_e.c.status == "failed", 1 - 2 * _e.c.reversal),
+    }
+
+
+def _narrowed(
+    statement: sa.Select[Any], table: sa.Table, columns: Mapping[str, Column], asked: Asked
+) -> sa.Select[Any]:
+    if asked.since is not None:
+        statement = statement.where(table.c.at >= int(asked.since.timestamp() * 1000))
+    if asked.until is not None:
+        statement = statement.where(table.c.at < int(asked.until.timestamp() * 1000))
+    for name in ("session", "user", "project", "tenant"):
+        value = getattr(asked, name)
+        if value is not None:
+            statement = statement.where(columns[name] == value)
+    return statement
+
+
+def _in_order(lines: Iterable[Line], groups: Sequence[_Group]) -> list[Line]:
+    """By period where there is one; then the dearest first, and by name."""
+    period = next((i for i, group in enumerate(groups) if group.is_period), None)
+
+    def place(line: Line) -> tuple[Any, ...]:
+        when = (line.key[period] or "") if period is not None else ""
+        return when, -line.cost, [name or "" for name in line.key]
+
+    return sorted(lines, key=place)
+
+
+# ── the table ──────────────────────────────────────────────────────────────────────────
+
+_ALWAYS: Mapping[str, Callable[[Line], str]] = {
+    "calls": lambda line: count(line.calls),
+    "in": lambda line: count(line.input_tokens),
+    "out": lambda line: count(line.output_tokens),
+}
+_WHERE_THERE_ARE_ANY: Mapping[str, Callable[[Line], str]] = {
+    "unpriced": lambda line: count(line.unpriced),
+    "failed": lambda line: count(line.failed),
+    "refused": lambda line: count(line.refused),
+    "estimated": lambda line: format_usd(line.estimated),
+    "assumed": lambda line: format_usd(line.assumed),
+}
+
+
+def report_table(found: Report) -> Table:
+    """A report's lines, and their total."""
+    columns: dict[str, Callable[[Line], str]] = {
+        **_ALWAYS,
+        **{name: tell for name, tell in _WHERE_THERE_ARE_ANY.items() if getattr(found.total, name)},
+        "cost": lambda line: format_usd(line.cost),
+    }
+    table = Table(box=None, pad_edge=False, show_footer=True, header_style="bold", footer_style="bold")
+    for i, name in enumerate(found.by):
+        table.add_column(name, footer="total" if i == 0 else "", overflow="fold", min_width=8)
+    for header, tell in columns.items():
+        table.add_column(header, footer=tell(found.total), justify="right", no_wrap=True)
+    for line in found.lines:
+        table.add_row(*map(id_or_none, line.key), *(tell(line) for tell in columns.values()))
+    return table
+
+
+def print_report(ledger: Ledger, by: Sequence[str] = ("session",), *, file: TextIO | None = None) -> None:
+    """Print what was spent, by session, user, model, …: see `report`."""
+    show(report_table(report(ledger, by)), file)
+
+
+def show_spending(ledger: Ledger, asked: Asked, by: Sequence[str] = ("session",)) -> Shown:
+    """What was spent: by session, user, project, model, day, tag."""
+    check_groups(by)
+    found = report_of(ledger, by, asked)
+    rows = [line.as_dict(by) for line in found.lines]
+    total = found.total.as_dict(())
+    return Shown(
+        rows,
+        lambda: report_table(found),
+        data={"by": list(by), "lines": rows, "total": total},
+        columns=[*by, *total],
+        empty="No calls yet.",
+    )
