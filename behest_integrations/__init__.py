@@ -7,7 +7,7 @@ reaches the provider.
 from .engine.planning import Balance
 from .ledger.book import ThresholdEvent
 from .meter import Meter
-from .prices.pricing import Price
+from .prices import Price
 from .rules.attribution import Attribution, session
 from .rules.budgets import Budget, Filter
 from .rules.errors import (

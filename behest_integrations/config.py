@@ -18,11 +18,21 @@ import sys
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
 
-from .prices.pricing import Price
+from .prices import Price
 from .rules.budgets import Budget
 from .rules.errors import ConfigError
 
@@ -38,16 +48,42 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _text(value: object, info: ValidationInfo) -> object:
+    """A price as it is written; one that TOML has made a float of has lost what was written."""
+    if isinstance(value, float):
+        raise PydanticCustomError(
+            "float", "write it as text: {line}", {"line": f'{info.field_name} = "{value}"'}
+        )
+    return value
+
+
+_Usd = Annotated[str | int | None, BeforeValidator(_text)]
+
+
 class _PriceTable(_Strict):
-    input: str | int
-    output: str | int | None = None
-    cached_input: str | int | None = None
-    cache_write: str | int | None = None
-    reasoning: str | int | None = None
-    input_audio: str | int | None = None
-    output_audio: str | int | None = None
-    request: str | int | None = None
+    """A `Price`, as `[prices."model"]` has it."""
+
+    input: Annotated[str | int, BeforeValidator(_text)]
+    output: _Usd = None
+    cached_input: _Usd = None
+    cache_write: _Usd = None
+    cache_write_1h: _Usd = None
+    reasoning: _Usd = None
+    input_audio: _Usd = None
+    output_audio: _Usd = None
+    request: _Usd = None
     start: date | None = None
+
+
+def _table_or_list(value: object) -> str:
+    return "several" if isinstance(value, list) else "one"
+
+
+# Told apart by hand, so that an error names what is in the file and not both kinds.
+_Prices = Annotated[
+    Annotated[_PriceTable, Tag("one")] | Annotated[list[_PriceTable], Tag("several")],
+    Discriminator(_table_or_list),
+]
 
 
 class _BudgetTable(_Strict):
@@ -96,7 +132,7 @@ class Config(_Strict):
     store: str | None = None
     budgets: list[str | _BudgetTable] = Field(default_factory=list)
     timezone: str | None = None
-    prices: dict[str, _PriceTable | list[_PriceTable]] = Field(default_factory=dict)
+    prices: dict[str, _Prices] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
     allow: dict[str, str | list[str]] = Field(default_factory=dict)
     default_output_tokens: int | None = None
@@ -150,4 +186,11 @@ def load(path: str | Path = FILE) -> Config:
 
 def say_problems(error: ValidationError) -> str:
     """What a validation found, by the names in the file; without the values, which may be secret."""
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return "; ".join(f"{_place(e['loc'])}: {e['msg']}" for e in error.errors())
+
+
+def _place(path: tuple[int | str, ...]) -> str:
+    """Where in the file an error is."""
+    if path[:1] == ("prices",) and len(path) > 2:  # the tag of `_Prices` is in no file
+        path = path[:2] + path[3:]
+    return ".".join(map(str, path))

@@ -35,7 +35,7 @@ from .ledger.book import (
     reserve,
     settle,
 )
-from .prices.pricing import Price, Pricing
+from .prices import Price, Pricing
 from .rules import attribution as who_module
 from .rules.attribution import NOBODY, Attribution, SessionScope, check_id
 from .rules.budgets import Budget, describe_scope, format_amount, parse_allowance

@@ -161,6 +161,8 @@ def test_money_is_never_a_float() -> None:
     for name in (
         "ledger/admission.py",
         "prices/pricing.py",
+        "prices/rates.py",
+        "prices/list.py",
         "engine/calls.py",
         "ledger/book.py",
         "ledger/memory.py",

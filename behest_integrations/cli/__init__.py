@@ -296,7 +296,7 @@ def prices(model: str, provider: str | None) -> None:
     """What MODEL costs, in USD per million tokens, and where that is from."""
     from rich.table import Table
 
-    from ..prices.pricing import Pricing
+    from ..prices import Pricing
     from ..reports.tables import console
 
     arguments = _config().arguments()

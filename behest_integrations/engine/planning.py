@@ -11,7 +11,7 @@ from typing import Any
 
 from ..ledger.admission import Ask, Need
 from ..ledger.book import Bucket, Claim, Rows, Standing
-from ..prices.pricing import FEMTO_PER_NANO, ModelPricing, Pricing
+from ..prices import FEMTO_PER_NANO, ModelPricing, Pricing
 from ..rules.attribution import NOBODY, Attribution, current
 from ..rules.budgets import Budget, check_zone, describe_scope, format_amount, parse_allowance
 from ..rules.errors import ConfigError, Unbounded, UnknownPrice

@@ -20,7 +20,7 @@ from ...engine.calls import Hold, Offer, Outcome, offering, outcome_of_error
 from ...engine.planning import Plan
 from ...engine.steps import Steps
 from ...meter import Meter
-from ...prices.pricing import provider_for_url, provider_named
+from ...prices import provider_for_url, provider_named
 from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import Usage
 from ...wire import RequestBound, bound_request

@@ -16,7 +16,7 @@ from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from ...engine.calls import Hold, Offer, offer, take_offer
 from ...engine.steps import in_loop
 from ...meter import Meter
-from ...prices.pricing import provider_named
+from ...prices import provider_named
 from ...rules.usage import Usage
 from ...wire.tokens import bound_tokens
 from ..kit.generation import Generation, Heard, Runs, ending, heard, model_in, output_limit

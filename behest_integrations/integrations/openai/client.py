@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from ...calls.exchange import Exchange, Passing
 from ...engine.calls import Hold, Outcome, take_offer
 from ...meter import Meter
-from ...prices.pricing import provider_for_url
+from ...prices import provider_for_url
 from ...rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
 from ...rules.errors import ConfigError, MissingExtra
 from ...wire import operation_of
