@@ -20,7 +20,8 @@ _SHOW_ALL = (
     # https://platform.claude.com/docs/en/build-with-claude/extended-thinking: off until `thinking`
     # is sent; later models than these may think by themselves.
     "claude-2*", "claude-instant*", "claude-3-*", "claude-sonnet-4", "claude-sonnet-4-0*",
-    "claude-sonnet-4-2*", "claude-opus-4", "claude-opus-4-0*", "claude-opus-4-1*", "claude-opus-4-2*", "claude-4-sonnet*",
+    "claude-sonnet-4-2*", "claude-opus-4",
+    "claude-opus-4-0*", "claude-opus-4-1*", "claude-opus-4-2*", "claude-4-sonnet*",
     "claude-4-opus*", "claude-sonnet-4-5*", "claude-haiku-4-5*", "claude-opus-4-5*",
     # https://ai.google.dev/gemini-api/docs/thinking: thinking begins with Gemini 2.5.
     "gemini-1.0-*", "gemini-1.5-*", "gemini-2.0-flash*", "gemini-pro", "gemini-pro-vision",
@@ -70,7 +71,8 @@ def shows_all_it_writes(model: str) -> bool:
     knows what the request asks. False: it thinks, or it is not known.
     """
     name = read_name(model)
-    if name.variant == "thinking" or any(fnmatchcase(name.plain, p) for p in _THINK):
+    plain = name.plain.replace("-non-reasoning", "-plain")
+    if name.variant == "thinking" or any(fnmatchcase(plain, p) for p in _THINK):
         return False
     # "latest" and such may be any version: only a name that covers them all is enough.
     return any(fnmatchcase(name.plain, p) for p in _SHOW_ALL)

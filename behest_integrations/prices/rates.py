@@ -377,7 +377,7 @@ class ModelPricing:
         # How much of the audio was cached is not told, unless all of one must have been.
         both = cached + audio + usage.cache_write_tokens - usage.input_tokens
         differs = rates.input - rates.cached_input != rates.input_audio - rates.cached_audio
-        if differs and both < min(cached, audio):
+        if differs and max(0, both) < min(cached, audio):
             found.append("cached_audio")
         tier = service_tier or ""
         if tier not in self.tiers and tier not in _HARMLESS_TIERS and not self.own:
