@@ -6,7 +6,7 @@ reaches the provider.
 
 from .ledger.book import ThresholdEvent
 from .meter import Meter
-from .prices.pricing import Price
+from .prices import Price
 from .rules.attribution import Attribution, session
 from .rules.balance import Balance
 from .rules.budgets import Budget, Filter

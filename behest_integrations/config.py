@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .prices.pricing import Price
+from .prices import Price
 from .rules.budgets import Budget
 from .rules.errors import ConfigError
 from .rules.wording import say_problems
@@ -45,6 +45,7 @@ class _PriceTable(_Strict):
     output: str | int | None = None
     cached_input: str | int | None = None
     cache_write: str | int | None = None
+    cache_write_1h: str | int | None = None
     reasoning: str | int | None = None
     input_audio: str | int | None = None
     output_audio: str | int | None = None

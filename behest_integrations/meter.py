@@ -20,7 +20,7 @@ from .integrations.kit.undo import Undo
 from .ledger.base import Durability, Ledger
 from .ledger.book import ThresholdEvent
 from .ledger.stores import open_store, store_class, store_url
-from .prices.pricing import Price, Pricing
+from .prices import Price, Pricing
 from .rules import attribution as who_module
 from .rules.attribution import NOBODY, Attribution, SessionScope, check_id
 from .rules.balance import Balance

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ..prices.pricing import ModelPricing, PriceTable, Rates, round_nano
+from ..prices.rates import ModelPricing, PriceTable, Rates, round_nano
 from ..reports.look import id_or_none
 from ..rules.units import format_usd
 

@@ -12,7 +12,7 @@ from ..rules.near import near, say_near
 from . import store as stores
 
 if TYPE_CHECKING:
-    from ..prices.pricing import ModelPricing, Pricing
+    from ..prices import ModelPricing, Pricing
 
 
 @click.command()
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--provider", help="A price list's provider id, e.g. openai, azure, google.")
 def prices(model: str, provider: str | None) -> None:
     """What MODEL costs, in USD per million tokens, and where that is from."""
-    from ..prices.pricing import Pricing
+    from ..prices import Pricing
     from ..reports.look import show
     from .look import price_facts, price_table
 

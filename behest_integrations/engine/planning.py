@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..ledger.admission import Ask
 from ..ledger.book import Bucket, Claim, Rows, Standing
-from ..prices.pricing import FEMTO_PER_NANO, ModelPricing, Pricing
+from ..prices import FEMTO_PER_NANO, ModelPricing, Pricing
 from ..rules.attribution import NOBODY, Attribution, current
 from ..rules.balance import Balance
 from ..rules.budgets import Budget, check_zone, describe_scope, parse_allowance

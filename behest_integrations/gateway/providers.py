@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from multidict import CIMultiDict
 
-from ..prices.pricing import provider_for_url, provider_named
+from ..prices import provider_for_url, provider_named
 from ..rules.attribution import SESSION_HEADER, USER_HEADER, Attribution
 from .settings import GatewaySettings, ProviderSettings
 

@@ -1,1 +1,16 @@
 """What tokens cost: the price list compiled into exact integers, and whose prices they are."""
+
+from .pricing import Pricing, ReplyPricing
+from .providers import multiplier_for_url, provider_for_url, provider_named
+from .rates import FEMTO_PER_NANO, ModelPricing, Price
+
+__all__ = [
+    "FEMTO_PER_NANO",
+    "ModelPricing",
+    "Price",
+    "Pricing",
+    "ReplyPricing",
+    "multiplier_for_url",
+    "provider_for_url",
+    "provider_named",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...prices.pricing import provider_for_url, provider_named
+from ...prices import provider_for_url, provider_named
 from ...rules.errors import ConfigError
 
 LIMIT_NAMES = (

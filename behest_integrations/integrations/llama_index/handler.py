@@ -18,7 +18,7 @@ from ...engine.holds import Hold
 from ...engine.layers import Offer, offer
 from ...engine.per_engine import PerEngine
 from ...engine.steps import in_loop
-from ...prices.pricing import provider_named
+from ...prices import provider_named
 from ...rules.usage import Usage
 from ...wire.tokens import bound_tokens
 from ..kit.call import ending, read_answer

@@ -23,7 +23,7 @@ from ...engine.holds import Hold
 from ...engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
 from ...engine.per_engine import PerEngine
 from ...engine.steps import Steps
-from ...prices.pricing import provider_for_url
+from ...prices import provider_for_url
 from ...rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, from_headers
 from ...rules.errors import ConfigError, need
 from ...wire import operation_of
