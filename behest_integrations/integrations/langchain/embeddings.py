@@ -10,6 +10,7 @@ from langchain_core.embeddings import Embeddings
 
 from ...engine.calls import take_offer
 from ...meter import Meter
+from ...rules.attribution import NOBODY
 from ...rules.errors import ConfigError
 from ..kit.generation import Call, Generation, Heard, is_inside
 from ..kit.wrapped import as_class, meter_clients_of, metered_class
@@ -29,13 +30,15 @@ def _call(embeddings: Any, texts: Sequence[str]) -> Call:
     settings = {k: v for k, v in vars(embeddings).items() if isinstance(v, str)}
     maker = type(embeddings).__module__.split(".")[0].removeprefix("langchain_")
     named = name_model({}, {"ls_provider": maker}, settings)
+    outer = take_offer(door.meter, "embeddings", named.model)
     generation = Generation(
         door.meter,
         {"model": named.model, "input": list(texts)},
         operation="embeddings",
+        who=outer.plan.who if outer else NOBODY,
         provider=door.provider or named.provider,
     )
-    return Call(generation, take_offer(door.meter, "embeddings", named.model), type(embeddings))
+    return Call(generation, outer, type(embeddings))
 
 
 class _Metered:
