@@ -31,6 +31,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langchain_core.tools import tool
+from langchain_core.tracers._streaming import _StreamingCallbackHandler
 from langchain_openai import OpenAI as TextModel
 from langchain_support import (
     ALL_WAYS,
@@ -423,6 +424,130 @@ def test_who_is_taken_from_the_run_where_nothing_else_says(way: str, sandbox: Sa
             model.invoke(HELLO, {"metadata": {"session_id": "m-2"}})
     who = [(e.session_id, e.user_id) for e in entries(meter)]
     assert who == [("m-1", "u-1"), ("7", None), ("t-1", None), ("scope", "u-2"), ("m-2", "u-2")]
+
+
+async def _read(chunks: Any) -> None:
+    async for _ in chunks:
+        pass
+
+
+async def _side_by_side(model: Any, configs: Any) -> None:
+    """Streams that are read in turns, by one task: they share its context."""
+    streams = [model.astream(HELLO, c) for c in configs]
+    while streams:
+        for chunks in list(streams):
+            try:
+                await anext(chunks)
+            except StopAsyncIteration:
+                streams.remove(chunks)
+
+
+class Chunks(_StreamingCallbackHandler):
+    """LangGraph has one of these: it makes `invoke` ask for chunks."""
+
+    def tap_output_aiter(self, run_id: Any, output: Any) -> Any:
+        return output
+
+    def tap_output_iter(self, run_id: Any, output: Any) -> Any:
+        return output
+
+
+class Listener(Chunks, BaseCallbackHandler):
+    pass
+
+
+def _for_chunks(config: Any) -> Any:
+    return {**config, "callbacks": [Listener()]}
+
+
+ASKS: dict[str, Callable[[Any, Any], Any]] = {
+    "invoke": lambda m, c: m.invoke(HELLO, c),
+    "ainvoke": lambda m, c: arun(m.ainvoke(HELLO, c)),
+    "stream": lambda m, c: list(m.stream(HELLO, c)),
+    "astream": lambda m, c: arun(_read(m.astream(HELLO, c))),
+    "a chain's stream": lambda m, c: list(_chain(m).stream({"question": HELLO}, c)),
+    "a chain's astream": lambda m, c: arun(_read(_chain(m).astream({"question": HELLO}, c))),
+    "batch": lambda m, c: m.batch([HELLO], [c]),
+    "abatch": lambda m, c: arun(m.abatch([HELLO], c)),
+    "events": lambda m, c: arun(_read(m.astream_events(HELLO, c, version="v2"))),
+    "a chain's events": lambda m, c: arun(
+        _read(_chain(m).astream_events({"question": HELLO}, c, version="v2"))
+    ),
+    "invoke in chunks": lambda m, c: m.invoke(HELLO, _for_chunks(c)),
+    "ainvoke in chunks": lambda m, c: arun(m.ainvoke(HELLO, _for_chunks(c))),
+    "a stream of bound metadata": lambda m, c: list(m.with_config(c).stream(HELLO)),
+    "a stream within a chain": lambda m, c: RunnableLambda(lambda _: list(m.stream(HELLO))).invoke("", c),
+    "a graph's messages": lambda m, c: list(_graph(m).stream({"text": HELLO}, c, stream_mode="messages")),
+}
+
+
+@pytest.mark.parametrize("ask", ASKS)
+@pytest.mark.parametrize("way", ["callback", "wrapper", "both", "instrument"])
+def test_whoever_asks_is_who_it_is_for(way: str, ask: str, sandbox: Sandbox, meter: Meter) -> None:
+    """In every way to ask; and nothing of it stays for what its caller does next."""
+    with opened(way, meter, chat(sandbox, **SMALL)) as model:
+        for who in ("ada", "bob"):
+            config = {"metadata": {"session_id": f"of {who}", "user_id": who}, "tags": ["one"]}
+            ASKS[ask](model, config)
+            model.invoke(HELLO)
+            list(model.stream(HELLO))
+    nobody = [(None, None)] * 2
+    who = [(e.session_id, e.user_id) for e in entries(meter)]
+    assert who == [("of ada", "ada"), *nobody, ("of bob", "bob"), *nobody]
+    assert_agrees(meter, sandbox)
+    assert_sound(meter)
+
+
+def test_the_models_own_metadata_counts_in_streams_too(sandbox: Sandbox, meter: Meter) -> None:
+    model = by_wrapper(meter, chat(sandbox, **SMALL, metadata={"user_id": "ada"}))
+    model.invoke(HELLO)
+    list(model.stream(HELLO, {"metadata": {"session_id": "s"}}))
+    assert [(e.session_id, e.user_id) for e in entries(meter)] == [(None, "ada"), ("s", "ada")]
+
+
+@pytest.mark.parametrize("way", ["callback", "wrapper", "both"])
+def test_streams_read_side_by_side_are_each_for_their_own(way: str, sandbox: Sandbox, meter: Meter) -> None:
+    people = [f"u-{n}" for n in range(5)]
+    configs = [{"metadata": {"user_id": u, "session_id": u}} for u in people]
+    with opened(way, meter, chat(sandbox, **SMALL)) as model:
+        blocking = [model.stream(HELLO, c) for c in configs]
+        while blocking:
+            blocking = [chunks for chunks in blocking if next(chunks, None) is not None]
+            if len(blocking) == 5:
+                model.invoke(HELLO, {"metadata": {"user_id": "between"}})
+        arun(_side_by_side(model, configs))
+        arun(_side_by_side(model, [{}]))
+    booked = [e.user_id for e in entries(meter) if e.user_id != "between"]
+    assert sorted(map(str, booked)) == sorted([*people, *people, "None"])
+    assert len(booked) < len(entries(meter))
+    assert_agrees(meter, sandbox)
+    assert_sound(meter)
+
+
+@pytest.mark.parametrize("way", ["wrapper", "both", "middleware"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_threads_limit_holds_for_its_streams(way: str, asynchronous: bool, sandbox: Sandbox) -> None:
+    cap = Decimal("0.0002")
+    with Meter("memory://", budgets=["$0.0002 per session"]) as meter:
+        with opened(way, meter, chat(sandbox, **SMALL)) as model:
+
+            def ask(thread: str) -> None:
+                asked = {"messages": [{"role": "user", "content": HELLO}]} if way == "middleware" else HELLO
+                graph = model.graph if way == "middleware" else model
+                config = {"configurable": {"thread_id": thread}, "metadata": {"thread_id": thread}}
+                more = {"stream_mode": "messages"} if way == "middleware" else {}
+                if asynchronous:
+                    arun(_read(graph.astream(asked, config, **more)))
+                else:
+                    list(graph.stream(asked, config, **more))
+
+            for thread in ("a", "b"):
+                before = sandbox.bill.total()
+                until_exhausted(lambda t=thread: ask(t))
+                assert cap * 9 / 10 <= sandbox.bill.total() - before <= cap
+        assert {e.session_id for e in entries(meter)} == {"a", "b"}
+        assert_agrees(meter, sandbox)
+        assert_sound(meter)
 
 
 def test_threads_of_a_graph_are_sessions_with_budgets_of_their_own(sandbox: Sandbox) -> None:

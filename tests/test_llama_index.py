@@ -429,6 +429,45 @@ def test_images_are_bounded_or_refused(sandbox: Sandbox, meter: Meter) -> None:
 # ── who ────────────────────────────────────────────────────────────────────────────────
 
 
+class OverLangChain(BaseEmbedding):
+    """As LlamaIndex's own adapter is: another framework's embeddings, which ask the provider."""
+
+    inner: Any
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self.inner.embed_query(query)  # type: ignore[no-any-return]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self.inner.embed_documents([text])[0]  # type: ignore[no-any-return]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await self.inner.aembed_query(query)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", ["wrapper", "handler"])
+def test_embeddings_within_embeddings_are_for_whom_the_outer_ones_are(way: str, sandbox: Sandbox) -> None:
+    langchain_openai = pytest.importorskip("langchain_openai")
+    name = "text-embedding-3-small"
+    inner = langchain_openai.OpenAIEmbeddings(
+        base_url=sandbox.base_url, api_key="none", model=name, check_embedding_ctx_length=False
+    )
+    with Meter("memory://", budgets=["3 calls per user"], prices={"unknown": Price(input="1")}) as meter:
+        outer = OverLangChain(inner=meter.langchain_embeddings(inner), model_name=name)
+        with opened(way, meter, outer) as model:
+            with instrument_tags({"user_id": "u-7", "session_id": "s-7"}):
+                model.get_query_embedding("one")
+                model.get_text_embedding("two")
+                arun(model.aget_query_embedding("three"))
+                with pytest.raises(BudgetExceeded):
+                    model.get_query_embedding("four")
+            with instrument_tags({"user_id": "u-8"}):
+                model.get_query_embedding("five")
+        assert len(sandbox.bill.lines) == 4
+        assert [(e.user_id, e.session_id) for e in entries(meter)] == [("u-7", "s-7")] * 3 + [("u-8", None)]
+        assert_agrees(meter, sandbox)
+        assert_sound(meter)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_instrument_tags_are_read(way: str, sandbox: Sandbox, meter: Meter) -> None:
     with opened(way, meter, llm(sandbox, **SMALL)) as model:

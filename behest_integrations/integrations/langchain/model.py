@@ -8,11 +8,15 @@ and it asks streams for their usage where the class has a setting for that.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
 
+from langchain_core.callbacks import CallbackManager
 from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
+from langchain_core.runnables import ensure_config
 
 from ...engine.engine import Engine
 from ...engine.holds import Hold
@@ -38,7 +42,7 @@ def _call(
     chat = isinstance(model, BaseChatModel)
     params = model._get_invocation_params(stop=stop, **kwargs) if chat else {**_settings(model), **kwargs}
     settings = {k: v for k, v in vars(model).items() if isinstance(v, (str, int))}
-    metadata: Mapping[str, Any] = getattr(run_manager, "metadata", None) or {}
+    metadata = _metadata_of(model, run_manager)
     named = name_model(params, {**model._get_ls_params(stop=stop, **kwargs), **metadata}, settings)
     prompts = [] if chat else list(messages)
     asked = messages if chat else [HumanMessage(p) for p in prompts]
@@ -69,6 +73,112 @@ def _call(
         return generation.limited(hold, model, kwargs, terms.limit_field)
 
     return Call(generation, type(model)), limited
+
+
+# ── whose run it is ────────────────────────────────────────────────────────────────────
+
+# `BaseChatModel` (langchain-core 1.0.0 to 1.8.3) hands `_generate` the manager of the run, which
+# knows the run's metadata, and `_stream` and `_astream` mostly not: neither in `stream` and
+# `astream`, nor in `generate` and `agenerate` where a handler wants an answer in chunks. So these
+# four note what they were asked with. `BaseLLM` hands its manager to all.
+
+
+class _Asked(NamedTuple):
+    """What a public method of a chat model was asked with."""
+
+    model: Any
+    callbacks: Any
+    metadata: Mapping[str, Any] | None
+
+
+_asked: ContextVar[_Asked | None] = ContextVar("behest_langchain_asked", default=None)
+
+
+@contextmanager
+def _asking(asked: _Asked) -> Iterator[None]:
+    token = _asked.set(asked)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def _asked_with(model: Any, config: Any) -> _Asked:
+    config = ensure_config(config)
+    return _Asked(model, config.get("callbacks"), config.get("metadata"))
+
+
+def _metadata_of(model: Any, run_manager: Any) -> Mapping[str, Any]:
+    """The run's metadata: the manager's, or what LangChain makes a manager's of."""
+    if run_manager is not None:
+        return getattr(run_manager, "metadata", None) or {}
+    asked = _asked.get()
+    if asked is None or asked.model is not model:
+        asked = _asked_with(model, None)
+    manager = CallbackManager.configure(
+        inheritable_callbacks=asked.callbacks,
+        inheritable_metadata=dict(asked.metadata or {}),
+        local_metadata=model.metadata,
+    )
+    return manager.metadata
+
+
+def _ask_generate(
+    self: Any, messages: Any, stop: Any = None, callbacks: Any = None, *, metadata: Any = None, **kwargs: Any
+) -> Any:
+    with _asking(_Asked(self, callbacks, metadata)):
+        return super(_Metered, self).generate(messages, stop, callbacks, metadata=metadata, **kwargs)
+
+
+async def _ask_agenerate(
+    self: Any, messages: Any, stop: Any = None, callbacks: Any = None, *, metadata: Any = None, **kwargs: Any
+) -> Any:
+    with _asking(_Asked(self, callbacks, metadata)):
+        return await super(_Metered, self).agenerate(messages, stop, callbacks, metadata=metadata, **kwargs)
+
+
+# A generator shares its consumer's context: the note is there while a chunk is made, and not
+# while the consumer has it.
+
+
+def _ask_stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+    asked = _asked_with(self, config)
+    chunks = super(_Metered, self).stream(input, config, **kwargs)
+    try:
+        while True:
+            with _asking(asked):
+                chunk = next(chunks, _END)
+            if chunk is _END:
+                return
+            yield chunk
+    finally:
+        chunks.close()
+
+
+async def _ask_astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+    asked = _asked_with(self, config)
+    chunks = super(_Metered, self).astream(input, config, **kwargs)
+    try:
+        while True:
+            with _asking(asked):
+                chunk = await anext(chunks, _END)
+            if chunk is _END:
+                return
+            yield chunk
+    finally:
+        await chunks.aclose()
+
+
+_END = object()
+_ASKS = {
+    "generate": _ask_generate,
+    "agenerate": _ask_agenerate,
+    "stream": _ask_stream,
+    "astream": _ask_astream,
+}
+
+
+# ── the methods that ask the provider ──────────────────────────────────────────────────
 
 
 def _settings(model: Any) -> dict[str, Any]:
@@ -229,6 +339,7 @@ def _methods(base: Any) -> dict[str, Any]:
         "_get_ls_params": _get_ls_params,
         "_generate": _generate,
         "_agenerate": _agenerate,
+        **(_ASKS if top is BaseChatModel else {}),
         # Streaming is only claimed where the class has it: LangChain looks.
         **{n: f for n, f in _STREAMS.items() if getattr(base, n) is not getattr(top, n)},
         # A class's own event streams would pass us by; without them LangChain makes events
