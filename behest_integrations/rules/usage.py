@@ -26,9 +26,9 @@ class Usage:
     cache_write_1h_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in self.__dict__.items():
+        for value in self.__dict__.values():
             if type(value) is not int or value < 0:
-                raise ValueError(f"{name} is a whole number of tokens, not {value!r}")
+                raise ValueError(f"usage is in whole numbers of tokens, not {value!r}")
 
     @property
     def total_tokens(self) -> int:

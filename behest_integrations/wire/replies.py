@@ -94,11 +94,12 @@ class Reply:
                     self.finished.add(_index(choice))
         elif _has_ended(outside):
             self.finished.add(0)
-        self._read_error(outside, body)
+        if body.get("error") or outside.get("error") or outside.get("type") == "error":
+            self.failed()
         said = find_usage(outside)
         usage = None
         if said is not None:
-            usage = read_usage(self._completed(outside, said))
+            usage = read_usage(said if choices else self._completed(outside, said))
         if usage is None or size is None or size > 32 * usage.output_tokens:
             texts = list(filter(None, _texts(body)))
             self.heard += sum(map(len, texts))
@@ -133,10 +134,6 @@ class Reply:
         elif kind == "message_delta" and self._begun is not None:
             return {**self._begun, **{name: value for name, value in said.items() if value}}
         return said
-
-    def _read_error(self, outside: Mapping[str, Any], body: Mapping[str, Any]) -> None:
-        if outside.get("type") == "error" or outside.get("error") or body.get("error"):
-            self.failed()
 
     def failed(self) -> None:
         """The reply says that something failed; usage that it tells from now on counts again."""
@@ -310,6 +307,8 @@ class SSEReader:
         """The part of the stream that can be passed on now."""
         if not data:
             return b""
+        if not self._buffer and self._half is None and data.endswith(b"\n\n") and b"\r" not in data:
+            return self._feed_whole(data)
         out: list[bytes] = []
         if self._half is not None:
             if data[:1] == b"\n":
@@ -336,6 +335,24 @@ class SSEReader:
         if buffer:
             self._pass_early(out)
         return b"".join(out)
+
+    def _feed_whole(self, data: bytes) -> bytes:
+        """`feed` for what nearly every server sends: whole events, with nothing before them."""
+        hidden = False
+        out: list[bytes] = []
+        start = 0
+        while start < len(data):
+            end = data.index(b"\n\n", start) + 2
+            event = data[start:end] if start or end < len(data) else data
+            if self._read(event):
+                out.append(event)
+            else:
+                hidden = True
+            start = end
+            while data.startswith(b"\n", start):
+                out.append(b"\n")
+                start += 1
+        return b"".join(out) if hidden else data
 
     def finish(self) -> bytes:
         """What is left when the stream ends without a final blank line."""
@@ -371,12 +388,10 @@ class SSEReader:
             self._overlong = False
             self.reply.unread += 1
             return True
-        data = event.rstrip(b"\r\n")
-        if data.startswith(b"data:") and b"\n" not in data and b"\r" not in data:
-            data = data[5:]
+        if event.startswith(b"data:") and len(event.splitlines()) <= 2:
+            data = event[5:].strip()
         else:
-            data = self._data(event)
-        data = data.strip()
+            data = self._data(event).strip()
         self._first = False
         if not data:
             return True
@@ -391,7 +406,6 @@ class SSEReader:
             or (b'"finish_reason"' in data and _FINISH.search(data) is not None)
             or (b'"error"' in data and _ERROR.search(data) is not None)
             or (b'"choices"' not in data and _DELTA.search(data) is None)
-            or b"x_groq" in data
         ):
             reply.unread += 1
             return True
@@ -502,6 +516,14 @@ class ReplyReader:
 
 def read_whole(reply: Reply, content: bytes, *, hide_usage: bool = False) -> bytes:
     """Take in a body that has been read by something else; what of it is for the caller."""
+    if content.startswith(b"{"):
+        try:
+            reply.read(parse_json(content), size=len(content))
+        except ValueError:
+            pass
+        else:
+            reply.ended = True
+            return content
     reader = ReplyReader(reply, events=False, hide_usage=hide_usage)
     shown = reader.feed(content) + reader.finish()
     return content if len(shown) == len(content) else shown
