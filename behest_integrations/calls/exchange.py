@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import from_json
-
 from ..engine.engine import Engine
 from ..engine.holds import Hold
 from ..engine.outcomes import Evidence, Outcome, judge
@@ -20,10 +18,11 @@ from ..rules.usage import Usage
 from ..wire import (
     METERED_OPERATIONS,
     Reply,
+    ReplyReader,
     RequestBound,
-    SSEReader,
     asks_stream_usage,
     bound_request,
+    read_whole,
     with_output_limit,
     with_stream_usage,
 )
@@ -78,7 +77,7 @@ class Exchange:
         self._new_reply()
 
     def _new_reply(self) -> None:
-        self.reply = Reply(keep_text=self.engine.on_unknown == "estimate")
+        self.reply = Reply(keep_text=self.engine.on_unknown == "estimate", choices=self._bound.choices)
 
     def reserved(self, hold: Hold) -> dict[str, Any]:
         """Take over the hold; the body to send under it."""
@@ -98,16 +97,17 @@ class Exchange:
 
     # ── what came back ─────────────────────────────────────────────────────────────────
 
-    def read_body(self, content: bytes) -> None:
-        """Take in a whole JSON reply."""
-        try:
-            self.reply.read(from_json(content))
-        except ValueError:
-            pass  # not JSON (audio, plain text): it has no usage
+    def read_body(self, content: bytes) -> bytes:
+        """Take in a whole reply; what of it is for the caller, where it is events that came whole."""
+        return read_whole(self.reply, content, hide_usage=self._hide_usage)
 
-    def reader(self) -> SSEReader:
-        """For a reply that is a stream of server-sent events."""
-        return SSEReader(self.reply, hide_usage=self._hide_usage)
+    def reader(self, *, events: bool) -> ReplyReader:
+        """For a reply that is read as it passes.
+
+        Args:
+            events: whether it is said to be server-sent events; if not, it is looked at.
+        """
+        return ReplyReader(self.reply, events=events, hide_usage=self._hide_usage)
 
     @property
     def pending(self) -> bool:
@@ -124,6 +124,8 @@ class Exchange:
         reply = self.reply
         if not self.metered:
             return self._judge(reply.usage or Usage())
+        if reply.usage is not None and not reply.final_usage:
+            return self._judge(None, whole=False, note="the stream ended before its end", flag="broken")
         if reply.usage is not None:
             self.engine.planner.remember_context(reply.id, reply.usage)
         return self._judge(reply.usage)

@@ -13,17 +13,21 @@ class Passing:
     """The body of one reply, seen as it passes to whoever reads it; then how the call ended.
 
     Args:
-        events: whether it is a stream of server-sent events.
+        events: whether it is said to be server-sent events; if not, it is looked at.
         only_whole: the hold is not to end unless the reply has been received whole.
     """
 
     def __init__(self, exchange: Exchange, *, events: bool, only_whole: bool = False) -> None:
         self.exchange = exchange
         self.only_whole = only_whole
-        self.reader: SSEReader | None = exchange.reader() if events else None
         self.over = False
-        self._body = bytearray()
+        self._reader = exchange.reader(events=events)
         self._ended = threading.Lock()
+
+    @property
+    def reader(self) -> SSEReader | None:
+        """The reader of the events, if it is events."""
+        return self._reader.events
 
     @property
     def ended(self) -> bool:
@@ -32,18 +36,12 @@ class Passing:
 
     def feed(self, data: bytes) -> bytes:
         """What of `data`, and of what came before, can be passed on now."""
-        if self.reader is not None:
-            return self.reader.feed(data)
-        self._body += data
-        return data
+        return self._reader.feed(data)
 
     def rest(self) -> bytes:
         """What is left to be passed on, now that the body is over."""
         self.over = True
-        if self.reader is not None:
-            return self.reader.finish()
-        self.exchange.read_body(bytes(self._body))
-        return b""
+        return self._reader.finish()
 
     @property
     def drainable(self) -> bool:
@@ -60,8 +58,8 @@ class Passing:
         """
         if not self._ended.acquire(False):
             return None
-        done = self.over or (self.reader is not None and self.reader.done)
-        if done and self.exchange.reply.usage is not None:
+        done = self.over or self._reader.done
+        if done and self.exchange.reply.final_usage:
             return self.exchange.complete()
         if self.only_whole:
             return None

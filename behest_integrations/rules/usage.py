@@ -1,14 +1,12 @@
-"""Tokens by class, read from the shapes in which providers report them.
+"""Tokens by class: what one provider call consumed, and whether what was told can be true.
 
-Counts are totals with breakdowns, as providers send them: `input_tokens` includes the
-cached ones, `output_tokens` includes the reasoning ones.
+Counts are totals with breakdowns: `input_tokens` includes the cached ones, `output_tokens`
+includes the reasoning ones. How providers write them down is in `wire/usage_shapes.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,9 @@ class Usage:
     cache_write_1h_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in self.__dict__.items():
+        for value in self.__dict__.values():
             if type(value) is not int or value < 0:
-                raise ValueError(f"{name} is a whole number of tokens, not {value!r}")
+                raise ValueError(f"usage is in whole numbers of tokens, not {value!r}")
 
     @property
     def total_tokens(self) -> int:
@@ -41,50 +39,87 @@ class Usage:
         return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def from_openai(usage: object) -> Usage | None:
-    """Usage from an OpenAI-shaped `usage` object; None if there is none that can be read.
+# No answer has more text than this for each of its tokens. English has 4 to 5 characters a
+# token, code some 4; single tokens of much more exist (128 blanks in o200k_base), answers of
+# nothing else do not.
+_TEXT_PER_TOKEN = 32
+_TEXT_BESIDES = 256
+# Servers send an event for each token or for several; simulators one for each character.
+_EVENTS_PER_TOKEN = 16
+_EVENTS_BESIDES = 16
 
-    Reads chat completions, completions and embeddings (`prompt_tokens`) and responses
-    (`input_tokens`): https://platform.openai.com/docs/api-reference/chat/object and
-    https://platform.openai.com/docs/api-reference/responses/object. Endpoints that leave
-    thinking tokens out of `completion_tokens` (Gemini's and xAI's) still count them in
-    `total_tokens`, so the larger of the two is what was billed as output.
+
+def believable(usage: Usage, *, text: int = 0, events: int = 0) -> bool:
+    """Whether `usage` can be what the answer consumed. If not, it is no usage.
+
+    Servers send zeros where counting is off, where tools were used, or before the count is known.
+
+    Args:
+        text: characters of the answer that were seen, tool calls included.
+        events: events of a stream that were seen, and whose text was not.
     """
-    if not isinstance(usage, Mapping):
-        return None
-    prompt = _count(usage, "prompt_tokens", "input_tokens")
-    if prompt is None:
-        return None
-    output = _count(usage, "completion_tokens", "output_tokens") or 0
-    total = _count(usage, "total_tokens") or 0
-    output = max(output, total - prompt)
-    inputs = _details(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
-    outputs = _details(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
-    cached = min(_count(inputs, "cached_tokens") or 0, prompt)
-    return Usage(
-        input_tokens=prompt,
-        output_tokens=output,
-        cached_input_tokens=cached,
-        cache_write_tokens=min(
-            _count(inputs, "cache_write_tokens", "cache_creation_tokens") or 0, prompt - cached
-        ),
-        reasoning_tokens=min(_count(outputs, "reasoning_tokens") or 0, output),
-        input_audio_tokens=min(_count(inputs, "audio_tokens") or 0, prompt),
-        output_audio_tokens=min(_count(outputs, "audio_tokens") or 0, output),
+    output = usage.output_tokens
+    if not output:
+        return usage.input_tokens > 0 and not text and not events
+    return (
+        text <= _TEXT_PER_TOKEN * output + _TEXT_BESIDES
+        and events <= _EVENTS_PER_TOKEN * output + _EVENTS_BESIDES
     )
 
 
-def _count(usage: Mapping[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = usage.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return value
-    return None
+class RunningUsage:
+    """The usage of one stream out of the usages that its chunks told, taken in as they come.
 
+    Some servers tell a running total on each chunk, some what each chunk added, some the input
+    at the beginning and the output at the end, most only one usage at the end. Running totals
+    repeat the input, and their output never falls; anything else is added up.
+    """
 
-def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    for name in names:
-        value = usage.get(name)
-        if isinstance(value, Mapping):
-            return value
-    return {}
+    def __init__(self) -> None:
+        self.told = 0
+        """How many chunks told a usage."""
+        self._inputs = 0
+        self._falls = False
+        self._first = self._last = self._sum = Usage()
+
+    def add(self, usage: Usage | None) -> None:
+        """Take in what a chunk told; nothing if it told nothing, or zeros."""
+        if usage is None or not usage.total_tokens:
+            return
+        self.told += 1
+        if self.told == 1:
+            self._first = self._last = self._sum = usage
+            self._inputs = usage.input_tokens > 0
+            return
+        self._inputs += usage.input_tokens > 0
+        last = self._last
+        self._falls |= usage.output_tokens < last.output_tokens or usage.input_tokens < last.input_tokens
+        self._last = usage
+        self._sum = self._sum + usage
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the stream has consumed so far, from above; None if nothing was told."""
+        if not self.told:
+            return None
+        last, total = self._last, self._sum
+        if self.told == 1 or (self._inputs == self.told and not self._falls and not self._stands_still):
+            return last
+        if self._inputs == self.told:
+            # The same prompt on each chunk, and outputs that fall: each chunk's own.
+            return Usage(
+                last.input_tokens,
+                total.output_tokens,
+                cached_input_tokens=last.cached_input_tokens,
+                cache_write_tokens=last.cache_write_tokens,
+                reasoning_tokens=total.reasoning_tokens,
+                input_audio_tokens=last.input_audio_tokens,
+                output_audio_tokens=total.output_audio_tokens,
+                cache_write_1h_tokens=last.cache_write_1h_tokens,
+            )
+        return total
+
+    @property
+    def _stands_still(self) -> bool:
+        """Many chunks that all tell the same few tokens: one each, not the same one."""
+        return self._first.output_tokens == self._last.output_tokens < self.told > 2

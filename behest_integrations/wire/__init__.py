@@ -14,18 +14,21 @@ from .openai import (
     with_output_limit,
     with_stream_usage,
 )
-from .replies import Reply, SSEReader
+from .replies import Reply, ReplyReader, SSEReader, parse_json, read_whole
 
 __all__ = [
     "METERED_OPERATIONS",
     "STORED_CONTEXT",
     "Reply",
+    "ReplyReader",
     "RequestBound",
     "SSEReader",
     "asks_stream_usage",
     "bound_request",
     "image_bound",
     "operation_of",
+    "parse_json",
+    "read_whole",
     "with_output_limit",
     "with_stream_usage",
 ]

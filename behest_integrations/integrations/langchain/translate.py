@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from uuid import UUID
 
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import LLMResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 from pydantic import TypeAdapter
 
 from ...rules.attribution import Attribution
-from ...rules.usage import Usage, from_openai
+from ...rules.usage import RunningUsage, Usage, believable
+from ...wire.usage_shapes import find_usage, read_usage
 from ..kit.generation import Heard
 from ..kit.settings import ASKED, model_in, output_limit, provider_of
 
@@ -161,44 +162,6 @@ def _id(metadata: Mapping[str, Any], *names: str) -> str | None:
 # ── what came back ─────────────────────────────────────────────────────────────────────
 
 
-def usage_of(metadata: Mapping[str, Any]) -> Usage | None:
-    """Usage from a message's `usage_metadata`; None if it says nothing.
-
-    Details may carry a service tier's prefix (`flex_cache_read`), and cache writes may be split
-    by lifetime (`ephemeral_5m_input_tokens`).
-    """
-    input_tokens, output = _count(metadata, "input_tokens"), _count(metadata, "output_tokens")
-    if not input_tokens and not output:
-        return None
-    output = max(output, _count(metadata, "total_tokens") - input_tokens)
-    inputs = metadata.get("input_token_details") or {}
-    outputs = metadata.get("output_token_details") or {}
-    cached = min(_sum(inputs, "cache_read"), input_tokens)
-    written = _sum(inputs, "cache_creation", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
-    return Usage(
-        input_tokens=input_tokens,
-        output_tokens=output,
-        cached_input_tokens=cached,
-        cache_write_tokens=min(written, input_tokens - cached),
-        reasoning_tokens=min(_sum(outputs, "reasoning"), output),
-        input_audio_tokens=min(_sum(inputs, "audio"), input_tokens),
-        output_audio_tokens=min(_sum(outputs, "audio"), output),
-    )
-
-
-def _count(source: Mapping[str, Any], name: str) -> int:
-    value = source.get(name)
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _sum(details: Mapping[str, Any], *names: str) -> int:
-    return sum(
-        value
-        for key, value in details.items()
-        if isinstance(value, int) and value > 0 and any(key == n or key.endswith(f"_{n}") for n in names)
-    )
-
-
 def cached(result: LLMResult) -> bool:
     """Whether the answer came out of LangChain's cache: it marks those with a cost of 0."""
     generations = [g for row in result.generations for g in row]
@@ -208,30 +171,105 @@ def cached(result: LLMResult) -> bool:
     )
 
 
-def hear(result: LLMResult | None) -> Heard:
-    """What a result says of its cost."""
+class Chunks:
+    """What the chunks of one stream say of its cost, each for itself.
+
+    LangChain adds chunks up: running totals become their sum, and the names that each repeats
+    become one long name. So they are taken in one by one, as they pass.
+    """
+
+    def __init__(self) -> None:
+        self._usage = RunningUsage()
+        self._said: dict[str, str] = {}
+
+    def add(self, chunk: object) -> None:
+        """Take in a chunk: a message's, or a generation's around it."""
+        message = getattr(chunk, "message", chunk)
+        told = getattr(message, "usage_metadata", None)
+        if told:
+            self._usage.add(read_usage(told))
+        said: Mapping[str, Any] | None = getattr(message, "response_metadata", None)
+        info: Mapping[str, Any] | None = getattr(chunk, "generation_info", None)
+        for source in (said, info):
+            if source:
+                if not told and (found := find_usage(source)) is not None:
+                    self._usage.add(read_usage(found))
+                for name in _SAID:
+                    if isinstance(value := source.get(name), str) and value:
+                        self._said[name] = value
+
+    def correct(self, heard: Heard) -> Heard:
+        """What LangChain has made of all of them, with what each has said in its place."""
+        usage = self._usage.usage
+        if usage is not None and not believable(usage, text=len(heard.text)):
+            usage = None
+        return replace(
+            heard,
+            usage=usage or (None if self._usage.told else heard.usage),
+            model=_str(self._said, *_MODEL) or heard.model,
+            service_tier=_str(self._said, "service_tier") or heard.service_tier,
+            provider_id=_str(self._said, "id") or heard.provider_id,
+        )
+
+
+_MODEL = ("model_name", "model")
+_SAID = (*_MODEL, "service_tier", "id")
+
+
+def hear(result: LLMResult | None, chunks: Chunks | None = None) -> Heard:
+    """What a result says of its cost.
+
+    Args:
+        chunks: what its chunks have said, if it was streamed.
+    """
     if result is None:
         return Heard()
     generations = [g for row in result.generations for g in row]
     messages = [m for g in generations if isinstance(m := getattr(g, "message", None), BaseMessage)]
     output: Mapping[str, Any] = result.llm_output or {}
-    raw = output.get("token_usage") or output.get("usage")
-    usage = from_openai(raw) if isinstance(raw, Mapping) and len(messages) != 1 else None
-    if usage is None:
-        usage = _usage_of_messages(messages)
-    if usage is None:
-        usage = from_openai(raw) if isinstance(raw, Mapping) else None
-    if usage is not None and not usage.total_tokens:
-        usage = None
     said: Mapping[str, Any] = messages[0].response_metadata if messages else {}
     text = "".join(_text(m) for m in messages) if messages else "".join(g.text for g in generations)
-    return Heard(
+    raw = read_usage(find_usage(output)) if output else None
+    usage = raw if len(messages) != 1 else None
+    if usage is None:
+        usage = _usage_of_messages(messages) or raw
+    if usage is None and len(messages) == 1:
+        # Community models leave the provider's own words there.
+        usage = read_usage(find_usage(said) or (generations[0].generation_info or {}).get("token_usage"))
+    if usage is not None and not believable(usage, text=len(text)):
+        usage = None
+    heard = Heard(
         usage,
-        text if usage is None else "",
-        model=_str(said, "model_name", "model") or _str(output, "model_name", "model"),
-        service_tier=_str(said, "service_tier"),
+        text,
+        model=_unrepeated(_str(said, *_MODEL)) or _str(output, *_MODEL),
+        service_tier=_unrepeated(_str(said, "service_tier")),
         provider_id=_str(said, "id") or _str(output, "id"),
     )
+    if chunks is not None:
+        heard = chunks.correct(heard)
+    return heard if heard.usage is None else replace(heard, text="")
+
+
+def hear_chunks(chunks: Sequence[Any]) -> Heard:
+    """What the chunks of a stream say, that has been read so far."""
+    if not chunks:
+        return Heard()
+    said = Chunks()
+    whole: Any = None
+    for chunk in chunks:
+        said.add(chunk)
+        whole = chunk if whole is None else whole + chunk
+    if isinstance(whole, ChatGenerationChunk):
+        whole = ChatGeneration(message=whole.message)
+    return hear(LLMResult(generations=[[whole]]), said)
+
+
+def _unrepeated(name: str | None) -> str | None:
+    """`gpt-5` of `gpt-5gpt-5`: what LangChain makes of a name that each chunk has told."""
+    if not name:
+        return None
+    period = (name + name).find(name, 1)
+    return name[:period] if 3 <= period < len(name) else name
 
 
 def _usage_of_messages(messages: Sequence[BaseMessage]) -> Usage | None:
@@ -240,7 +278,7 @@ def _usage_of_messages(messages: Sequence[BaseMessage]) -> Usage | None:
     Providers that report it once have it repeated on each choice; where it differs, each
     choice has its own, and the prompt is the same.
     """
-    found = [u for m in messages if (u := usage_of(getattr(m, "usage_metadata", None) or {})) is not None]
+    found = [u for m in messages if (u := read_usage(getattr(m, "usage_metadata", None))) is not None]
     if len(found) < len(messages) or not found:
         return None
     if all(u == found[0] for u in found):

@@ -9,7 +9,8 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, Completi
 from llama_index_instrumentation.dispatcher import active_instrument_tags
 
 from ...rules.attribution import Attribution
-from ...rules.usage import Usage, from_openai
+from ...rules.usage import Usage, believable
+from ...wire.usage_shapes import as_mapping, find_usage, read_usage
 from ..kit.generation import Heard
 from ..kit.settings import ASKED, model_in, output_limit, provider_of
 
@@ -110,13 +111,14 @@ def hear(response: Any) -> Heard:
     """What an answer, or the last chunk of a stream, says of its cost."""
     if not isinstance(response, (ChatResponse, CompletionResponse)):
         return Heard()
-    raw = _mapping(response.raw)
+    raw = as_mapping(response.raw)
+    text = _text(response)
     usage = usage_of(raw, response.additional_kwargs)
-    if usage is not None and not usage.total_tokens:
+    if usage is not None and not believable(usage, text=len(text)):
         usage = None
     return Heard(
         usage,
-        "" if usage is not None else _text(response),
+        "" if usage is not None else text,
         model=_str(raw, "model"),
         service_tier=_str(raw, "service_tier"),
         provider_id=_str(raw, "id"),
@@ -124,46 +126,13 @@ def hear(response: Any) -> Heard:
 
 
 def usage_of(raw: Mapping[str, Any], extra: Mapping[str, Any]) -> Usage | None:
-    """Usage out of a provider's raw answer, in whichever provider's shape."""
-    said = _mapping(raw.get("usage") or raw.get("usage_metadata"))
-    if "cache_read_input_tokens" in said or "cache_creation_input_tokens" in said:
-        # Anthropic's: what was read from or written to the cache comes on top.
-        # https://docs.claude.com/en/docs/build-with-claude/prompt-caching
-        read = _count(said, "cache_read_input_tokens")
-        written = _count(said, "cache_creation_input_tokens")
-        return Usage(
-            _count(said, "input_tokens") + read + written,
-            _count(said, "output_tokens"),
-            cached_input_tokens=read,
-            cache_write_tokens=written,
-        )
-    if "prompt_token_count" in said:
-        # Gemini's. https://ai.google.dev/api/generate-content#UsageMetadata
-        thoughts = _count(said, "thoughts_token_count")
-        prompt = _count(said, "prompt_token_count") + _count(said, "tool_use_prompt_token_count")
-        return Usage(
-            prompt,
-            _count(said, "candidates_token_count") + thoughts,
-            cached_input_tokens=min(_count(said, "cached_content_token_count"), prompt),
-            reasoning_tokens=thoughts,
-        )
-    if "prompt_eval_count" in raw:
-        # Ollama's. https://github.com/ollama/ollama/blob/main/docs/api.md
-        return Usage(_count(raw, "prompt_eval_count"), _count(raw, "eval_count"))
-    return from_openai(said) or from_openai(extra)
+    """Usage out of a provider's raw answer, or out of what an integration has made of it.
 
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, Mapping):
-        return value
-    dump = getattr(value, "model_dump", None)
-    found = dump() if dump is not None else None
-    return found if isinstance(found, Mapping) else {}
-
-
-def _count(source: Mapping[str, Any], name: str) -> int:
-    value = source.get(name)
-    return value if isinstance(value, int) and value > 0 else 0
+    Args:
+        extra: the answer's `additional_kwargs`; integrations differ in whether the counts lie
+            there themselves, or as `usage`.
+    """
+    return read_usage(find_usage(raw)) or read_usage(find_usage(extra)) or read_usage(extra)
 
 
 def _str(source: Mapping[str, Any], name: str) -> str | None:

@@ -117,7 +117,10 @@ class _Call:
             if streamed and not response.is_stream_consumed:
                 watch_response(response, exchange, hold, asynchronous=_is_async(self.client))
                 return None
-            exchange.read_body(response.content)
+            content = response.content
+            shown = exchange.read_body(content)
+            if shown is not content:
+                response._content = shown  # events that something else has read already
             if exchange.pending:
                 PENDING.of(self.terms.engine)[str(exchange.reply.id)] = (exchange, hold)
                 return None
