@@ -83,6 +83,8 @@ class Meter:
         aliases: names of deployments or proxies, and the models that they stand for.
         allow: what cannot be bounded but may go ahead, with the most that it may cost a
             request: ``{"web_search": "$0.05", "images": "$0.08"}``.
+        allow_fields: fields of requests that are not in the table (`wire/FIELDS.md`), and of
+            which you know that they do nothing to the bill; by name, or by path with dots.
         timezone: of calendar windows that name none.
         default_output_tokens: the output limit sent, and reserved, where the caller sets none.
         min_output_tokens: output limits are not lowered below this.
@@ -117,6 +119,7 @@ class Meter:
         prices: Mapping[str, Price | Sequence[Price]] | None = None,
         aliases: Mapping[str, str] | None = None,
         allow: Mapping[str, str | list[str] | tuple[str, ...]] | None = None,
+        allow_fields: Iterable[str] = (),
         timezone: str = "UTC",
         default_output_tokens: int = 4096,
         min_output_tokens: int = 16,
@@ -141,6 +144,10 @@ class Meter:
         self._given: Mapping[str, Any] = given
         self.token = os.urandom(16).hex()
         """Names this meter, also where it was pickled and made anew."""
+        if isinstance(allow_fields, str) or not all(isinstance(name, str) for name in allow_fields):
+            raise ConfigError(f"allow_fields is a list of names of fields, not {allow_fields!r}")
+        self.allow_fields = given["allow_fields"] = frozenset(allow_fields)
+        """Fields of requests that are let through though they are not known."""
         self.pricing = Pricing(prices, aliases)
         self._planner = Planner(
             owner=self,

@@ -137,9 +137,9 @@ class Generation:
         input_tokens: int | None = None,
     ) -> None:
         self.meter = meter
-        self.bound = _bound(operation, request, can_limit=can_limit, choices=choices)
+        self.bound = _bound(meter, operation, request, provider, can_limit=can_limit, choices=choices)
         if input_tokens is not None:
-            self.bound = replace(self.bound, input_tokens=input_tokens, slack=0)
+            self.bound = self.bound._replace(input_tokens=input_tokens, slack=0)
         self._thinks = any(request.get(name) for name in _THINKING_ASKED)
         self.plan: Plan = meter.plan(
             operation,
@@ -266,10 +266,18 @@ class Generation:
 _FREE_KEYWORDS = ("model_kwargs", "additional_kwargs")
 
 
-def _bound(operation: str, request: Mapping[str, Any], *, can_limit: bool, choices: int) -> RequestBound:
+def _bound(
+    meter: Meter,
+    operation: str,
+    request: Mapping[str, Any],
+    provider: str | None,
+    *,
+    can_limit: bool,
+    choices: int,
+) -> RequestBound:
     if operation == "embeddings":
-        return bound_request("embeddings", request)
-    bound = bound_request("chat", request)
+        return bound_request("embeddings", request, provider=provider, allowed=meter.allow_fields)
+    bound = bound_request("chat", request, provider=provider, allowed=meter.allow_fields)
     changes: dict[str, Any] = {"choices": max(choices, bound.choices)}
     if not can_limit:
         changes["limit_fields"] = ()
@@ -277,7 +285,7 @@ def _bound(operation: str, request: Mapping[str, Any], *, can_limit: bool, choic
     if previous or request.get("conversation"):
         # What the provider has stored of the conversation is billed again.
         changes |= {"input_tokens": None, "extra_input": bound.input_tokens or 0, "previous": previous}
-    return replace(bound, **changes)
+    return bound._replace(**changes)
 
 
 class Runs(Generic[K, R]):
