@@ -102,6 +102,7 @@ class Config(_Strict):
     prices: dict[str, _PriceTable | list[_PriceTable]] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
     allow: dict[str, str | list[str]] = Field(default_factory=dict)
+    allow_fields: list[str] = Field(default_factory=list)
     default_output_tokens: int | None = None
     min_output_tokens: int | None = None
     lower_limits: bool | None = None

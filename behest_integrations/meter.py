@@ -43,6 +43,8 @@ class Meter(Doors):
         aliases: names of deployments or proxies, and the models that they stand for.
         allow: what cannot be bounded but may go ahead, with the most that it may cost a
             request: ``{"web_search": "$0.05", "images": "$0.08"}``.
+        allow_fields: fields of requests that are not in the table (`wire/FIELDS.md`), and of
+            which you know that they do nothing to the bill; by name, or by path with dots.
         timezone: of calendar windows that name none.
         default_output_tokens: the output limit sent, and reserved, where the caller sets none.
         min_output_tokens: output limits are not lowered below this.
@@ -77,6 +79,7 @@ class Meter(Doors):
         prices: Mapping[str, Price | Sequence[Price]] | None = None,
         aliases: Mapping[str, str] | None = None,
         allow: Mapping[str, str | list[str] | tuple[str, ...]] | None = None,
+        allow_fields: Iterable[str] = (),
         timezone: str = "UTC",
         default_output_tokens: int = 4096,
         min_output_tokens: int = 16,
@@ -98,6 +101,9 @@ class Meter(Doors):
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         budgets = given["budgets"] = [budgets] if isinstance(budgets, (str, Budget)) else list(budgets)
+        if isinstance(allow_fields, str) or not all(isinstance(name, str) for name in allow_fields):
+            raise ConfigError(f"allow_fields is a list of names of fields, not {allow_fields!r}")
+        given["allow_fields"] = frozenset(allow_fields)
         self._given: Mapping[str, Any] = given
         planner = Planner(
             owner=self,
@@ -127,6 +133,7 @@ class Meter(Doors):
             on_store_error=store_error,
             on_threshold=on_threshold,
             clock=clock or (lambda: int(time.time() * 1000)),
+            allow_fields=given["allow_fields"],
         )
         self._remember_budgets()
         register(self)

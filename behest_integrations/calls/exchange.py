@@ -60,7 +60,13 @@ class Exchange:
         self.metered = operation in METERED_OPERATIONS
         self._original = body
         if self.metered:
-            self._bound = bound_request(operation, body, prefer_max_tokens=provider not in _NEWER_FIELD)
+            self._bound = bound_request(
+                operation,
+                body,
+                prefer_max_tokens=provider not in _NEWER_FIELD,
+                provider=provider,
+                allowed=engine.allow_fields,
+            )
         else:
             self._bound = RequestBound(0, output_limit=0)
         self.plan: Plan = engine.plan(
@@ -84,7 +90,9 @@ class Exchange:
         self.hold = hold
         self._new_reply()
         body = dict(self._original)
-        if hold.output_limit is not None and hold.output_limit != self._bound.output_limit:
+        if hold.output_limit is not None and (
+            hold.output_limit != self._bound.output_limit or self._bound.send_limit
+        ):
             body = with_output_limit(body, self._bound, hold.output_limit)
         if self.operation in ("chat", "completions") and body.get("stream") and not asks_stream_usage(body):
             self._hide_usage = True

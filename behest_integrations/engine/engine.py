@@ -57,6 +57,7 @@ class Engine:
         lease_ms: after how long a call whose process has died is booked as assumed.
         on_unknown, on_store_error, on_threshold: see `Meter`.
         clock: milliseconds since 1970.
+        allow_fields: fields of requests that are let through though they are not known.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Engine:
         on_store_error: OnStoreError,
         on_threshold: Callable[[ThresholdEvent], object] | None,
         clock: Callable[[], int],
+        allow_fields: frozenset[str] = frozenset(),
     ) -> None:
         self._ledger = ledger
         self._planner = planner
@@ -78,6 +80,7 @@ class Engine:
         """Names this engine, also where it was pickled and made anew."""
         self.lease_ms = lease_ms
         self.on_unknown: OnUnknown = on_unknown
+        self.allow_fields = allow_fields
         self.notices = Notices()
         self.kept: dict[Any, Any] = {}
         """What doors keep with this engine; see `PerEngine`."""

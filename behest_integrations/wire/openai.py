@@ -6,11 +6,24 @@ It reads and rewrites plain JSON values; it makes no calls and knows no SDK.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from ..rules.errors import ConfigError
+from .fields import (
+    NO_EFFECTS,
+    NO_FIELDS,
+    ONE,
+    FieldEffects,
+    Ratio,
+    Table,
+    model_names,
+    positive,
+    read_fields,
+    request_fee,
+    self_acting,
+    table_of,
+)
 from .tokens import bound_json, byte_length, exact_counter
 
 # ── operations ─────────────────────────────────────────────────────────────────────────
@@ -52,8 +65,7 @@ METERED_OPERATIONS = frozenset(_METERED.values())
 # ── requests ───────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class RequestBound:
+class RequestBound(NamedTuple):
     """How large a request can get.
 
     Attributes:
@@ -62,15 +74,30 @@ class RequestBound:
         extra_input: tokens of this request that come on top of remembered context.
         choices: how many times the output limit can be used up.
         extra_output: output tokens that the limit does not bound (rejected predictions).
-        output_limit: the limit the caller sent; None if none; 0 where there is no output.
-        limit_fields: the fields that carry it, or the ones to send it in.
-        service_tier: as sent.
+        output_limit: the limit the caller sent, the largest where there are several; None if
+            none; 0 where there is no output.
+        limit_fields: the paths of the fields that carry it, or of the ones to send it in.
+        service_tier: by the price list's name.
         input_audio, output_audio: whether audio tokens can occur.
-        features: what cannot be bounded from the request, by name, with the reason.
+        features: what cannot be bounded from the request, by name, with the reason; a field
+            that is not known is `field:NAME`.
         previous: the response whose context this one continues, if that is all that is
             not in the request.
         slack: how much of `input_tokens` is caution about what surrounds the texts; an
             estimate leaves it out.
+        multiplier: what the price of every token is multiplied by (a numerator and a
+            denominator; the product is rounded up).
+        tier_multiplier: the same, but only where the price list has no price for `service_tier`.
+        models: other models that may answer; the dearest counts.
+        request_fee: nano-dollars for the request beside its tokens, known from the provider's
+            page; in the place of the price list's own fee for a request. None: as the list says.
+        least_output: tokens that the answer has at least; where a limit is only assumed or sent by
+            default, it is not below this.
+        below_limit: paths of budgets for thoughts, which servers want below the limit.
+        send_limit: whether the limit must be sent though the caller sent one: the server may not
+            read the fields that it is in.
+        replaced: fields that are taken out where the limit is sent, since servers refuse them
+            beside the others.
     """
 
     input_tokens: int | None
@@ -82,18 +109,31 @@ class RequestBound:
     service_tier: str | None = None
     input_audio: bool = False
     output_audio: bool = False
-    features: Mapping[str, str] = field(default_factory=dict)
+    features: Mapping[str, str] = {}
     previous: str | None = None
     slack: int = 0
+    multiplier: Ratio = ONE
+    tier_multiplier: Ratio = ONE
+    models: tuple[str, ...] = ()
+    request_fee: int | None = None
+    least_output: int = 0
+    below_limit: tuple[str, ...] = ()
+    send_limit: bool = False
+    replaced: tuple[str, ...] = ()
 
 
 # Tokens around each message, and each request, that no field of it shows. OpenAI's cookbook
 # counts 3 and 3 for its own models
-# (https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken); of others it is
-# only known that they are few.
+# (https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken). Templates of open
+# models take more: llama-server billed 16 a message for gemma-3, Llama 3.1 begins with 25 tokens
+# of dates (https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/tokenizer_config.json),
+# gpt-oss with some 70 (https://cookbook.openai.com/articles/openai-harmony).
 _USUAL = 3
 _AROUND_KNOWN = (4, 8)
-_AROUND_OTHERS = (8, 16)
+_AROUND_OTHERS = (20, 128)
+# How tools are used is told in a prompt of the template's own; Qwen's and Llama's take up to 200
+# (https://qwen.readthedocs.io/en/latest/framework/function_call.html).
+_TOOLS_OTHERS = 400
 # Claude is told how to use tools in a prompt of its own, of at most this many tokens:
 # https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing
 _CLAUDE_TOOL_PROMPT = 530
@@ -119,6 +159,7 @@ _IMAGES: tuple[tuple[str, int | None, int], ...] = (
     ("o3", 75, 75 + 8 * 150),
 )
 _IMAGE_MARGIN = 32
+_TOOL_VERSION = re.compile(r"(_preview)?(_\d{4}_\d{2}_\d{2}|_\d{8})?$")
 
 
 def image_bound(model: str, detail: str | None) -> int | None:
@@ -131,21 +172,15 @@ def image_bound(model: str, detail: str | None) -> int | None:
     return None
 
 
-def _positive(body: Mapping[str, Any], name: str, default: int | None) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
-
-
 class _InputCounter:
     """Walks the content of a request and adds up an upper bound of its tokens."""
+
+    __slots__ = ("around", "audio", "count", "exact", "features", "model", "slack", "stored", "tokens")
 
     def __init__(self, model: str) -> None:
         self.model = model
         exact = exact_counter(model)
+        self.exact = exact is not None
         self.count = exact or byte_length
         self.around, self.tokens = _AROUND_KNOWN if exact else _AROUND_OTHERS
         self.slack = self.tokens - _USUAL
@@ -160,25 +195,33 @@ class _InputCounter:
         if value is not None:
             self.tokens += bound_json(value, self.model)
 
-    def message(self, message: Any) -> None:
-        self.tokens += self.around
-        self.slack += self.around - _USUAL
-        if not isinstance(message, Mapping):
-            self.json(message)
-            return
-        for key, value in message.items():
-            if key == "role":
+    def messages(self, messages: Iterable[Any]) -> None:
+        count, around, tokens, many = self.count, self.around, 0, 0
+        for message in messages:
+            many += 1
+            if not isinstance(message, Mapping):
+                self.json(message)
                 continue
-            if isinstance(value, str):
-                self.text(value)
-            elif key in ("content", "output", "summary") and isinstance(value, (list, tuple)):
-                for part in value:
-                    self.part(part)
-            elif key == "audio" and value is not None:
-                # An earlier spoken answer, by id: billed again, at a length not said here.
-                self.refuse("input_audio", "An earlier audio answer is sent back by its id")
-            elif value is not None:
-                self.json(value)
+            for key, value in message.items():
+                if key == "role":
+                    continue
+                if isinstance(value, str):
+                    tokens += count(value)
+                elif value is not None:
+                    self.in_message(key, value)
+        self.tokens += tokens + around * many
+        self.slack += (around - _USUAL) * many
+
+    def in_message(self, key: str, value: Any) -> None:
+        """A part of a message that is no text."""
+        if key in ("content", "output", "summary") and isinstance(value, (list, tuple)):
+            for part in value:
+                self.part(part)
+        elif key == "audio":
+            # An earlier spoken answer, by id: billed again, at a length not said here.
+            self.refuse("input_audio", "An earlier audio answer is sent back by its id")
+        else:
+            self.json(value)
 
     def part(self, part: Any) -> None:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -214,17 +257,22 @@ class _InputCounter:
         kind = item.get("type", "message") if isinstance(item, Mapping) else None
         if kind == "item_reference":
             self.stored = True
-        self.message(item)
+        self.messages((item,))
 
     def tools(self, tools: Any) -> None:
-        if tools and "claude" in self.model:
+        if not tools:
+            return
+        if "claude" in self.model:
             self.tokens += _CLAUDE_TOOL_PROMPT
-        for tool in tools or ():
+        elif not self.exact:
+            self.tokens += _TOOLS_OTHERS
+            self.slack += _TOOLS_OTHERS
+        for tool in tools:
             kind = tool.get("type") if isinstance(tool, Mapping) else None
             self.tokens += self.around
             self.json(tool)
             if kind not in ("function", "custom", None):
-                name = re.sub(r"(_preview)?(_\d{4}_\d{2}_\d{2}|_\d{8})?$", "", str(kind))
+                name = _TOOL_VERSION.sub("", str(kind))
                 self.refuse(
                     name, f"The hosted tool {kind!r} is billed by use, beyond the tokens of this request"
                 )
@@ -234,104 +282,249 @@ class _InputCounter:
 
 
 def bound_request(
-    operation: str, body: Mapping[str, Any], *, prefer_max_tokens: bool = False
+    operation: str,
+    body: Mapping[str, Any],
+    *,
+    prefer_max_tokens: bool = False,
+    provider: str | None = None,
+    allowed: frozenset[str] = NO_FIELDS,
 ) -> RequestBound:
     """How large the request `body` can get.
 
     Args:
         operation: one of `METERED_OPERATIONS`.
-        body: the request's JSON.
+        body: the request's JSON, with what an SDK's `extra_body` adds to it.
         prefer_max_tokens: where the caller sent no limit, send one as `max_tokens` (what
             most OpenAI-compatible servers read) and not as `max_completion_tokens`.
+        provider: the price list's id of the provider; None: any server, so that every field
+            means the worst that it means anywhere.
+        allowed: fields, by name or path, that are not known here and do nothing.
 
     Raises:
         ConfigError: a field that the bound depends on has an impossible value.
     """
-    model = str(body.get("model") or "")
+    named = body.get("model")
+    others: tuple[str, ...] = ()
+    if isinstance(named, str):
+        model = named
+    else:
+        names = model_names(named) if named else None
+        model, others = (names[0], tuple(names[1:])) if names else (str(named or ""), ())
+    table = table_of(operation, provider)
+    plain = table.plain.issuperset(body)
+    effects = NO_EFFECTS if plain else read_fields(operation, body, provider, allowed)
+    counter = _InputCounter(model)
     if operation == "chat":
-        return _bound_chat(body, model, prefer_max_tokens)
-    if operation == "responses":
-        return _bound_responses(body, model)
-    if operation == "completions":
-        return _bound_completions(body, model)
-    counter = _InputCounter(model)
-    _prompt(counter, body.get("input"))
-    return RequestBound(counter.tokens, output_limit=0, slack=counter.slack + _USUAL)
+        bound = _bound_chat(body, counter, table, effects, prefer_max_tokens)
+    elif operation == "responses":
+        bound = _bound_responses(body, counter, table, effects)
+    elif operation == "completions":
+        bound = _bound_completions(body, counter, table, effects)
+    else:
+        _prompt(counter, body.get("input"))
+        _count_others(counter, effects)
+        bound = RequestBound(
+            counter.tokens, output_limit=0, features=counter.features, slack=counter.slack + _USUAL
+        )
+    if effects is not NO_EFFECTS or others:
+        bound = bound._replace(
+            service_tier=effects.tier,
+            multiplier=effects.multiplier,
+            tier_multiplier=effects.tier_multiplier,
+            models=(*others, *effects.models),
+            below_limit=effects.below,
+            least_output=effects.least_output,
+        )
+    acting = [found for name in (model, *bound.models) if (found := self_acting(name)) is not None]
+    if acting:
+        for found in acting:
+            if found.feature:
+                counter.refuse(
+                    found.feature, f"Model {model!r} does more than it is asked, and bills it by use"
+                )
+        bound = bound._replace(request_fee=max(request_fee(found, body) for found in acting))
+    return bound
 
 
-def _bound_chat(body: Mapping[str, Any], model: str, prefer_max_tokens: bool) -> RequestBound:
-    counter = _InputCounter(model)
-    for message in body.get("messages") or ():
-        counter.message(message)
-    counter.tools(body.get("tools"))
+def _count_others(counter: _InputCounter, effects: FieldEffects) -> None:
+    """Count what other fields than the usual add to the prompt, and take over what they ask for."""
+    if effects is NO_EFFECTS:
+        return
+    counter.tokens += effects.extra_input
+    for value in effects.counted:
+        counter.tokens += counter.around
+        counter.slack += counter.around
+        if isinstance(value, str):
+            counter.text(value)
+        else:
+            counter.json(value)
+    counter.features.update(effects.features)
+
+
+def _more_output(counter: _InputCounter, effects: FieldEffects, choices: int) -> int:
+    """Output tokens that no limit bounds."""
+    if effects is NO_EFFECTS:
+        return 0
+    # With echo the prompt comes back as part of each completion.
+    more = effects.extra_output + (counter.tokens if effects.echo else 0)
+    return more * choices + sum(bound_json(value, counter.model) for value in effects.predictions)
+
+
+class _Limit(NamedTuple):
+    """The output limit, and where it is: see `RequestBound`."""
+
+    limit: int | None
+    fields: tuple[str, ...]
+    send: bool = False
+    replaced: tuple[str, ...] = ()
+
+
+def _limit(
+    usual: tuple[str, ...], sent: dict[str, int], default: str, readable: Iterable[str], effects: FieldEffects
+) -> _Limit:
+    """The limit that a request has.
+
+    Args:
+        usual: the fields that are never "no limit".
+        sent: those of them that were sent.
+        default: the field to send a limit in.
+        readable: the fields that the server is known to read.
+    """
+    if effects is NO_EFFECTS and not sent:
+        return _Limit(None, (default,))
+    values = [*sent.values(), *effects.limits.values()]
+    paths = (*sent, *effects.limits)
+    if not paths:
+        return _Limit(None, (default, *effects.lowered))
+    limits = [value for value in values if value is not None]
+    # One field that says "no limit" may be the one that is read.
+    limit = max(*limits, effects.least_output) if len(limits) == len(values) else None
+    if not any(path in readable for path in paths):
+        replaced = tuple(path for path in usual if path in sent and path != default)
+        kept = tuple(path for path in paths if path not in replaced)
+        return _Limit(limit, (*kept, default, *effects.lowered), True, replaced)
+    return _Limit(limit, (*paths, *effects.lowered))
+
+
+def _bound_chat(
+    body: Mapping[str, Any],
+    counter: _InputCounter,
+    table: Table,
+    effects: FieldEffects,
+    prefer_max_tokens: bool,
+) -> RequestBound:
+    counter.messages(body.get("messages") or ())
+    if (tools := body.get("tools")) is not None:
+        counter.tools(tools)
     counter.json(body.get("functions"))
     counter.json(body.get("response_format"))
-    if body.get("web_search_options") is not None:
-        counter.refuse("web_search", "Web search is billed by the search, beyond the tokens of this request")
-    modalities = body.get("modalities") or ()
-    prediction = body.get("prediction")
-    fields = ("max_completion_tokens", "max_tokens")
-    sent = tuple(name for name in fields if body.get(name) is not None)
-    limits = [_positive(body, name, None) or 0 for name in sent]
+    _count_others(counter, effects)
+    sent = {name: positive(name, value) for name in _CHAT_LIMITS if (value := body.get(name)) is not None}
+    newer = _takes_newer_limit(counter.model)
+    default = _chat_limit_field(counter.model, prefer_max_tokens)
+    if table.limits and default not in table.limits:
+        default = "max_tokens"
+    readable: Iterable[str] = table.limits or (_CHAT_LIMITS if newer else _OLDER_LIMIT)
+    limit = _limit(_CHAT_LIMITS, sent, default, readable, effects)
+    choices = 1 if (n := body.get("n")) is None else positive("n", n)
+    choices = max(choices, effects.choices)
     return RequestBound(
-        input_tokens=counter.tokens,
-        choices=_positive(body, "n", 1) or 1,
-        extra_output=bound_json(prediction, model) if prediction else 0,
-        output_limit=max(limits) if limits else None,
-        limit_fields=sent or _chat_limit_field(model, prefer_max_tokens),
-        service_tier=body.get("service_tier"),
-        input_audio=counter.audio,
-        output_audio="audio" in modalities or body.get("audio") is not None,
-        features=counter.features,
-        slack=counter.slack,
+        None if effects.stored else counter.tokens,
+        counter.tokens if effects.stored else 0,
+        choices,
+        _more_output(counter, effects, choices),
+        limit.limit,
+        limit.fields,
+        None,
+        counter.audio,
+        effects.output_audio,
+        counter.features,
+        None,
+        counter.slack,
+        send_limit=limit.send,
+        replaced=limit.replaced,
     )
 
 
-def _chat_limit_field(model: str, prefer_max_tokens: bool) -> tuple[str, ...]:
+_CHAT_LIMITS = ("max_completion_tokens", "max_tokens")
+_OLDER_LIMIT = ("max_tokens",)
+_REASONING = ("o1", "o3", "o4", "gpt-5")
+
+
+def _chat_limit_field(model: str, prefer_max_tokens: bool) -> str:
     """OpenAI's reasoning models reject `max_tokens`, through whatever proxy they are reached."""
-    if prefer_max_tokens and not model.startswith(("o1", "o3", "o4", "gpt-5")):
-        return ("max_tokens",)
-    return ("max_completion_tokens",)
+    if prefer_max_tokens and not model.startswith(_REASONING):
+        return "max_tokens"
+    return "max_completion_tokens"
 
 
-def _bound_responses(body: Mapping[str, Any], model: str) -> RequestBound:
-    counter = _InputCounter(model)
+@lru_cache(maxsize=1024)
+def _takes_newer_limit(model: str) -> bool:
+    """Whether a model is by its name OpenAI's, so that its server reads `max_completion_tokens`.
+
+    Servers of other models may not: Ollama and TGI pass over it without a word.
+    """
+    name = model.rsplit("/", 1)[-1].removeprefix("ft:")
+    return name.startswith((*_REASONING, "gpt-", "chatgpt-")) and not name.startswith("gpt-oss")
+
+
+def _bound_responses(
+    body: Mapping[str, Any], counter: _InputCounter, table: Table, effects: FieldEffects
+) -> RequestBound:
     given = body.get("input")
     if isinstance(given, str):
-        counter.message({"content": given})
+        counter.messages(({"content": given},))
     else:
         for item in given or ():
             counter.item(item)
     counter.json(body.get("instructions"))
     counter.tools(body.get("tools"))
     counter.json(body.get("text"))
+    _count_others(counter, effects)
+    # `previous_response_id` alone may be a response whose size is remembered.
     previous = body.get("previous_response_id")
     elsewhere = counter.stored or body.get("conversation") is not None or body.get("prompt") is not None
+    usual = ("max_output_tokens",)
+    sent = {name: positive(name, value) for name in usual if (value := body.get(name)) is not None}
+    limit = _limit(usual, sent, usual[0], usual, effects)
     return RequestBound(
-        input_tokens=None if previous or elsewhere else counter.tokens,
+        input_tokens=None if previous or elsewhere or effects.stored else counter.tokens,
         extra_input=counter.tokens,
-        output_limit=_positive(body, "max_output_tokens", None),
-        limit_fields=("max_output_tokens",),
-        service_tier=body.get("service_tier"),
+        choices=effects.choices,
+        extra_output=_more_output(counter, effects, effects.choices),
+        output_limit=limit.limit,
+        limit_fields=limit.fields,
         input_audio=counter.audio,
+        output_audio=effects.output_audio,
         features=counter.features,
         previous=previous if previous and not elsewhere else None,
         slack=counter.slack,
+        send_limit=limit.send,
+        replaced=limit.replaced,
     )
 
 
-def _bound_completions(body: Mapping[str, Any], model: str) -> RequestBound:
-    counter = _InputCounter(model)
+def _bound_completions(
+    body: Mapping[str, Any], counter: _InputCounter, table: Table, effects: FieldEffects
+) -> RequestBound:
     prompts = _prompt(counter, body.get("prompt"))
-    n, best_of = _positive(body, "n", 1) or 1, _positive(body, "best_of", 1) or 1
+    _count_others(counter, effects)
+    sent = {name: positive(name, value) for name in _OLDER_LIMIT if (value := body.get(name)) is not None}
+    limit = _limit(_OLDER_LIMIT, sent, "max_tokens", table.limits or _OLDER_LIMIT, effects)
+    if not sent and not effects.limits and _takes_newer_limit(counter.model):
+        # Other servers go on without an end: https://github.com/ggml-org/llama.cpp, n_predict -1.
+        limit = limit._replace(limit=max(_LEGACY_MAX_TOKENS, effects.least_output))
+    each = max(1 if (n := body.get("n")) is None else positive("n", n), effects.choices)
     return RequestBound(
         input_tokens=counter.tokens,
-        choices=max(n, best_of) * prompts,
-        # With echo the prompt comes back as part of the completion.
-        extra_output=counter.tokens if body.get("echo") else 0,
-        output_limit=_positive(body, "max_tokens", _LEGACY_MAX_TOKENS),
-        limit_fields=("max_tokens",),
+        choices=each * prompts,
+        extra_output=_more_output(counter, effects, each),
+        output_limit=limit.limit,
+        limit_fields=limit.fields,
+        features=counter.features,
         slack=counter.slack + _USUAL,
+        send_limit=limit.send,
+        replaced=limit.replaced,
     )
 
 
@@ -359,8 +552,26 @@ def _prompt(counter: _InputCounter, prompt: Any) -> int:
 
 
 def with_output_limit(body: Mapping[str, Any], bound: RequestBound, limit: int) -> dict[str, Any]:
-    """`body` with its output limit set to `limit` tokens."""
-    return {**body, **dict.fromkeys(bound.limit_fields, limit)}
+    """`body` with an output limit of at most `limit` tokens, in every field that carries one.
+
+    A field that says less keeps what it says.
+    """
+    changed = {name: value for name, value in body.items() if name not in bound.replaced}
+    for path in bound.limit_fields:
+        _lower(changed, path.split("."), limit)
+    for path in bound.below_limit:
+        _lower(changed, path.split("."), max(1, limit - 1))
+    return changed
+
+
+def _lower(values: dict[str, Any], path: list[str], most: int) -> None:
+    name, *rest = path
+    own = values.get(name)
+    if rest:
+        values[name] = inner = dict(own) if isinstance(own, Mapping) else {}
+        _lower(inner, rest, most)
+    elif not isinstance(own, int) or isinstance(own, bool) or own < 1 or own > most:
+        values[name] = most
 
 
 STORED_CONTEXT = (

@@ -49,11 +49,16 @@ def _encoding_name(model: str) -> str | None:
 
 def exact_counter(model: str) -> Callable[[str], int] | None:
     """Counts the tokens of a text for `model`; None where its encoding is not known here."""
+    return _counter(model, _encoder)
+
+
+@lru_cache(maxsize=1024)
+def _counter(
+    model: str, encoder: Callable[[str], Callable[[str], list[int]] | None]
+) -> Callable[[str], int] | None:
     encoding = _encoding_name(model)
-    encode = _encoder(encoding) if encoding else None
-    if encode is None:
-        return None
-    return lambda text: len(encode(text))
+    encode = encoder(encoding) if encoding else None
+    return None if encode is None else lambda text: len(encode(text))
 
 
 def byte_length(text: str) -> int:

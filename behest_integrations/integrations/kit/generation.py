@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ...engine.engine import Engine
@@ -78,9 +78,9 @@ class Generation:
         outer: Hold | None = None,
     ) -> None:
         self.engine = engine
-        self.bound = _bound(operation, request, can_limit=can_limit, choices=choices)
+        self.bound = _bound(engine, operation, request, provider, can_limit=can_limit, choices=choices)
         if input_tokens is not None:
-            self.bound = replace(self.bound, input_tokens=input_tokens, slack=0)
+            self.bound = self.bound._replace(input_tokens=input_tokens, slack=0)
         self._thinks = any(request.get(name) for name in _THINKING_ASKED)
         self.plan: Plan = engine.plan(
             operation,
@@ -203,10 +203,18 @@ class Generation:
 _FREE_KEYWORDS = ("model_kwargs", "additional_kwargs")
 
 
-def _bound(operation: str, request: Mapping[str, Any], *, can_limit: bool, choices: int) -> RequestBound:
+def _bound(
+    engine: Engine,
+    operation: str,
+    request: Mapping[str, Any],
+    provider: str | None,
+    *,
+    can_limit: bool,
+    choices: int,
+) -> RequestBound:
     if operation == "embeddings":
-        return bound_request("embeddings", request)
-    bound = bound_request("chat", request)
+        return bound_request("embeddings", request, provider=provider, allowed=engine.allow_fields)
+    bound = bound_request("chat", request, provider=provider, allowed=engine.allow_fields)
     changes: dict[str, Any] = {"choices": max(choices, bound.choices)}
     if not can_limit:
         changes["limit_fields"] = ()
@@ -214,4 +222,4 @@ def _bound(operation: str, request: Mapping[str, Any], *, can_limit: bool, choic
     if previous or request.get("conversation"):
         # What the provider has stored of the conversation is billed again.
         changes |= {"input_tokens": None, "extra_input": bound.input_tokens or 0, "previous": previous}
-    return replace(bound, **changes)
+    return bound._replace(**changes)
