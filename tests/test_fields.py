@@ -249,38 +249,10 @@ def test_what_becomes_part_of_the_prompt_is_counted() -> None:
         ({"provider": {"order": ["x"]}}, "provider_routing"),
         ({"modalities": ["text", "image"]}, "image_output"),
         ({"context_management": [{"type": "compaction"}]}, "compaction"),
-        ({"model": "gpt-4o-search-preview"}, "web_search"),
-        ({"model": "openai/gpt-4o-mini-search-preview-2025-03-11"}, "web_search"),
-        ({"model": "gpt-5-search-api"}, "web_search"),
-        ({"model": "o3-deep-research"}, "deep_research"),
-        ({"model": "perplexity/sonar-deep-research"}, "deep_research"),
-        ({"model": "openai/gpt-4o:online"}, "web_search"),
-        ({"model": "groq/compound-mini"}, "compound"),
-        ({"model": "gpt-4o,gpt-4"}, "several_models"),
     ],
 )
 def test_fees_are_named(fields: dict[str, Any], feature: str | None) -> None:
     assert list(chat(**fields).features) == ([feature] if feature else [])
-
-
-@pytest.mark.parametrize(
-    ("model", "size", "nano"),
-    [
-        ("sonar", None, 5_000_000),
-        ("sonar", "medium", 8_000_000),
-        ("sonar-pro", "high", 14_000_000),
-        ("perplexity/sonar-reasoning-pro", "low", 6_000_000),
-        ("sonar", "huge", 12_000_000),
-    ],
-)
-def test_a_fee_for_each_request_goes_by_the_size_of_its_search(
-    model: str, size: str | None, nano: int
-) -> None:
-    """https://docs.perplexity.ai/guides/pricing, USD for 1,000 requests: 5, 8, 12; 6, 10, 14."""
-    options = {"web_search_options": {"search_context_size": size}} if size else {}
-    bound = chat("perplexity", model=model, **options)
-    assert (bound.request_fee, bound.features) == (nano, {})
-    assert chat().request_fee is None
 
 
 @pytest.mark.parametrize(

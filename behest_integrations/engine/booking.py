@@ -20,11 +20,12 @@ _USAGE_FIELDS = (
 
 
 def booking(
-    hold: Hold, outcome: Outcome, planner: Planner, *, release: bool
+    hold: Hold, outcome: Outcome, planner: Planner, flags: list[str], *, release: bool
 ) -> tuple[Mapping[str, int], Mapping[str, Any], int | None]:
     """(what to book by unit, the entry's tokens, its cost in nano-dollars).
 
     Args:
+        flags: what is to be noticed about it is added here.
         release: book nothing where the usage is unknown.
     """
     plan = hold.plan
@@ -47,9 +48,15 @@ def booking(
             amounts[name] = unit.booked(usage)
     # An allowance is booked as given: what it is for is not in the reply's usage.
     cost = plan.allowance.get("usd")
-    pricing = planner.reply_pricing(plan, outcome.model)
-    if pricing is not None and plan.operation in METERED_OPERATIONS:
-        cost = pricing.cost(usage, outcome.service_tier) + (cost or 0)
+    if plan.operation in METERED_OPERATIONS and plan.pricing is not None:
+        reply = planner.pricing.for_reply(plan.pricing, plan.model, outcome.model, plan.provider)
+        tier, size = outcome.service_tier, plan.search_context
+        found = [p.cost(usage, tier, multiplier=plan.multiplier, search_context=size) for p in reply.pricings]
+        cost = max(found) + (cost or 0)
+        if reply.other:
+            flags.append("other_model")
+        if not reply.known or any(p.unpriced(usage, tier, search_context=size) for p in reply.pricings):
+            flags.append("unpriced")
     if cost is not None:
         amounts["usd"] = cost
     return amounts, {n: getattr(usage, n) for n in _USAGE_FIELDS}, cost
@@ -64,7 +71,7 @@ def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, n
     flags = list(outcome.flags)
     if status == "assumed" and release:
         flags.append("released")
-    amounts, usage, cost = booking(hold, outcome, planner, release=release)
+    amounts, usage, cost = booking(hold, outcome, planner, flags, release=release)
     if plan.allowance and status != "failed" and plan.operation != TOOL:
         flags.append("allowance")
         status = "estimated" if status == "settled" else status

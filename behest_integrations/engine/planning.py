@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..ledger.admission import Ask
 from ..ledger.book import Bucket, Claim, Rows, Standing
@@ -20,6 +20,7 @@ from ..rules.errors import ConfigError, Unbounded, UnknownPrice
 from ..rules.units import UNITS, Need, Unit, Worst, unit_of
 from ..rules.usage import Usage
 from ..wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
+from ..wire.fields import ONE
 from .stages import Stage, active
 
 TOOL = "tool"
@@ -84,6 +85,13 @@ class Shape:
 _NEVER = 2**63
 
 
+class Cost(NamedTuple):
+    """The most that a request can cost, in femto-dollars: at all, and for each output token."""
+
+    fixed: int
+    per_output: int
+
+
 class Plan:
     """A call before it is made: who, what, and the worst that it may come to.
 
@@ -93,9 +101,14 @@ class Plan:
         allowance: what was allowed for what cannot be bounded, by unit.
         sends_limit: whether an output limit is sent to the provider.
         outer: the hold of the layer around, until this call's own takes its place.
+        multiplier: what the price of its tokens is multiplied by; None: by nothing.
+        search_context: the size that it pins, of a model that searches by itself.
     """
 
-    __slots__ = ("allowance", "ask", "model", "operation", "outer", "provider", "sends_limit", "shape")
+    __slots__ = (
+        "allowance", "ask", "model", "multiplier", "operation", "outer", "provider", "search_context",
+        "sends_limit", "shape",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -107,7 +120,11 @@ class Plan:
         allowance: Mapping[str, int],
         sends_limit: bool,
         outer: Outer | None = None,
+        multiplier: tuple[int, int] | None = None,
+        search_context: str | None = None,
     ) -> None:
+        self.multiplier = multiplier
+        self.search_context = search_context
         self.operation = operation
         self.model = model
         self.provider = provider
@@ -277,6 +294,9 @@ class Planner:
         if pricing is not None and bound.output_limit != 0 and not pricing.has_output and "usd" in units:
             raise UnknownPrice(model, provider, "(It has a price for input tokens only.)")
         features = bound.features
+        acting = self.pricing.searching(model) if metered else None
+        if acting is not None and acting.feature is not None:
+            features = {acting.feature: acting.why, **features}
         if not metered:
             why = f"Calls to {operation!r} are not billed by tokens known beforehand"
             features = {operation: why, **features}
@@ -288,11 +308,45 @@ class Planner:
                 features = {STORED_CONTEXT[0]: STORED_CONTEXT[1], **features}
         allowance = self._allowance(features, units) if features else _NOTHING
         limit = bound.output_limit
-        want = limit if limit is not None else self._default_output
+        want = limit if limit is not None else max(self._default_output, bound.least_output)
         sends_limit = limit != 0 and bool(bound.limit_fields) and shape.limited
-        floor = min(self._min_output, want) if sends_limit and self._lower else want
-        ask = Ask(_needs(bound, inputs, pricing, allowance, self._service_tier, units), want, floor)
-        return Plan(operation, model, provider, shape, ask, allowance, sends_limit, outer)
+        floor = min(max(self._min_output, bound.least_output), want) if sends_limit and self._lower else want
+        cost: Cost | None = None
+        multiplier: tuple[int, int] | None = None
+        if pricing is not None:
+            multiplier = _times(bound, pricing)
+            cost = self._cost(bound, inputs, pricing)
+            for other in bound.models:
+                # Any of them may answer: what it may come to is the dearest's.
+                priced = self._price(other, provider, required="usd" in units)
+                if priced is not None:
+                    one = self._cost(bound, inputs, priced)
+                    cost = Cost(max(cost.fixed, one.fixed), max(cost.per_output, one.per_output))
+        ask = Ask(_needs(bound, inputs, cost, allowance, units), want, floor)
+        return Plan(
+            operation,
+            model,
+            provider,
+            shape,
+            ask,
+            allowance,
+            sends_limit,
+            outer,
+            multiplier,
+            bound.search_context,
+        )
+
+    def _cost(self, bound: RequestBound, inputs: int, pricing: ModelPricing) -> Cost:
+        return Cost(
+            *pricing.bound(
+                inputs,
+                service_tier=bound.service_tier or self._service_tier,
+                input_audio=bound.input_audio,
+                output_audio=bound.output_audio,
+                multiplier=_times(bound, pricing),
+                search_context=bound.search_context,
+            )
+        )
 
     def plan_cost(self, name: str, nano: int, *, who: Attribution, fallback: Attribution) -> Plan:
         """The plan of a tool whose cost is known; it is no call of a model, and counts as none."""
@@ -395,23 +449,12 @@ class Planner:
             when(claim.end),
         )
 
-    def reply_pricing(self, plan: Plan, model: str | None) -> ModelPricing | None:
-        """The pricing of the model that answered, where it names another than was asked."""
-        own = plan.pricing
-        if model is None or model == plan.model or (own is not None and own.source != "genai-prices"):
-            return own
-        try:
-            return self.pricing.find(model, plan.provider)
-        except UnknownPrice:
-            return own
-
 
 def _needs(
     bound: RequestBound,
     inputs: int,
-    pricing: ModelPricing | None,
+    cost: Cost | None,
     allowance: Mapping[str, int],
-    service_tier: str | None,
     units: frozenset[str],
 ) -> dict[str, Need]:
     extra = bound.extra_output
@@ -426,18 +469,20 @@ def _needs(
         if name != "usd":
             need = needs[name] if name in needs else _unit(name).bound(worst)
             needs[name] = need._replace(fixed=need.fixed + more)
-    if pricing is not None or "usd" in allowance:
-        fixed = rate = 0
-        if pricing is not None:
-            fixed, rate = pricing.bound(
-                inputs,
-                service_tier=bound.service_tier or service_tier,
-                input_audio=bound.input_audio,
-                output_audio=bound.output_audio,
-            )
+    if cost is not None or "usd" in allowance:
+        fixed, rate = cost or (0, 0)
         fixed += rate * extra + allowance.get("usd", 0) * FEMTO_PER_NANO
         needs["usd"] = Need(fixed, rate * choices, FEMTO_PER_NANO)
     return needs
+
+
+def _times(bound: RequestBound, pricing: ModelPricing) -> tuple[int, int] | None:
+    """What the price of each token is multiplied by, for what the request asks for."""
+    over, under = bound.multiplier
+    tier = bound.service_tier or ""
+    if bound.tier_multiplier is not ONE and tier not in pricing.tiers and tier not in pricing.ceilings:
+        over, under = over * bound.tier_multiplier[0], under * bound.tier_multiplier[1]
+    return None if over == under else (over, under)
 
 
 def _unit(name: str) -> Unit:

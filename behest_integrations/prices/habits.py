@@ -121,6 +121,10 @@ _SEARCHING: tuple[tuple[str, Searching], ...] = (
     ("*-online", Searching("web_search", _READS, {})),
     # https://docs.x.ai/docs/models: its agents search by themselves.
     ("*-multi-agent*", Searching("web_search", _READS, {})),
+    # Models and tools of its own choice, each billed: https://console.groq.com/docs/compound
+    ("compound*", Searching("compound", "Compound systems use models and tools of their own choice", {})),
+    # LiteLLM asks every model of a list: https://docs.litellm.ai/docs/completion/batching
+    ("*,*", Searching("several_models", "A list of models is asked, each of them", {})),
     ("relace-search", Searching("web_search", _READS, {})),
 )
 # https://openrouter.ai/docs/guides/routing/model-variants/online: the same as the web plugin,

@@ -146,11 +146,21 @@ class Unbounded(CallRefused):
     """
 
     def __init__(self, feature: str, why: str, *, unit: str = "usd") -> None:
+        counted = "dollars" if unit == "usd" else unit.replace("_", " ")
+        field = feature.removeprefix("field:")
+        if field != feature:
+            super().__init__(
+                f"{why}, so the call was refused before it reached the provider: a budget in {counted} "
+                "applies, and a field may raise the bill. If you know that it does nothing to it, say so: "
+                f"Meter(allow_fields=[{field!r}])."
+            )
+            self.feature = feature
+            return
         amount = "$0.05" if unit == "usd" else f"50k {unit.replace('_', ' ')}"
         super().__init__(
             f"{why}, so the call was refused before it reached the provider: a budget in "
-            f"{'dollars' if unit == 'usd' else unit.replace('_', ' ')} applies and nothing says what "
-            "it may cost at most. If you know, say so, and that much is reserved and booked for "
+            f"{counted} applies and nothing says what it may "
+            "cost at most. If you know, say so, and that much is reserved and booked for "
             f"each such request: Meter(allow={{{feature!r}: {amount!r}}})."
         )
         self.feature = feature

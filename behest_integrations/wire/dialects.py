@@ -86,34 +86,6 @@ which are a feature that has a name already; another one is `plugin:ID`."""
 SAFETY_PROMPT = 256
 """Most tokens of Mistral's `safe_prompt`, a paragraph:
 https://docs.mistral.ai/capabilities/guardrailing"""
-
-SEARCH_SIZES = ("low", "medium", "high")
-
-MODELS: tuple[tuple[str, str, tuple[int, int, int]], ...] = (
-    # LiteLLM asks every model of the list: https://docs.litellm.ai/docs/completion/batching
-    ("*,*", "several_models", (0, 0, 0)),
-    # They search and think in loops, as long as they like.
-    ("*deep-research*", "deep_research", (0, 0, 0)),
-    ("*sonar-pro-search*", "pro_search", (0, 0, 0)),
-    # Perplexity: a fee a request, by search_context_size, low if not said; tokens of what was
-    # found are not billed. USD for 1,000 requests, https://docs.perplexity.ai/guides/pricing
-    ("*sonar-reasoning-pro*", "", (6, 10, 14)),
-    ("*sonar-reasoning*", "", (5, 8, 12)),
-    ("*sonar-pro*", "", (6, 10, 14)),
-    ("*sonar*online*", "web_search", (0, 0, 0)),
-    ("sonar", "", (5, 8, 12)),
-    ("*/sonar", "", (5, 8, 12)),
-    # OpenAI: each call searches, at a fee; some add what was found to the input tokens.
-    # https://platform.openai.com/docs/pricing#built-in-tools
-    ("*-search-preview*", "web_search", (0, 0, 0)),
-    ("*-search-api*", "web_search", (0, 0, 0)),
-    # OpenRouter: the web plugin by another name, https://openrouter.ai/docs/features/web-search
-    ("*:online", "web_search", (0, 0, 0)),
-    # Groq: models and tools of its choice, each billed, https://console.groq.com/docs/compound
-    ("groq/compound*", "compound", (0, 0, 0)),
-    ("compound-beta*", "compound", (0, 0, 0)),
-    ("*multi-agent*", "agents", (0, 0, 0)),
-)
 """Models that do more than they are asked: pattern, the feature that allows them ("" where a fee
 for each request is known), the fee. The first that matches counts."""
 

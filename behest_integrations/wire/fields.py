@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from ..rules.errors import ConfigError
@@ -22,10 +22,8 @@ from .dialects import (
     DIALECTS,
     EFFECTS,
     FREE_PLUGINS,
-    MODELS,
     PLUGINS,
     SAFETY_PROMPT,
-    SEARCH_SIZES,
     SPEEDS,
     TIERS,
     VALUES,
@@ -514,44 +512,6 @@ def model_names(value: Any) -> list[str] | None:
     return None if any(part is None for part in parts) else [name for part in parts for name in part or ()]
 
 
-# ── models that do more than they are asked ────────────────────────────────────────────
-
-NANO_PER_THOUSANDTH = 10**6
-"""Nano-dollars in a thousandth of a dollar: what 1,000 requests cost in dollars, one costs in these."""
-
-
-class SelfActing(NamedTuple):
-    """What a model does by itself.
-
-    Attributes:
-        feature: what allows it; "": it has a known fee.
-        fees: nano-dollars for a request, by `SEARCH_SIZES`.
-    """
-
-    feature: str
-    fees: tuple[int, int, int]
-
-
-@lru_cache(maxsize=1024)
-def self_acting(model: str) -> SelfActing | None:
-    """What `model` does beyond answering, by its name; None: nothing is known of it."""
-    name = model.lower()
-    for pattern, feature, (low, medium, high) in MODELS:
-        if fnmatchcase(name, pattern):
-            unit = NANO_PER_THOUSANDTH
-            return SelfActing(feature, (low * unit, medium * unit, high * unit))
-    return None
-
-
-def request_fee(acting: SelfActing, body: Mapping[str, Any]) -> int:
-    """Nano-dollars that such a model costs for this request beside its tokens."""
-    options = body.get("web_search_options")
-    size = options.get("search_context_size") if isinstance(options, Mapping) else None
-    if size is None:
-        return acting.fees[0]
-    return acting.fees[SEARCH_SIZES.index(size)] if size in SEARCH_SIZES else acting.fees[2]
-
-
 # ── frameworks ─────────────────────────────────────────────────────────────────────────
 
 CONTAINERS = ("model_kwargs", "additional_kwargs", "generate_kwargs", "extra_body", "default_request_params")
@@ -629,10 +589,6 @@ def table_as_markdown() -> str:
             f"| `{path}` | {_say(row)} | {', '.join(names)} |"
             for (path, row), names in sorted(having.items())
         ]
-    parts += ["\n## Models that do more than they are asked\n", "| Name | What is done |", "|---|---|"]
-    for pattern, feature, fees in MODELS:
-        fee = f"a fee of ${fees[0]}, ${fees[1]} or ${fees[2]} for 1,000 requests, by `search_context_size`"
-        parts.append(f"| `{pattern}` | {_allowed_by(feature) if feature else fee} |")
     return "\n".join(parts) + "\n"
 
 

@@ -20,8 +20,6 @@ from .fields import (
     model_names,
     positive,
     read_fields,
-    request_fee,
-    self_acting,
     table_of,
 )
 from .tokens import bound_json, byte_length, exact_counter
@@ -89,8 +87,8 @@ class RequestBound(NamedTuple):
             denominator; the product is rounded up).
         tier_multiplier: the same, but only where the price list has no price for `service_tier`.
         models: other models that may answer; the dearest counts.
-        request_fee: nano-dollars for the request beside its tokens, known from the provider's
-            page; in the place of the price list's own fee for a request. None: as the list says.
+        search_context: the size of the search context that the request pins, of models that
+            search by themselves.
         least_output: tokens that the answer has at least; where a limit is only assumed or sent by
             default, it is not below this.
         below_limit: paths of budgets for thoughts, which servers want below the limit.
@@ -115,7 +113,7 @@ class RequestBound(NamedTuple):
     multiplier: Ratio = ONE
     tier_multiplier: Ratio = ONE
     models: tuple[str, ...] = ()
-    request_fee: int | None = None
+    search_context: str | None = None
     least_output: int = 0
     below_limit: tuple[str, ...] = ()
     send_limit: bool = False
@@ -335,14 +333,8 @@ def bound_request(
             below_limit=effects.below,
             least_output=effects.least_output,
         )
-    acting = [found for name in (model, *bound.models) if (found := self_acting(name)) is not None]
-    if acting:
-        for found in acting:
-            if found.feature:
-                counter.refuse(
-                    found.feature, f"Model {model!r} does more than it is asked, and bills it by use"
-                )
-        bound = bound._replace(request_fee=max(request_fee(found, body) for found in acting))
+    if bound.slack and not counter.exact:
+        bound = bound._replace(slack=0)  # what surrounds the texts of others is as likely there as not
     return bound
 
 
@@ -441,9 +433,16 @@ def _bound_chat(
         counter.features,
         None,
         counter.slack,
+        search_context=_search_context(body),
         send_limit=limit.send,
         replaced=limit.replaced,
     )
+
+
+def _search_context(body: Mapping[str, Any]) -> str | None:
+    options = body.get("web_search_options")
+    size = options.get("search_context_size") if isinstance(options, Mapping) else None
+    return size if isinstance(size, str) else None
 
 
 _CHAT_LIMITS = ("max_completion_tokens", "max_tokens")

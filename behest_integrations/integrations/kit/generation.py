@@ -22,9 +22,7 @@ from ...wire import RequestBound, bound_request
 from ...wire.tokens import bound_tokens
 from .settings import LIMIT_NAMES
 
-# Models that think in tokens which are billed and not shown: what is seen of their answer says
-# nothing of its cost. https://platform.openai.com/docs/guides/reasoning
-_THINKS_UNSEEN = ("o1", "o3", "o4", "gpt-5")
+# Asked to think, any model may do so in tokens that are billed and not shown.
 _THINKING_ASKED = ("reasoning", "reasoning_effort", "thinking", "thinking_budget", "thinking_level")
 
 
@@ -184,7 +182,7 @@ class Generation:
             note=note,
             flag=flag,
             counting=counting if heard.text or not has_output else None,
-            shows_all=not self._thinks and not self.plan.model.startswith(_THINKS_UNSEEN),
+            shows_all=not self._thinks and self._shows_all(),
             may_count=True,
             input_tokens=self._input,
             has_output=has_output,
@@ -193,6 +191,10 @@ class Generation:
             provider_id=heard.provider_id,
         )
         return judge(evidence, estimate=self.engine.on_unknown == "estimate")
+
+    def _shows_all(self) -> bool:
+        """Whether all that this model is billed for as output is seen by us."""
+        return self.engine.pricing.shows_all_it_writes(self.plan.model, self.plan.provider)
 
     @property
     def _input(self) -> int:
