@@ -32,7 +32,7 @@ from ..kit.generation import Generation, Heard
 from ..kit.metered import METERED_BY
 from ..kit.runs import Runs
 from ..kit.settings import output_limit
-from .translate import attribution_of, cached, hear, name_model, request_as_wire
+from .translate import Chunks, attribution_of, cached, hear, name_model, request_as_wire
 from .twofold import Twofold
 
 log = logging.getLogger("behest")
@@ -43,12 +43,13 @@ _LAYER = "langchain callback"
 class _Run:
     """A run of a model or a priced tool, between its start and its end."""
 
-    __slots__ = ("batch", "generation", "hold", "offered", "watched")
+    __slots__ = ("batch", "chunks", "generation", "hold", "offered", "watched")
 
     def __init__(self, hold: Hold, generation: Generation | None, batch: _Batch | None) -> None:
         self.hold = hold
         self.generation = generation
         self.batch = batch
+        self.chunks: Chunks | None = None
         self.offered: Offer | None = offer(hold, _LAYER) if generation else Offer(hold, _LAYER)
         self.watched: tuple[asyncio.Task[Any], Callable[[Any], None]] | None = None
 
@@ -217,8 +218,13 @@ class BehestCallbackHandler(BaseCallbackHandler):
         else:
             run.hold.post(run.generation.failed(asyncio.CancelledError()))
 
-    def on_llm_new_token(self, token: Any, *, run_id: UUID, **_: Any) -> None:
+    def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **_: Any) -> None:
         self._answering(run_id)
+        run = self._runs.get(run_id) if chunk is not None else None
+        if run is not None:
+            if run.chunks is None:
+                run.chunks = Chunks()
+            run.chunks.add(chunk)
 
     def on_stream_event(self, event: Any, *, run_id: UUID, **_: Any) -> None:
         self._answering(run_id)
@@ -237,7 +243,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
         if cached(response):
             yield from ending(run.hold, CANCELLED)
             return
-        said = read_answer(hear, response)
+        said = read_answer(lambda result: hear(result, run.chunks), response)
         if run.batch is not None and run.hold.plan.operation == "completions":
             yield from self._end_batch(run.batch, run, said, response)
         else:

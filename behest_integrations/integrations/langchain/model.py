@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from langchain_core.callbacks import CallbackManager
 from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.messages import HumanMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
+from langchain_core.outputs import LLMResult
 from langchain_core.runnables import ensure_config
 
 from ...engine.engine import Engine
@@ -29,7 +29,7 @@ from ..kit.metered import METERED_BY, as_class, metered_class, plain
 from ..kit.settings import limit_field_of, output_limit
 from ..kit.terms import Terms
 from .handler import take_run
-from .translate import attribution_of, hear, name_model, request_as_wire
+from .translate import attribution_of, hear, hear_chunks, name_model, request_as_wire
 
 M = TypeVar("M")
 
@@ -192,14 +192,7 @@ def _listen(result: Any) -> Heard:
     if result is None:
         return Heard()
     if isinstance(result, list):
-        if not result:
-            return Heard()
-        whole = result[0]
-        for chunk in result[1:]:
-            whole = whole + chunk
-        if isinstance(whole, ChatGenerationChunk):
-            whole = ChatGeneration(message=whole.message)
-        return hear(LLMResult(generations=[[whole]]))
+        return hear_chunks(result)
     generations = result.generations
     rows = generations if generations and isinstance(generations[0], list) else [generations]
     return hear(LLMResult(generations=rows, llm_output=result.llm_output))

@@ -191,7 +191,7 @@ class Chunks:
         said: Mapping[str, Any] | None = getattr(message, "response_metadata", None)
         info: Mapping[str, Any] | None = getattr(chunk, "generation_info", None)
         for source in (said, info):
-            if source:
+            if isinstance(source, Mapping) and source:
                 if not told and (found := find_usage(source)) is not None:
                     self._usage.add(read_usage(found))
                 for name in _SAID:
