@@ -85,7 +85,7 @@ class StoreSuite:
 
     def test_a_bucket_has_one_id_and_its_sums(self, ledger: Ledger, url: str) -> None:
         def write(rows: Rows) -> tuple[int, int]:
-            rows.load([KEY, ("usd all", "[]", 60)])
+            rows.load([Claim(*KEY, "usd", 5, "$5"), Claim("usd all", "[]", 60, "usd", 5, "$5")])
             assert rows.bucket(*KEY) is None
             made, other = rows.new_bucket(*KEY, "usd"), rows.new_bucket("usd all", "[]", 60, "usd")
             assert rows.bucket(*KEY) == made == Bucket(made.id, *KEY, "usd")
@@ -133,6 +133,9 @@ class StoreSuite:
         assert ledger.snapshot()[1] == [made]
         assert ledger.submit(lambda rows: rows.take_hold("h")) == made
         assert ledger.submit(lambda rows: rows.take_hold("h")) is None
+        ledger.submit(lambda rows: rows.add_hold(made))
+        twice = ledger.submit(lambda rows: (rows.take_hold("h"), rows.take_hold("h")))
+        assert twice == (made, None)
 
         def within_one(rows: Rows) -> Any:
             rows.add_hold(made)
@@ -411,7 +414,14 @@ class StoreSuite:
             self.hold(other, "2")
             assert other.submit(lambda rows: rows.take_hold("1")) is not None
             assert ledger.submit(lambda rows: rows.take_hold("1")) is None
-            assert self.sums(ledger) == [("calls all", 0, 0, 2)]
+            # What the other has written meanwhile is seen, and so is what it has taken.
+            self.hold(ledger, "3")
+            assert ledger.submit(lambda rows: expire(rows, now=NOW + 1001, book=True)) == ["2", "3"]
+            assert self.sums(other) == self.sums(ledger) == [("calls all", 0, 2, 1)]
+            assert not self.end(other, entry("2", status="assumed")).written
+            assert self.end(other, entry("2")).replaced
+            assert isinstance(self.hold(ledger, "4", calls=2), Reserved)
+            assert isinstance(self.hold(other, "5"), Refused)
         other.close()
 
     def test_a_closed_store_says_so(self, url: str) -> None:

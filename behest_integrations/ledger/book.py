@@ -61,7 +61,7 @@ class Claim(NamedTuple):
         return (self.budget, self.scope, self.start)
 
 
-@dataclass
+@dataclass(slots=True)
 class Bucket:
     """A bucket's row."""
 
@@ -75,7 +75,7 @@ class Bucket:
     notified: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class HoldRecord:
     """A hold's row: what is held where, and what to write down if nobody comes back.
 
@@ -90,7 +90,7 @@ class HoldRecord:
     call: dict[str, Any]
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """One line of the ledger. Times in ms since 1970 UTC; cost in nano-dollars."""
 
@@ -176,7 +176,7 @@ class Rows(Protocol):
 
     def set_override(self, text: str, amount: int | None) -> None: ...
     def drop_override(self, text: str) -> None: ...
-    def load(self, keys: Sequence[tuple[str, str, int]]) -> None:
+    def load(self, claims: Sequence[Claim]) -> None:
         """Say which buckets will be asked for, so that they can be fetched at once."""
 
     def bucket(self, budget: str, scope: str, start: int) -> Bucket | None: ...
@@ -228,8 +228,7 @@ class Standing(NamedTuple):
     held: int
 
 
-@dataclass(frozen=True)
-class Reserved:
+class Reserved(NamedTuple):
     """A hold was written.
 
     Attributes:
@@ -275,8 +274,7 @@ class ThresholdEvent:
     limit: int
 
 
-@dataclass(frozen=True)
-class Booked:
+class Booked(NamedTuple):
     """What a settle did.
 
     Attributes:
@@ -289,6 +287,10 @@ class Booked:
     replaced: bool = False
     over: tuple[str, ...] = ()
     events: tuple[ThresholdEvent, ...] = ()
+
+
+_There = tuple[Claim, Bucket | None, int, int, int]
+"""A claim, its bucket if there is one yet, and the limit, what is spent and held there."""
 
 
 def _limit(claim: Claim, overrides: Mapping[str, int | None]) -> int | None:
@@ -327,60 +329,55 @@ def reserve(
     if replaces is not None:
         cancel(rows, call_id=replaces)
     overrides = rows.overrides()
-    rows.load([claim.key for claim in claims])
-    live: list[tuple[Claim, Bucket | None]] = []
-    states: list[BucketState] = []
+    rows.load(claims)
+    amounts = {unit: need.amount(ask.want) for unit, need in ask.needs.items()}
+    there: list[_There] = []
+    fits = True
     for claim in claims:
         limit = _limit(claim, overrides)
         if limit is None:
             continue
         bucket = rows.bucket(claim.budget, claim.scope, claim.start)
-        live.append((claim, bucket))
         if bucket is None:
-            states.append(BucketState(claim.unit, limit, 0, 0))
+            there.append((claim, None, limit, 0, 0))
+            fits = fits and amounts[claim.unit] <= limit
         else:
-            states.append(BucketState(claim.unit, limit, _spent(rows, claim, bucket, now), bucket.held))
-    decision = decide(states, ask)
-    if isinstance(decision, Denied):
-        final = count and (count_busy or decision.reason != "busy")
-        return _refuse(rows, live, states, decision, call, now, final)
-    amounts = {unit: need.amount(decision.output) for unit, need in ask.needs.items()}
+            spent, held = _spent(rows, claim, bucket, now), bucket.held
+            there.append((claim, bucket, limit, spent, held))
+            fits = fits and amounts[claim.unit] <= limit - spent - held
+    output = ask.want
+    if not fits:  # all that is wanted; else there is something to decide
+        states = [BucketState(claim.unit, limit, spent, held) for claim, _, limit, spent, held in there]
+        decision = decide(states, ask)
+        if isinstance(decision, Denied):
+            final = count and (count_busy or decision.reason != "busy")
+            return _refuse(rows, there[decision.index], decision, call, now, final)
+        output = decision.output
+        amounts = {unit: need.amount(output) for unit, need in ask.needs.items()}
     bookings = []
     tightest: Standing | None = None
-    for (claim, bucket), state in zip(live, states, strict=True):
+    least = of = 0
+    for claim, bucket, limit, spent, held in there:
         if bucket is None:
             bucket = rows.new_bucket(*claim.key, claim.unit)
         amount = amounts[claim.unit]
-        standing = Standing(claim, state.limit, state.spent, state.held + amount)
-        if tightest is None or _left(standing) * tightest.limit < _left(tightest) * standing.limit:
-            tightest = standing
+        held += amount
+        left = limit - spent - held
+        if tightest is None or left * of < least * limit:
+            tightest, least, of = Standing(claim, limit, spent, held), left, limit
         rows.change_bucket(bucket.id, 0, amount)
         bookings.append((bucket.id, claim.unit, amount, claim.slot_ms))
-    record = dict(call)
-    record["started"] = now
-    record["held"] = amounts
-    record["output_limit"] = decision.output if ask.want else None
-    if decision.output < ask.want:
+    record = {**call, "started": now, "held": amounts, "output_limit": output if ask.want else None}
+    if output < ask.want:
         record["lowered_from"] = ask.want
     rows.add_hold(HoldRecord(call_id, now + lease, bookings, record))
-    return Reserved(decision.output, amounts, now + lease, tightest)
-
-
-def _left(standing: Standing) -> int:
-    return standing.limit - standing.spent - standing.held
+    return Reserved(output, amounts, now + lease, tightest)
 
 
 def _refuse(
-    rows: Rows,
-    live: Sequence[tuple[Claim, Bucket | None]],
-    states: Sequence[BucketState],
-    denied: Denied,
-    call: Mapping[str, Any],
-    now: int,
-    final: bool,
+    rows: Rows, there: _There, denied: Denied, call: Mapping[str, Any], now: int, final: bool
 ) -> Refused:
-    claim, bucket = live[denied.index]
-    state = states[denied.index]
+    claim, bucket, limit, spent, held = there
     events: tuple[ThresholdEvent, ...] = ()
     if final:
         if bucket is None:
@@ -388,15 +385,17 @@ def _refuse(
         rows.count_refusal(bucket.id, call, now)
         if denied.reason == "exhausted":
             # What is left is too little for any call: the budget is used up.
-            events = _thresholds(rows, claim, bucket, state.limit, state.spent, full=True)
-    return Refused(claim, state.limit, state.spent, state.held, denied.asked, denied.reason, events)
+            events = _thresholds(rows, claim, bucket, limit, spent, full=True)
+    return Refused(claim, limit, spent, held, denied.asked, denied.reason, events)
 
 
 def _thresholds(
     rows: Rows, claim: Claim, bucket: Bucket, limit: int, spent: int, *, full: bool = False
 ) -> tuple[ThresholdEvent, ...]:
-    if not claim.thresholds:
-        return ()
+    if not claim.thresholds or (
+        spent * 100 < claim.thresholds[0] * limit and not bucket.notified and not full
+    ):
+        return ()  # as nearly always
     reached = [p for p in claim.thresholds if spent * 100 >= p * limit or (full and p <= 100)]
     top = reached[-1] if reached else 0
     before = bucket.notified
@@ -425,7 +424,7 @@ def settle(
         claims: the call's claims, for thresholds and for a hold that was never written.
     """
     hold = rows.take_hold(entry.call_id)
-    rows.load([claim.key for claim in claims])
+    rows.load(claims)
     replaced = False
     over: list[str] = []
     if hold is not None:
@@ -458,19 +457,16 @@ def settle(
 
 
 def _events_after(rows: Rows, claims: Sequence[Claim], now: int) -> tuple[ThresholdEvent, ...]:
-    events: list[ThresholdEvent] = []
+    events: tuple[ThresholdEvent, ...] = ()
+    overrides = rows.overrides()
     for claim in claims:
         if not claim.thresholds:
             continue
         bucket = rows.bucket(claim.budget, claim.scope, claim.start)
-        if bucket is None:
-            continue
-        spent = _spent(rows, claim, bucket, now)
-        overrides = rows.overrides()
         limit = _limit(claim, overrides)
-        if limit is not None:
-            events += _thresholds(rows, claim, bucket, limit, spent)
-    return tuple(events)
+        if bucket is not None and limit is not None:
+            events += _thresholds(rows, claim, bucket, limit, _spent(rows, claim, bucket, now))
+    return events
 
 
 def _book(rows: Rows, id: int, amount: int, held: int, slot: int, now: int) -> int:
@@ -565,7 +561,11 @@ def _end(rows: Rows, hold: HoldRecord, entry: Entry, amounts: Mapping[str, int],
         amount = amounts.get(unit, 0)
         if amount > held and unit not in over:
             over.append(unit)
-        entry.bookings.append((_book(rows, id, amount, held, slot, now), unit, amount))
+        if slot:
+            id = _book(rows, id, amount, held, slot, now)
+        else:
+            rows.change_bucket(id, amount, -held)
+        entry.bookings.append((id, unit, amount))
     return over
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..rules.errors import StoreError
 from ..rules.usage import Usage
 from .base import Durability, Ledger
-from .book import REFUSED, Books, Bucket, Entry, HoldRecord, KnownBudget
+from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget
 
 
 class _MemoryRows:
@@ -39,7 +39,7 @@ class _MemoryRows:
     def drop_override(self, text: str) -> None:
         self.limits.pop(text, None)
 
-    def load(self, keys: Sequence[tuple[str, str, int]]) -> None:
+    def load(self, claims: Sequence[Claim]) -> None:
         pass  # all of it is here
 
     def bucket(self, budget: str, scope: str, start: int) -> Bucket | None:

@@ -23,7 +23,7 @@ from ..rules.errors import StoreError
 from ..rules.usage import Usage
 from . import schema
 from .base import Ledger
-from .book import REFUSED, Books, Bucket, Entry, HoldRecord, KnownBudget, encode
+from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget, encode
 from .keys import SQLKeys
 
 _b, _h, _e, _l, _r, _g = (
@@ -254,9 +254,9 @@ class SQLRows:
         self._run(self._sql.drop_override, (text,))
         self._limits = None
 
-    def load(self, keys: Sequence[tuple[str, str, int]]) -> None:
-        known = self._by_key
-        missing = [id for key in keys if key not in known and (id := self._ids.get(key)) is not None]
+    def load(self, claims: Sequence[Claim]) -> None:
+        known, ids = self._by_key, self._ids
+        missing = [id for c in claims if (key := c.key) not in known and (id := ids.get(key)) is not None]
         if missing:
             for row in self._run(self._sql.by_ids(len(missing)), missing):
                 self._keep(Bucket(*row))

@@ -49,6 +49,7 @@ class SQLiteLedger(SQLLedger):
             raise ConfigError(f"durability is 'process' or 'power', not {durability!r}")
         super().__init__(url)
         self.path = path.absolute()
+        self._file = str(self.path)
         self._timeout = timeout
         self._durability = durability
         self._connection: sqlite3.Connection | None = None
@@ -118,7 +119,7 @@ class SQLiteLedger(SQLLedger):
         self._connection = connection
         self._seen = None
         self._rows = SQLRows(connection.execute, connection.executemany, self.statements)
-        stat = os.stat(self.path)
+        stat = os.stat(self._file)
         self._inode = (stat.st_dev, stat.st_ino)
 
     def _migrate(self) -> None:
@@ -225,7 +226,7 @@ class SQLiteLedger(SQLLedger):
         if self._inode is None:
             return
         try:
-            stat = os.stat(self.path)
+            stat = os.stat(self._file)
         except FileNotFoundError:
             stat = None
         except OSError as error:
