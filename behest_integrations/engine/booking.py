@@ -10,7 +10,8 @@ from ..rules.units import UNITS, unit_of
 from ..wire import METERED_OPERATIONS
 from .holds import Hold
 from .outcomes import Outcome
-from .planning import TOOL, Planner
+from .plan import TOOL
+from .planning import Planner
 from .writing import Writing, dropping
 
 _USAGE_FIELDS = (

@@ -36,7 +36,8 @@ from .holds import Hold
 from .layers import take_offer
 from .notices import Notices
 from .outcomes import Outcome
-from .planning import Outer, Plan, Planner
+from .plan import Outer, Plan
+from .planning import Planner
 from .steps import Pause, Steps, arun, run
 from .writing import Unwritten, Writing, dropping
 

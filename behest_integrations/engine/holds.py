@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from ..ledger.book import KNOWS, Claim, Reserved
 from ..rules.usage import Usage
 from .outcomes import CANCELLED, Outcome
-from .planning import Plan
+from .plan import Plan
 from .steps import Steps
 
 T = TypeVar("T")

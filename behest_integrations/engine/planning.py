@@ -1,14 +1,14 @@
-"""A call before it is made: whom it is for, what it may come to, which budgets it meets."""
+"""From a request to a plan, with one meter's budgets and settings."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from ..ledger.admission import Ask
 from ..ledger.book import Bucket, Claim, Rows, Standing
@@ -17,144 +17,17 @@ from ..rules.attribution import NOBODY, Attribution, current
 from ..rules.balance import Balance
 from ..rules.budgets import Budget, check_zone, describe_scope, parse_allowance
 from ..rules.errors import ConfigError, Unbounded, UnknownPrice
-from ..rules.units import UNITS, Need, Unit, Worst, unit_of
+from ..rules.units import UNITS, Need, Worst
 from ..rules.usage import Usage
 from ..wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
 from ..wire.fields import ONE
+from .plan import TOOL, Cost, Outer, Plan, Shape, needed_unit
 from .stages import Stage, active
 
-TOOL = "tool"
-"""The operation of what is not a call of a model."""
 _MOST_REMEMBERED = 10_000
 _MOST_SHAPES = 4096
 _NOTHING: Mapping[str, int] = {}
 _ORDER = {unit: place for place, unit in enumerate(("usd", *UNITS))}
-
-
-class Outer(Protocol):
-    """The hold of the layer around a call, which the call's own hold replaces."""
-
-    id: str
-    lowered_from: int | None
-
-    def hand_over(self, heir: Any = None) -> None: ...
-
-
-class Shape:
-    """What calls of one model have in common that are for the same people, in the same stages.
-
-    It is worked out once: which budgets apply, whose buckets they are, what the entry says.
-    """
-
-    __slots__ = (
-        "_claims", "_since", "_until", "budgets", "fields", "limited", "pricing", "stages", "units", "who",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        who: Attribution,
-        stages: tuple[Stage, ...],
-        budgets: tuple[Budget, ...],
-        pricing: ModelPricing | None,
-        fields: Mapping[str, Any],
-    ) -> None:
-        self.who = who
-        self.stages = stages
-        self.budgets = budgets
-        self.units = frozenset(b.unit for b in budgets)
-        self.limited = any(u == "usd" or _unit(u).output for u in self.units)
-        self.pricing = pricing
-        self.fields = fields
-        self._claims: tuple[Claim, ...] = ()
-        self._since = self._until = 0
-
-    def claims_at(
-        self, now: int, claim: Callable[[Budget, Attribution, str, int], Claim]
-    ) -> tuple[Claim, ...]:
-        """The buckets that a call of now counts in; they change when a window turns over."""
-        if not self._since <= now < self._until:
-            made = tuple(claim(b, self.who, self.fields["model"], now) for b in self.budgets)
-            until = min((c.end for c in made if c.end is not None), default=_NEVER)
-            since = max((c.start for c in made if c.end is not None), default=0)
-            # The bounds last: another thread reads them first.
-            self._claims, self._since, self._until = made, since, until
-            return made
-        return self._claims
-
-
-_NEVER = 2**63
-
-
-class Cost(NamedTuple):
-    """The most that a request can cost, in femto-dollars: at all, and for each output token."""
-
-    fixed: int
-    per_output: int
-
-
-class Plan:
-    """A call before it is made: who, what, and the worst that it may come to.
-
-    Attributes:
-        shape: what it has in common with other calls.
-        ask: the needs by unit, and the output wanted.
-        allowance: what was allowed for what cannot be bounded, by unit.
-        sends_limit: whether an output limit is sent to the provider.
-        outer: the hold of the layer around, until this call's own takes its place.
-        multiplier: what the price of its tokens is multiplied by; None: by nothing.
-        search_context: the size that it pins, of a model that searches by itself.
-    """
-
-    __slots__ = (
-        "allowance", "ask", "model", "multiplier", "operation", "outer", "provider", "search_context",
-        "sends_limit", "shape",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        operation: str,
-        model: str,
-        provider: str | None,
-        shape: Shape,
-        ask: Ask,
-        allowance: Mapping[str, int],
-        sends_limit: bool,
-        outer: Outer | None = None,
-        multiplier: tuple[int, int] | None = None,
-        search_context: str | None = None,
-    ) -> None:
-        self.multiplier = multiplier
-        self.search_context = search_context
-        self.operation = operation
-        self.model = model
-        self.provider = provider
-        self.shape = shape
-        self.ask = ask
-        self.allowance = allowance
-        self.sends_limit = sends_limit
-        self.outer = outer
-
-    @property
-    def who(self) -> Attribution:
-        return self.shape.who
-
-    @property
-    def stage(self) -> str | None:
-        """The path of the stages around it."""
-        return self.shape.fields["stage"]  # type: ignore[no-any-return]
-
-    @property
-    def budgets(self) -> tuple[Budget, ...]:
-        return self.shape.budgets
-
-    @property
-    def pricing(self) -> ModelPricing | None:
-        return self.shape.pricing
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """What is known of the call's entry beforehand."""
-        return self.shape.fields
 
 
 class Planner:
@@ -368,7 +241,7 @@ class Planner:
         for feature, why in features.items():
             allowed = self._allow.get(feature)
             for unit in sorted(units, key=lambda u: _ORDER.get(u, 99)):
-                if unit != "usd" and not _unit(unit).bounded:
+                if unit != "usd" and not needed_unit(unit).bounded:
                     continue
                 if allowed is None or (unit == "usd" and "usd" not in allowed):
                     raise Unbounded(feature, why, unit=unit)
@@ -464,10 +337,10 @@ def _needs(
     needs = {name: unit.bound(worst) for name, unit in UNITS.items()}
     for name in units:
         if name not in needs and name != "usd":
-            needs[name] = _unit(name).bound(worst)
+            needs[name] = needed_unit(name).bound(worst)
     for name, more in allowance.items():
         if name != "usd":
-            need = needs[name] if name in needs else _unit(name).bound(worst)
+            need = needs[name] if name in needs else needed_unit(name).bound(worst)
             needs[name] = need._replace(fixed=need.fixed + more)
     if cost is not None or "usd" in allowance:
         fixed, rate = cost or (0, 0)
@@ -483,13 +356,6 @@ def _times(bound: RequestBound, pricing: ModelPricing) -> tuple[int, int] | None
     if bound.tier_multiplier is not ONE and tier not in pricing.tiers and tier not in pricing.ceilings:
         over, under = over * bound.tier_multiplier[0], under * bound.tier_multiplier[1]
     return None if over == under else (over, under)
-
-
-def _unit(name: str) -> Unit:
-    found = unit_of(name)
-    if found is None:  # a budget of it could not have been made
-        raise ConfigError(f"unknown unit {name!r}")
-    return found
 
 
 def as_budget(value: str | Budget) -> Budget:

@@ -5,6 +5,8 @@ process operations queue up here: whoever gets the lock runs everything that is 
 one transaction and wakes those whose operations these were, and one who has come since to do the
 same. An operation that comes from a finaliser while this very thread holds the lock is left for
 the lock's holder, which makes it safe to end a hold from the garbage collector.
+
+It is over 500 lines for want of a seam: the queue and who waits in it are one mechanism.
 """
 
 from __future__ import annotations

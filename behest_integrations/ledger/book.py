@@ -6,6 +6,8 @@ values and change nothing else: a transaction may be run again.
 
 Entries are append-only. Where the truth arrives after an assumption was booked, a reversal
 of the assumption and a new entry are added; sums over all entries are always right.
+
+Over 500 lines, so that all that may be done to the books is read in one place.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@
 
 This module knows nothing of stores: it says what a budget is, whom a bucket is for and
 when its window turns over.
+
+Over 500 lines: a budget and its text are one, since each is made from the other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The sandbox's HTTP side: OpenAI's wire, faults on demand, and a thread to run it in."""
+"""The sandbox's HTTP side: OpenAI's wire, faults on demand, and a thread to run it in.
+
+Over 500 lines: one provider, whose faults are on its way everywhere.
+"""
 
 from __future__ import annotations
 

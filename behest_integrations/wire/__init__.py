@@ -3,13 +3,13 @@
 Plain JSON values in, plain values out: no I/O, no SDK, no prices, no budgets.
 """
 
+from .counting import image_bound
 from .openai import (
     METERED_OPERATIONS,
     STORED_CONTEXT,
     RequestBound,
     asks_stream_usage,
     bound_request,
-    image_bound,
     operation_of,
     with_output_limit,
     with_stream_usage,

@@ -7,6 +7,8 @@ that no dialect has is a feature `field:NAME` of the request, which budgets refu
 
 The tables are put together when the first request is read; after that an ordinary request costs
 one look at each of its names.
+
+Over 500 lines: how the table is read, and how it is told to people, change together.
 """
 
 from __future__ import annotations

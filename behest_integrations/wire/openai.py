@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from .counting import USUAL, InputCounter
 from .fields import (
     NO_EFFECTS,
     NO_FIELDS,
@@ -22,7 +23,7 @@ from .fields import (
     read_fields,
     table_of,
 )
-from .tokens import bound_json, byte_length, exact_counter
+from .tokens import bound_json
 
 # ── operations ─────────────────────────────────────────────────────────────────────────
 
@@ -58,6 +59,7 @@ def operation_of(method: str, path: str) -> str | None:
 
 
 METERED_OPERATIONS = frozenset(_METERED.values())
+_LEGACY_MAX_TOKENS = 16  # https://platform.openai.com/docs/api-reference/completions/create
 
 
 # ── requests ───────────────────────────────────────────────────────────────────────────
@@ -120,165 +122,6 @@ class RequestBound(NamedTuple):
     replaced: tuple[str, ...] = ()
 
 
-# Tokens around each message, and each request, that no field of it shows. OpenAI's cookbook
-# counts 3 and 3 for its own models
-# (https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken). Templates of open
-# models take more: llama-server billed 16 a message for gemma-3, Llama 3.1 begins with 25 tokens
-# of dates (https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/tokenizer_config.json),
-# gpt-oss with some 70 (https://cookbook.openai.com/articles/openai-harmony).
-_USUAL = 3
-_AROUND_KNOWN = (4, 8)
-_AROUND_OTHERS = (20, 128)
-# How tools are used is told in a prompt of the template's own; Qwen's and Llama's take up to 200
-# (https://qwen.readthedocs.io/en/latest/framework/function_call.html).
-_TOOLS_OTHERS = 400
-# Claude is told how to use tools in a prompt of its own, of at most this many tokens:
-# https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing
-_CLAUDE_TOOL_PROMPT = 530
-_LEGACY_MAX_TOKENS = 16  # https://platform.openai.com/docs/api-reference/completions/create
-
-# Most tokens that one image can be billed as, from the rules published at
-# https://platform.openai.com/docs/guides/images-vision: tile models scale to at most 8
-# tiles (base + 8 * tile), patch models to at most 1,536 patches times a factor. Where both
-# rules have been published for a model, the larger. (prefix, low detail, any detail)
-_IMAGES: tuple[tuple[str, int | None, int], ...] = (
-    ("gpt-4o-mini", 2833, 2833 + 8 * 5667),
-    ("gpt-4o", 85, 85 + 8 * 170),
-    ("chatgpt-4o", 85, 85 + 8 * 170),
-    ("gpt-4.5", 85, 85 + 8 * 170),
-    ("gpt-4.1-mini", None, 2489),
-    ("gpt-4.1-nano", None, 3779),
-    ("gpt-4.1", None, 1536),
-    ("gpt-5-mini", None, 2489),
-    ("gpt-5-nano", None, 3779),
-    ("gpt-5", 70, 70 + 8 * 140),
-    ("o4-mini", None, 2642),
-    ("o1", 75, 75 + 8 * 150),
-    ("o3", 75, 75 + 8 * 150),
-)
-_IMAGE_MARGIN = 32
-_TOOL_VERSION = re.compile(r"(_preview)?(_\d{4}_\d{2}_\d{2}|_\d{8})?$")
-
-
-def image_bound(model: str, detail: str | None) -> int | None:
-    """Most tokens one image can be billed as by `model`; None without a published rule."""
-    if model.startswith("gpt-5."):
-        return None  # newer models take originals of up to 10,000 patches
-    for prefix, low, top in _IMAGES:
-        if model.startswith(prefix):
-            return (low if detail == "low" and low is not None else top) + _IMAGE_MARGIN
-    return None
-
-
-class _InputCounter:
-    """Walks the content of a request and adds up an upper bound of its tokens."""
-
-    __slots__ = ("around", "audio", "count", "exact", "features", "model", "slack", "stored", "tokens")
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        exact = exact_counter(model)
-        self.exact = exact is not None
-        self.count = exact or byte_length
-        self.around, self.tokens = _AROUND_KNOWN if exact else _AROUND_OTHERS
-        self.slack = self.tokens - _USUAL
-        self.features: dict[str, str] = {}
-        self.audio = False
-        self.stored = False
-
-    def text(self, text: str) -> None:
-        self.tokens += self.count(text)
-
-    def json(self, value: Any) -> None:
-        if value is not None:
-            self.tokens += bound_json(value, self.model)
-
-    def messages(self, messages: Iterable[Any]) -> None:
-        count, around, tokens, many = self.count, self.around, 0, 0
-        for message in messages:
-            many += 1
-            if not isinstance(message, Mapping):
-                self.json(message)
-                continue
-            for key, value in message.items():
-                if key == "role":
-                    continue
-                if isinstance(value, str):
-                    tokens += count(value)
-                elif value is not None:
-                    self.in_message(key, value)
-        self.tokens += tokens + around * many
-        self.slack += (around - _USUAL) * many
-
-    def in_message(self, key: str, value: Any) -> None:
-        """A part of a message that is no text."""
-        if key in ("content", "output", "summary") and isinstance(value, (list, tuple)):
-            for part in value:
-                self.part(part)
-        elif key == "audio":
-            # An earlier spoken answer, by id: billed again, at a length not said here.
-            self.refuse("input_audio", "An earlier audio answer is sent back by its id")
-        else:
-            self.json(value)
-
-    def part(self, part: Any) -> None:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in ("text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"):
-            self.tokens += self.around
-            self.slack += self.around
-            self.text(str(part.get("text") or part.get("refusal") or ""))
-        elif kind in ("image_url", "input_image"):
-            image = part.get("image_url")
-            detail = image.get("detail") if isinstance(image, Mapping) else part.get("detail")
-            most = image_bound(self.model, detail)
-            if most is None:
-                self.refuse(
-                    "image", f"No published rule says how many tokens model {self.model!r} bills for an image"
-                )
-            else:
-                self.tokens += most
-        elif kind == "input_audio":
-            self.audio = True
-            self.refuse("input_audio", "The length of an audio input is not known before it is sent")
-        elif kind in ("file", "input_file"):
-            self.refuse("file", "The pages of a file become text and images that only the provider counts")
-        elif isinstance(part, str):
-            self.text(part)
-        else:
-            self.tokens += self.around
-            self.json(part)
-            if kind is not None and not isinstance(part.get("text"), str):
-                self.refuse(f"part:{kind}", f"Content of the unknown type {kind!r} may be billed as anything")
-
-    def item(self, item: Any) -> None:
-        """One item of a responses request's input."""
-        kind = item.get("type", "message") if isinstance(item, Mapping) else None
-        if kind == "item_reference":
-            self.stored = True
-        self.messages((item,))
-
-    def tools(self, tools: Any) -> None:
-        if not tools:
-            return
-        if "claude" in self.model:
-            self.tokens += _CLAUDE_TOOL_PROMPT
-        elif not self.exact:
-            self.tokens += _TOOLS_OTHERS
-            self.slack += _TOOLS_OTHERS
-        for tool in tools:
-            kind = tool.get("type") if isinstance(tool, Mapping) else None
-            self.tokens += self.around
-            self.json(tool)
-            if kind not in ("function", "custom", None):
-                name = _TOOL_VERSION.sub("", str(kind))
-                self.refuse(
-                    name, f"The hosted tool {kind!r} is billed by use, beyond the tokens of this request"
-                )
-
-    def refuse(self, feature: str, why: str) -> None:
-        self.features.setdefault(feature, why)
-
-
 def bound_request(
     operation: str,
     body: Mapping[str, Any],
@@ -311,7 +154,7 @@ def bound_request(
     table = table_of(operation, provider)
     plain = table.plain.issuperset(body)
     effects = NO_EFFECTS if plain else read_fields(operation, body, provider, allowed)
-    counter = _InputCounter(model)
+    counter = InputCounter(model)
     if operation == "chat":
         bound = _bound_chat(body, counter, table, effects, prefer_max_tokens)
     elif operation == "responses":
@@ -322,7 +165,7 @@ def bound_request(
         _prompt(counter, body.get("input"))
         _count_others(counter, effects)
         bound = RequestBound(
-            counter.tokens, output_limit=0, features=counter.features, slack=counter.slack + _USUAL
+            counter.tokens, output_limit=0, features=counter.features, slack=counter.slack + USUAL
         )
     if effects is not NO_EFFECTS or others:
         bound = bound._replace(
@@ -338,7 +181,7 @@ def bound_request(
     return bound
 
 
-def _count_others(counter: _InputCounter, effects: FieldEffects) -> None:
+def _count_others(counter: InputCounter, effects: FieldEffects) -> None:
     """Count what other fields than the usual add to the prompt, and take over what they ask for."""
     if effects is NO_EFFECTS:
         return
@@ -353,7 +196,7 @@ def _count_others(counter: _InputCounter, effects: FieldEffects) -> None:
     counter.features.update(effects.features)
 
 
-def _more_output(counter: _InputCounter, effects: FieldEffects, choices: int) -> int:
+def _more_output(counter: InputCounter, effects: FieldEffects, choices: int) -> int:
     """Output tokens that no limit bounds."""
     if effects is NO_EFFECTS:
         return 0
@@ -400,7 +243,7 @@ def _limit(
 
 def _bound_chat(
     body: Mapping[str, Any],
-    counter: _InputCounter,
+    counter: InputCounter,
     table: Table,
     effects: FieldEffects,
     prefer_max_tokens: bool,
@@ -468,7 +311,7 @@ def _takes_newer_limit(model: str) -> bool:
 
 
 def _bound_responses(
-    body: Mapping[str, Any], counter: _InputCounter, table: Table, effects: FieldEffects
+    body: Mapping[str, Any], counter: InputCounter, table: Table, effects: FieldEffects
 ) -> RequestBound:
     given = body.get("input")
     if isinstance(given, str):
@@ -504,7 +347,7 @@ def _bound_responses(
 
 
 def _bound_completions(
-    body: Mapping[str, Any], counter: _InputCounter, table: Table, effects: FieldEffects
+    body: Mapping[str, Any], counter: InputCounter, table: Table, effects: FieldEffects
 ) -> RequestBound:
     prompts = _prompt(counter, body.get("prompt"))
     _count_others(counter, effects)
@@ -521,13 +364,13 @@ def _bound_completions(
         output_limit=limit.limit,
         limit_fields=limit.fields,
         features=counter.features,
-        slack=counter.slack + _USUAL,
+        slack=counter.slack + USUAL,
         send_limit=limit.send,
         replaced=limit.replaced,
     )
 
 
-def _prompt(counter: _InputCounter, prompt: Any) -> int:
+def _prompt(counter: InputCounter, prompt: Any) -> int:
     """Count a prompt that is text, texts, token ids or lists of them; how many prompts."""
     if isinstance(prompt, str):
         counter.text(prompt)

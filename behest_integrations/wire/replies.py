@@ -2,6 +2,8 @@
 
 Used by every door that sees the bytes. They are read as widely as clients read them: what an SDK
 takes must not be a reply that we cannot read. It makes no calls and knows no SDK.
+
+Over 500 lines: what is read of a body and of a stream is one reading.
 """
 
 from __future__ import annotations

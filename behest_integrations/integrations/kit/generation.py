@@ -15,7 +15,7 @@ from typing import Any
 from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...engine.outcomes import Evidence, Outcome, judge
-from ...engine.planning import Plan
+from ...engine.plan import Plan
 from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import Usage
 from ...wire import RequestBound, bound_request
