@@ -291,6 +291,23 @@ def test_a_price_is_told_whole() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (("gpt-4o",), "no price for:    input audio, output audio"),
+        (("sonar-pro", "--provider", "perplexity"), "a request, context low"),
+        (("claude-opus-4-6",), 'speed "fast":'),
+        (("gemini-2.5-flash",), "input audio"),
+        (("text-embedding-3-small",), "has no price: the model writes none"),
+        (("openai/gpt-4o",), "gpt-4o at openai"),
+    ],
+)
+def test_what_else_a_price_hangs_on_is_told(model: tuple[str, ...], says: str) -> None:
+    said = ask("prices", *model, code=0)
+    assert says in said
+    assert "$100 " not in said  # what is booked for a class without a rate is no price of it
+
+
+@pytest.mark.parametrize(
     ("toml", "says"),
     [
         ('budget = ["$5"]', "budget: there is no such setting; did you mean budgets?"),

@@ -38,11 +38,37 @@ def key_table(keys: Iterable[Mapping[str, Any]]) -> Table:
 def price_facts(found: ModelPricing) -> Iterator[str]:
     """What is known of a model besides its rates, a line each."""
     yield f"{found.model}{f' at {found.provider}' if found.provider else ''}"
-    yield f"price:           from {found.source}"
+    for name, told in _facts(found):
+        yield f"{name + ':':<16} {told}"
+
+
+def _facts(found: ModelPricing) -> Iterator[tuple[str, str]]:
+    yield "price", f"from {found.source}"
     if found.context_window:
-        yield f"context window:  {found.context_window:,} tokens"
+        yield "context window", f"{found.context_window:,} tokens"
+    for size, femto in found.fees.items():
+        yield "its own search", f"{format_usd(round_nano(femto))} a request, context {size}"
+    for (name, value), (over, under) in found.multipliers.items():
+        yield f'{name} "{value}"', f"{over / under:g} times the price"
+    for tier, (over, under) in found.ceilings.items():
+        if tier not in found.tiers:
+            yield f"tier {tier}", f"at most {over / under:g} times the standard price"
     if not found.has_output:
-        yield "output:          has no price; it is a model that writes none, or a call of it is refused"
+        yield "output", "has no price: the model writes none"
+    if found.unseen:
+        yield "not told apart", f"{_words(found.unseen)}: booked at the dearest"
+    if absent := sorted(_absent(found)):
+        yield "no price for", f"{_words(absent)}: a call that may use it is refused"
+
+
+def _absent(found: ModelPricing) -> frozenset[str]:
+    """The classes that have no rate in any tier."""
+    tables = (found.standard, *found.tiers.values())
+    return frozenset.intersection(*(rates.missing for table in tables for _start, rates in table.tiers))
+
+
+def _words(classes: Iterable[str]) -> str:
+    return ", ".join(name.replace("_", " ") for name in classes)
 
 
 def price_table(found: ModelPricing) -> Table:
@@ -60,17 +86,22 @@ def price_table(found: ModelPricing) -> Table:
     table.add_column("USD per\n1M tokens", no_wrap=True)
     for header, _rates in columns:
         table.add_column(header, justify="right", no_wrap=True)
-    for name in (f.name for f in fields(Rates) if f.name != "request"):
-        values = [getattr(rates, name) for _header, rates in columns]
-        text = [getattr(rates, _AS_TEXT.get(name, ""), None) for _header, rates in columns]
-        if any(values) and values != text:
+    for name in CLASSES:
+        told = [_rate(rates, name) for _header, rates in columns]
+        if any(told):
             # Femto-dollars a token are nano-dollars a million tokens.
-            table.add_row(name.replace("_", " "), *(format_usd(v) if v is not None else "-" for v in values))
+            table.add_row(_words([name]), *("-" if rate is None else format_usd(rate) for rate in told))
     requests = [rates.request for _header, rates in columns]
-    if any(requests):
-        table.add_row("USD a request", *(format_usd(round_nano(value)) for value in requests))
+    if any(requests) and not found.fees:
+        table.add_row("USD a request", *(format_usd(round_nano(femto)) for femto in requests))
     return table
 
 
-# Audio that has no price of its own says nothing: most models take none.
-_AS_TEXT = {"input_audio": "input", "cached_audio": "cached_input", "output_audio": "output"}
+def _rate(rates: Rates, name: str) -> int | None:
+    """A class's rate; None where it has none: what stands there is for booking from above."""
+    absent = name in rates.missing or (name == "cached_audio" and "input_audio" in rates.missing)
+    return None if absent else int(getattr(rates, name))
+
+
+CLASSES = tuple(f.name for f in fields(Rates) if f.name not in ("request", "missing"))
+"""The classes of tokens that a price tells apart."""
