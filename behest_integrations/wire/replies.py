@@ -79,20 +79,23 @@ class Reply:
         Args:
             size: bytes that it took, if known: saves looking for text that cannot be too much.
         """
-        if isinstance(body, list):  # Gemini's stream, unless it is asked for as events
+        # JSON's objects are dicts: to ask the abstract class costs more than the rest of a reply.
+        if type(body) is dict:
+            pass
+        elif isinstance(body, list):  # Gemini's stream, unless it is asked for as events
             for part in body:
                 self.read(part)
             return
-        if not isinstance(body, Mapping):
+        elif not isinstance(body, Mapping):
             return
         outside = body
         inner = body.get("response")
-        if isinstance(inner, Mapping):
+        if inner is not None and isinstance(inner, Mapping):
             body = inner
         choices = body.get("choices")
         if isinstance(choices, list):
             for choice in choices:
-                if isinstance(choice, Mapping) and choice.get("finish_reason"):
+                if isinstance(choice, dict) and choice.get("finish_reason"):
                     self.finished.add(_index(choice))
         elif _has_ended(outside):
             self.finished.add(0)
