@@ -462,8 +462,8 @@ class Ledger(ABC):
             ConfigError: it cannot.
         """
         raise ConfigError(
-            f"the store {self.url} keeps no API keys: they are kept in the ledger's database, "
-            "such as sqlite:///behest.db"
+            f"{self.url} keeps no API keys: they are kept in a ledger's database, such as "
+            "sqlite:///behest.db, and a store in memory has none"
         )
 
 
