@@ -659,7 +659,7 @@ def test_the_wrapper_can_be_pickled(sandbox: Sandbox, sqlite_store: str) -> None
         again = pickle.loads(pickle.dumps(model))
         again.invoke(HELLO)
         assert len(entries(meter)) == 1
-        assert again._behest.meter is meter
+        assert again._behest.engine is meter
         meter.langchain_model(fake)  # what cannot be pickled can still be wrapped
         code = "import pickle, sys; m = pickle.load(sys.stdin.buffer); m.flush(); print(m.spend()[0])"
         there = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(meter), capture_output=True)

@@ -19,6 +19,7 @@ from ...engine.plan import Plan
 from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import Usage
 from ...wire import RequestBound, bound_request
+from ...wire.fields import CONTAINERS
 from ...wire.tokens import bound_tokens
 from .settings import LIMIT_NAMES
 
@@ -108,14 +109,18 @@ class Generation:
         limit = hold.output_limit
         if limit is None or limit == self.bound.output_limit:
             return model, kwargs
+        names = {*LIMIT_NAMES, *self.bound.limit_fields}
         if any(kwargs.get(name) is not None for name in LIMIT_NAMES):
-            return model, {k: limit if k in LIMIT_NAMES and v is not None else v for k, v in kwargs.items()}
-        changes: dict[str, Any] = {str(field): limit}
-        for name in _FREE_KEYWORDS:
+            kwargs = _lowered(kwargs, names, limit)
+            changes: dict[str, Any] = {}
+        else:
+            kwargs = _lowered(kwargs, names, limit)
+            changes = {str(field): limit}
+        for name in CONTAINERS:
             extra = getattr(model, name, None)
-            if isinstance(extra, dict) and any(n in extra for n in LIMIT_NAMES):
-                changes[name] = {k: limit if k in LIMIT_NAMES else v for k, v in extra.items()}
-        return model.model_copy(update=changes), kwargs
+            if isinstance(extra, dict) and not names.isdisjoint(extra):
+                changes[name] = _lowered(extra, names, limit)
+        return (model.model_copy(update=changes) if changes else model), kwargs
 
     def say_unlimited(self, instead: str) -> None:
         """Say once a model that nothing limits its answers, for an adapter that cannot.
@@ -202,7 +207,9 @@ class Generation:
         return max(0, self.plan.ask.needs["input_tokens"].amount(0) - self.bound.slack)
 
 
-_FREE_KEYWORDS = ("model_kwargs", "additional_kwargs")
+def _lowered(values: Mapping[str, Any], names: set[str], limit: int) -> dict[str, Any]:
+    """`values` with every limit in them at most `limit`: a server may read any of them."""
+    return {k: limit if k in names and v is not None else v for k, v in values.items()}
 
 
 def _bound(
@@ -218,8 +225,8 @@ def _bound(
         return bound_request("embeddings", request, provider=provider, allowed=engine.allow_fields)
     bound = bound_request("chat", request, provider=provider, allowed=engine.allow_fields)
     changes: dict[str, Any] = {"choices": max(choices, bound.choices)}
-    if not can_limit:
-        changes["limit_fields"] = ()
+    if not can_limit or any("." in path for path in bound.limit_fields):
+        changes["limit_fields"] = ()  # a limit deep inside a setting is not reached: it is held as it is
     previous = request.get("previous_response_id")
     if previous or request.get("conversation"):
         # What the provider has stored of the conversation is billed again.

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...prices import provider_for_url, provider_named
 from ...rules.errors import ConfigError
+from ...wire.fields import framework_fields
 
 LIMIT_NAMES = (
     "max_tokens",
@@ -28,6 +29,24 @@ ASKED = (
 
 _MODEL_NAMES = ("model", "model_name", "model_id", "deployment_name", "azure_deployment", "repo_id")
 _URL_NAMES = ("openai_api_base", "base_url", "anthropic_api_url", "api_base", "endpoint", "api_url")
+
+
+def fields_asked(settings: Mapping[str, Any], sent: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The fields that a model's settings put into its request, but for the model, what it is asked
+    and its output limit.
+
+    Args:
+        settings: the model object's own and the call's; most names are for the framework.
+        sent: the keywords of the one call, all of which go into the request.
+    """
+    found = framework_fields(settings, sent)
+    for name in (*_ELSEWHERE, *LIMIT_NAMES):
+        found.pop(name, None)
+    found |= {name: settings[name] for name in ASKED if settings.get(name) is not None}
+    return found
+
+
+_ELSEWHERE = ("model", "messages", "prompt", "input", "stream", "stream_options", "stop")
 
 
 def model_in(settings: Mapping[str, Any]) -> str | None:

@@ -46,7 +46,7 @@ def _call(
     named = name_model(params, {**model._get_ls_params(stop=stop, **kwargs), **metadata}, settings)
     prompts = [] if chat else list(messages)
     asked = messages if chat else [HumanMessage(p) for p in prompts]
-    request = request_as_wire(asked, params, named.model)
+    request = request_as_wire(asked, params, named.model, kwargs)
     limit = output_limit(params, settings)
     if limit is not None:
         request["max_tokens"] = limit

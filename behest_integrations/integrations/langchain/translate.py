@@ -15,7 +15,7 @@ from ...rules.attribution import Attribution
 from ...rules.usage import RunningUsage, Usage, believable
 from ...wire.usage_shapes import find_usage, read_usage
 from ..kit.generation import Heard
-from ..kit.settings import ASKED, model_in, output_limit, provider_of
+from ..kit.settings import fields_asked, model_in, output_limit, provider_of
 
 # Blocks whose JSON is all that there is to bill.
 _PLAIN_BLOCKS = frozenset(
@@ -70,11 +70,21 @@ def _block(block: Any, seen: set[str]) -> Any:
     return block
 
 
-def request_as_wire(messages: Sequence[BaseMessage], params: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """The request that a chat model is about to make."""
+def request_as_wire(
+    messages: Sequence[BaseMessage],
+    params: Mapping[str, Any],
+    model: str,
+    sent: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The request that a chat model is about to make.
+
+    Args:
+        params: LangChain's invocation parameters: the model's settings and the call's keywords.
+        sent: the call's keywords alone, where they are known.
+    """
     limit = output_limit(params)
-    wire: dict[str, Any] = {"model": model, "messages": [message_as_wire(m) for m in messages]}
-    wire |= {name: params[name] for name in ASKED if params.get(name) is not None}
+    wire = fields_asked(params, sent)
+    wire |= {"model": model, "messages": [message_as_wire(m) for m in messages]}
     if isinstance(wire.get("tools"), Mapping):
         wire["tools"] = [wire["tools"]]
     if isinstance(wire.get("response_format"), type):

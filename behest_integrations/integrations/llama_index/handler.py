@@ -107,7 +107,7 @@ class BehestHandler(BaseCallbackHandler):
         name = str(kwargs.get("model") or model_in(model) or maker)
         generation = Generation(
             self.engine,
-            request_as_wire(messages, settings, name),
+            request_as_wire(messages, settings, name, kwargs),
             who=attribution(),
             provider=provider_named(_maker(maker)),
             layer=_LAYER,

@@ -41,7 +41,7 @@ def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callabl
         asked = [ChatMessage(asked if formatted else model.completion_to_prompt(asked))]
     generation = Generation(
         terms.engine,
-        request_as_wire(asked, settings, name),
+        request_as_wire(asked, settings, name, kwargs),
         who=attribution(),
         provider=terms.provider or provider_by(model, settings),
         can_limit=terms.limit_field is not None or output_limit(kwargs) is not None,

@@ -12,7 +12,7 @@ from ...rules.attribution import Attribution
 from ...rules.usage import Usage, believable
 from ...wire.usage_shapes import as_mapping, find_usage, read_usage
 from ..kit.generation import Heard
-from ..kit.settings import ASKED, model_in, output_limit, provider_of
+from ..kit.settings import fields_asked, model_in, output_limit, provider_of
 
 # ── what is asked ──────────────────────────────────────────────────────────────────────
 
@@ -45,15 +45,19 @@ def _block(block: Any) -> dict[str, Any]:
 
 
 def request_as_wire(
-    messages: Sequence[ChatMessage], settings: Mapping[str, Any], model: str
+    messages: Sequence[ChatMessage],
+    settings: Mapping[str, Any],
+    model: str,
+    sent: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The request that a model is about to make.
 
     Args:
         settings: the model's own and the call's, the call's over the model's.
+        sent: the call's keywords alone.
     """
-    wire: dict[str, Any] = {"model": model, "messages": [message_as_wire(m) for m in messages]}
-    wire |= {name: settings[name] for name in ASKED if settings.get(name) is not None}
+    wire = fields_asked(settings, sent)
+    wire |= {"model": model, "messages": [message_as_wire(m) for m in messages]}
     if isinstance(wire.get("n"), bool) or not isinstance(wire.get("n", 1), int):
         del wire["n"]
     limit = output_limit(settings)
