@@ -311,7 +311,7 @@ def test_what_else_a_price_hangs_on_is_told(model: tuple[str, ...], says: str) -
     ("toml", "says"),
     [
         ('budget = ["$5"]', "budget: there is no such setting; did you mean budgets?"),
-        ("[prices.m]\ninput = 0.15", 'prices.m.input: write it as text: "0.15"'),
+        ("[prices.m]\ninput = 0.15", 'prices.m.input: write it as text: input = "0.15"'),
         (
             '[prices.m]\ninput = "1"\ninptu = "1"',
             "prices.m.inptu: there is no such setting; did you mean input?",

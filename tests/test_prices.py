@@ -142,7 +142,8 @@ def test_a_cost_is_the_price_lists_own_in_every_class(
         if claude and (price.cache_write_mtok is None or price.cache_write_1h_mtok is None):
             continue
         said = info.calc_price(theirs, provider, genai_request_timestamp=NOW).total_price
-        assert abs(Decimal(pricing.cost(usage)) - said * 10**9) <= Decimal("0.5"), (provider.id, info.id)
+        # Some prices of the list are what is left of floats: those differ in the tenth digit.
+        assert abs(Decimal(pricing.cost(usage)) - said * 10**9) < Decimal("0.5001"), (provider.id, info.id)
 
 
 # ── tiers, multipliers, fees ───────────────────────────────────────────────────────────
@@ -480,7 +481,7 @@ def test_a_price_as_a_float_says_how_to_write_it(tmp_path: Path) -> None:
     for text, says in (
         ("[prices.m]\ninput = 0.15", 'prices.m.input: write it as text: input = "0.15"'),
         ('[[prices.m]]\ninput = "1"\noutput = 0.6', 'prices.m.0.output: write it as text: output = "0.6"'),
-        ('[prices.m]\noutput = "1"', "prices.m.input: Field required"),
+        ('[prices.m]\noutput = "1"', "prices.m.input: it is missing"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError) as caught:

@@ -66,7 +66,8 @@ def _say(problems: Sequence[ErrorDetails], model: type[BaseModel], place: Sequen
     if others:
         return _say_one(others[0], model, place)
     if isinstance(problems[0]["input"], float) and "text, in quotes" in wanted:
-        return f'write it as text: "{problems[0]["input"]}"'  # a number is nobody's secret
+        setting = f"{place[-1]} = " if isinstance(place[-1], str) else ""
+        return f'write it as text: {setting}"{problems[0]["input"]}"'  # a number is nobody's secret
     return f"it must be {', or '.join(wanted)}"
 
 
