@@ -14,13 +14,14 @@ from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from behest_integrations import ConfigError, Price, UnknownPrice, Usage
+from behest_integrations import ConfigError, Meter, Price, UnknownPrice, Usage
 from behest_integrations.config import load
 from behest_integrations.prices import ModelPricing, Pricing, multiplier_for_url, provider_named
 from behest_integrations.prices.habits import searching
 from behest_integrations.prices.list import _TIER_CEILINGS, compile_model
 from behest_integrations.prices.rates import PriceTable, Rates, ceil_nano
 from behest_integrations.rules.names import read_name
+from behest_integrations.wire import bound_request
 
 NOW = datetime.now(timezone.utc)
 LIST = Pricing()
@@ -57,6 +58,19 @@ def test_audio_without_a_price_of_its_own_has_none(model: str, way: str) -> None
     dearest = {"input_audio": 100, "output_audio": 200}[way]
     added = pricing.cost(usage) - pricing.cost(Usage(1000, 1000))
     assert added == (400 * (dearest * 10**9 - text)) // 10**6
+
+
+def test_a_class_without_a_price_refuses_nothing_where_no_budget_is_in_dollars() -> None:
+    body = {"model": "gpt-4o-audio-preview", "messages": [], "modalities": ["text", "audio"], "max_tokens": 9}
+    bound = bound_request("chat", body)
+    assert bound.output_audio
+    with Meter("memory://", budgets=["10 calls"]) as meter:
+        meter.plan("chat", "gpt-4o-audio-preview", bound, provider="openai")
+    with (
+        Meter("memory://", budgets=["$1"]) as meter,
+        pytest.raises(UnknownPrice, match="no price for output audio"),
+    ):
+        meter.plan("chat", "gpt-4o-audio-preview", bound, provider="openai")
 
 
 def test_audio_with_a_price_is_priced() -> None:

@@ -188,12 +188,12 @@ class Planner:
         multiplier: tuple[int, int] | None = None
         if pricing is not None:
             multiplier = _times(bound, pricing)
-            cost = self._cost(bound, inputs, pricing)
+            cost = self._cost(bound, inputs, pricing, required="usd" in units)
             for other in bound.models:
                 # Any of them may answer: what it may come to is the dearest's.
                 priced = self._price(other, provider, required="usd" in units)
-                if priced is not None:
-                    one = self._cost(bound, inputs, priced)
+                one = self._cost(bound, inputs, priced, required="usd" in units) if priced else None
+                if one is not None and cost is not None:
                     cost = Cost(max(cost.fixed, one.fixed), max(cost.per_output, one.per_output))
         ask = Ask(_needs(bound, inputs, cost, allowance, units), want, floor)
         return Plan(
@@ -209,17 +209,25 @@ class Planner:
             bound.search_context,
         )
 
-    def _cost(self, bound: RequestBound, inputs: int, pricing: ModelPricing) -> Cost:
-        return Cost(
-            *pricing.bound(
-                inputs,
-                service_tier=bound.service_tier or self._service_tier,
-                input_audio=bound.input_audio,
-                output_audio=bound.output_audio,
-                multiplier=_times(bound, pricing),
-                search_context=bound.search_context,
+    def _cost(
+        self, bound: RequestBound, inputs: int, pricing: ModelPricing, *, required: bool
+    ) -> Cost | None:
+        """What a call may cost; None where a class that can occur has no price and none is needed."""
+        try:
+            return Cost(
+                *pricing.bound(
+                    inputs,
+                    service_tier=bound.service_tier or self._service_tier,
+                    input_audio=bound.input_audio,
+                    output_audio=bound.output_audio,
+                    multiplier=_times(bound, pricing),
+                    search_context=bound.search_context,
+                )
             )
-        )
+        except UnknownPrice:
+            if required:
+                raise
+            return None
 
     def plan_cost(self, name: str, nano: int, *, who: Attribution, fallback: Attribution) -> Plan:
         """The plan of a tool whose cost is known; it is no call of a model, and counts as none."""
