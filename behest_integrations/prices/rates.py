@@ -91,18 +91,14 @@ class Rates:
         cached, write, audio = usage.cached_input_tokens, usage.cache_write_tokens, usage.input_audio_tokens
         if cached or write or audio:
             text -= cached + write + audio
-            both = 0
             if text < 0:  # audio that was cached is counted in both
                 both = min(-text, cached, audio)
+                total += both * (self.cached_audio - self.cached_input - self.input_audio)
                 text = 0
-            hour = min(write, usage.cache_write_1h_tokens)
-            total += (
-                (cached - both) * self.cached_input
-                + (audio - both) * self.input_audio
-                + both * self.cached_audio
-                + (write - hour) * self.cache_write
-                + hour * self.cache_write_1h
-            )
+            if write:
+                hour = min(write, usage.cache_write_1h_tokens)
+                total += (write - hour) * self.cache_write + hour * self.cache_write_1h
+            total += cached * self.cached_input + audio * self.input_audio
         plain = usage.output_tokens
         thought, spoken = usage.reasoning_tokens, usage.output_audio_tokens
         if thought or spoken:
