@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,7 @@ from ...wire import operation_of
 from ..kit.metered import metered_class
 from ..kit.terms import Terms
 from .response import watch_response
+from .websockets import count, is_opening, methods
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -190,10 +191,6 @@ def _is_async(client: Any) -> bool:
     return isinstance(client, _MeteredAsync)
 
 
-_counted: ContextVar[bool] = ContextVar("behest_openai_counted", default=False)
-"""Whether the websocket that is being opened has been counted already."""
-
-
 class Metered:
     """What is the same for blocking and asynchronous clients."""
 
@@ -209,29 +206,21 @@ class Metered:
                 request.headers[name] = value
         return request
 
-    # Websockets (realtime, responses over websockets) are no requests, and nothing in them
-    # can be read or stopped: they are counted, or refused, before they connect. Then the SDK
-    # asks for a fresh key (2.x), prepares the options of a request that it does not make
-    # (3.x), or reads the authentication headers alone (responses in 2.x).
-
     @property
     def auth_headers(self) -> Any:
-        if _counted.get():
-            _counted.set(False)
-        elif _doing.get() is None:
-            exchange = self._websocket_plan()
-            self._behest.engine.reserve(exchange.plan).end(exchange.complete())
+        if _doing.get() is None and is_opening(self):
+            count(self._behest.engine, _websocket(self))
         return super().auth_headers  # type: ignore[misc]
 
-    def _websocket_plan(self) -> Exchange:
-        client: Any = self
-        return Exchange(
-            self._behest.engine,
-            "realtime",
-            {},
-            fallback=from_headers(client._custom_headers),
-            provider=_provider(client),
-        )
+
+def _websocket(client: Any) -> Exchange:
+    return Exchange(
+        client._behest.engine,
+        "realtime",
+        {},
+        fallback=from_headers(client._custom_headers),
+        provider=_provider(client),
+    )
 
 
 class _MeteredSync(Metered):
@@ -248,8 +237,6 @@ class _MeteredSync(Metered):
 
     def _prepare_options(self, options: Any) -> Any:
         call = _doing.get()
-        if call is None:
-            return self._outside_requests(lambda: super(_MeteredSync, self)._prepare_options(options))  # type: ignore[misc]
         options = super()._prepare_options(options)  # type: ignore[misc]
         return self._behest.engine.run(call.prepared(options)) if type(call) is _Call else options
 
@@ -270,21 +257,6 @@ class _MeteredSync(Metered):
             self._behest.engine.run(steps)
         return response
 
-    def _refresh_api_key(self) -> Any:
-        if _doing.get() is None:
-            return self._outside_requests(super()._refresh_api_key)  # type: ignore[misc]
-        return super()._refresh_api_key()  # type: ignore[misc]
-
-    def _outside_requests(self, go_on: Callable[[], Any]) -> Any:
-        exchange = self._websocket_plan()
-        self._behest.engine.reserve(exchange.plan).end(exchange.complete())
-        _counted.set(True)
-        token = _doing.set(_FREE)
-        try:
-            return go_on()
-        finally:
-            _doing.reset(token)
-
 
 class _MeteredAsync(Metered):
     async def request(self, cast_to: Any, options: Any, **kwargs: Any) -> Any:
@@ -300,8 +272,6 @@ class _MeteredAsync(Metered):
 
     async def _prepare_options(self, options: Any) -> Any:
         call = _doing.get()
-        if call is None:
-            return await self._outside_requests(lambda: super(_MeteredAsync, self)._prepare_options(options))  # type: ignore[misc]
         options = await super()._prepare_options(options)  # type: ignore[misc]
         return await self._behest.engine.arun(call.prepared(options)) if type(call) is _Call else options
 
@@ -322,22 +292,6 @@ class _MeteredAsync(Metered):
         if steps is not None:
             await self._behest.engine.arun(steps)
         return response
-
-    async def _refresh_api_key(self) -> Any:
-        if _doing.get() is None:
-            return await self._outside_requests(super()._refresh_api_key)  # type: ignore[misc]
-        return await super()._refresh_api_key()  # type: ignore[misc]
-
-    async def _outside_requests(self, go_on: Callable[[], Any]) -> Any:
-        exchange = self._websocket_plan()
-        hold = await self._behest.engine.areserve(exchange.plan)
-        await hold.aend(exchange.complete())
-        _counted.set(True)
-        token = _doing.set(_FREE)
-        try:
-            return await go_on()
-        finally:
-            _doing.reset(token)
 
 
 # ── the client ─────────────────────────────────────────────────────────────────────────
@@ -366,4 +320,6 @@ def class_of(base: type, terms: Terms) -> Any:
     """The metered subclass of a client's class."""
     from openai import OpenAI
 
-    return metered_class(terms, base, _MeteredSync if issubclass(base, OpenAI) else _MeteredAsync)
+    asynchronous = not issubclass(base, OpenAI)
+    mixin = _MeteredAsync if asynchronous else _MeteredSync
+    return metered_class(terms, base, mixin, lambda: methods(base, _websocket, asynchronous=asynchronous))
