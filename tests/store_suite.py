@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from behest_integrations.reports.queries import buckets as buckets_report
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, StoreError, Usage
 from behest_integrations.engine.outcomes import Outcome
@@ -30,6 +29,7 @@ from behest_integrations.ledger.admission import Ask, Need
 from behest_integrations.ledger.book import Refused, Reserved, Rows, cancel, expire, reserve, settle
 from behest_integrations.ledger.stores import store_class
 from behest_integrations.reports import repair, report, verify
+from behest_integrations.reports.budgets import buckets as buckets_report
 from behest_integrations.wire import RequestBound
 
 NOW = 1_793_500_000_000

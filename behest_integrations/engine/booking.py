@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ledger.book import Booked, Entry, Rows, settle, unknown
-from ..rules.units import UNITS, unit_of
+from ..rules.units import unit_of
 from ..wire import METERED_OPERATIONS
 from .holds import Hold
 from .outcomes import Outcome
@@ -43,7 +43,7 @@ def booking(
         "calls": 0 if plan.operation == TOOL else 1,
     }
     for name in plan.shape.units:
-        if name not in UNITS and name != "usd":
+        if name not in amounts and name != "usd":
             unit = unit_of(name)
             assert unit is not None
             amounts[name] = unit.booked(usage)

@@ -129,7 +129,7 @@ class MemoryLedger(Ledger):
     """Books that live as long as the process. Takes what every store takes, and needs none of it."""
 
     def __init__(
-        self, url: str = "memory://", *, timeout: float = 5.0, durability: Durability = "process"
+        self, url: str = "memory://", *, timeout: float = 5, durability: Durability = "process"
     ) -> None:
         super().__init__("memory://")
         self._rows = _MemoryRows()
