@@ -360,9 +360,13 @@ def test_what_is_metered_can_be_pickled(sqlite_store: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_class_of_ones_own(way: str) -> None:
-    """It tells no usage, and implements completions alone: chat is made of them."""
+    """It tells no usage, and implements completions alone: chat is made of them.
+
+    It is counted, since it stands for a model that is known to show all that it writes.
+    """
+    known = {"house-1": "gpt-4o"}
     with (
-        Meter("memory://", budgets=["5 calls", "$1"], prices=HOUSE) as meter,
+        Meter("memory://", budgets=["5 calls", "$1"], prices=HOUSE, aliases=known) as meter,
         opened(way, meter, House()) as model,
     ):
         assert isinstance(model, LLM)
@@ -373,7 +377,8 @@ def test_a_class_of_ones_own(way: str) -> None:
         arun(model.acomplete("hello there"))
         booked = entries(meter)
         assert [(e.status, e.model) for e in booked] == [("estimated", "house-1")] * 5
-        assert all(11 <= e.input_tokens <= 40 for e in booked)
+        # From above: what a template may add is in it.
+        assert all(11 <= e.input_tokens <= 200 for e in booked)
         assert all(11 <= e.output_tokens <= 13 for e in booked)
         with pytest.raises(BudgetExceeded):
             model.complete("hello there")

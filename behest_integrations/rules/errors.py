@@ -151,8 +151,7 @@ class Unbounded(CallRefused):
         if field != feature:
             super().__init__(
                 f"{why}, so the call was refused before it reached the provider: a budget in {counted} "
-                "applies, and a field may raise the bill. If you know that it does nothing to it, say so: "
-                f"Meter(allow_fields=[{field!r}])."
+                "applies, and a field may raise the bill."
             )
             self.feature = feature
             return

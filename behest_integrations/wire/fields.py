@@ -521,11 +521,11 @@ CONTAINERS = ("model_kwargs", "additional_kwargs", "generate_kwargs", "extra_bod
 
 NOT_SENT = frozenset(
     (
-        "_type", "api_base", "api_key", "api_version", "async_client", "azure_deployment", "azure_endpoint",
+        "_type", "allow_parallel_tool_calls", "api_base", "api_key", "api_version", "async_client", "azure_deployment", "azure_endpoint",
         "base_url", "cache", "callbacks", "client", "config", "default_headers", "default_query",
         "deployment_name", "disable_streaming", "engine", "extra_headers", "extra_query", "headers",
-        "http_client", "ls_structured_output_format", "max_retries", "model_name", "name", "rate_limiter",
-        "request_timeout", "run_manager", "stream_usage", "streaming", "tags", "timeout", "verbose",
+        "formatted", "http_client", "ls_structured_output_format", "max_retries", "model_name", "name", "rate_limiter",
+        "request_timeout", "run_manager", "stream_usage", "streaming", "tags", "timeout", "tool_required", "verbose",
     )
 )  # fmt: skip
 """Keywords of frameworks' calls that are for the framework, and in no request."""

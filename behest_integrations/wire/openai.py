@@ -176,7 +176,7 @@ def bound_request(
             below_limit=effects.below,
             least_output=effects.least_output,
         )
-    if bound.slack and not counter.exact:
+    if bound.slack and not counter.exact and operation != "embeddings":
         bound = bound._replace(slack=0)  # what surrounds the texts of others is as likely there as not
     return bound
 
