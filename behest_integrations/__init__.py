@@ -6,6 +6,7 @@ reaches the provider.
 
 from .ledger.book import ThresholdEvent
 from .meter import Meter
+from .moved import install as _install
 from .prices import Price
 from .rules.attribution import Attribution, session
 from .rules.balance import Balance
@@ -24,6 +25,7 @@ from .rules.errors import (
 from .rules.usage import Usage
 
 __version__ = "0.1.0"
+_install()
 
 __all__ = [
     "Attribution",

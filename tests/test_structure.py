@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import sys
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+import behest_integrations
 from behest_integrations import Meter
 from behest_integrations.integrations import Doors
 
@@ -23,7 +26,7 @@ FLOORS = (
     {"integrations"},
     {"config", "sandbox", "reports"},
     {"meter"},
-    {"gateway"},
+    {"gateway", "moved"},
     {"cli"},
 )
 ROOM_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -117,3 +120,16 @@ def test_doors_share_no_name_and_keep_no_state() -> None:
             seen[name] = door
     assert {"openai", "langchain", "llama_index"} <= set(seen)
     assert issubclass(Meter, Doors)
+
+
+@pytest.mark.filterwarnings("always::DeprecationWarning")
+def test_old_paths_work_with_a_warning() -> None:
+    from behest_integrations.rules.budgets import Budget
+
+    sys.modules.pop("behest_integrations.budgets", None)
+    with pytest.warns(DeprecationWarning, match="is now behest_integrations.rules.budgets"):
+        moved = importlib.import_module("behest_integrations.budgets")
+    assert moved.Budget is Budget
+    assert importlib.import_module("behest_integrations.pricing").Price is behest_integrations.Price
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("behest_integrations.never_was")

@@ -519,15 +519,15 @@ def model_names(value: Any) -> list[str] | None:
 CONTAINERS = ("model_kwargs", "additional_kwargs", "generate_kwargs", "extra_body", "default_request_params")
 """Where frameworks' model classes keep what they put into the request as it is."""
 
-NOT_SENT = frozenset(
-    (
-        "_type", "allow_parallel_tool_calls", "api_base", "api_key", "api_version", "async_client", "azure_deployment", "azure_endpoint",
-        "base_url", "cache", "callbacks", "client", "config", "default_headers", "default_query",
-        "deployment_name", "disable_streaming", "engine", "extra_headers", "extra_query", "headers",
-        "formatted", "http_client", "ls_structured_output_format", "max_retries", "model_name", "name", "rate_limiter",
-        "request_timeout", "run_manager", "stream_usage", "streaming", "tags", "timeout", "tool_required", "verbose",
-    )
-)  # fmt: skip
+NOT_SENT = frozenset((
+    "_type", "allow_parallel_tool_calls", "api_base", "api_key", "api_version", "async_client",
+    "azure_deployment", "azure_endpoint", "base_url", "cache", "callbacks", "client", "config",
+    "default_headers", "default_query", "deployment_name", "disable_streaming", "engine",
+    "extra_headers", "extra_query", "headers", "formatted", "http_client",
+    "ls_structured_output_format", "max_retries", "model_name", "name", "rate_limiter",
+    "request_timeout", "run_manager", "stream_usage", "streaming", "tags", "timeout",
+    "tool_required", "verbose",
+))  # fmt: skip
 """Keywords of frameworks' calls that are for the framework, and in no request."""
 
 
