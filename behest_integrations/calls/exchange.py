@@ -87,8 +87,9 @@ class Exchange:
 
     def reserved(self, hold: Hold) -> dict[str, Any]:
         """Take over the hold; the body to send under it."""
+        if self.hold is not None:  # an attempt before this one may have been answered in part
+            self._new_reply()
         self.hold = hold
-        self._new_reply()
         body = dict(self._original)
         if hold.output_limit is not None and (
             hold.output_limit != self._bound.output_limit or self._bound.send_limit
@@ -134,7 +135,7 @@ class Exchange:
             return self._judge(reply.usage or Usage())
         if reply.usage is not None and not reply.final_usage:
             return self._judge(None, whole=False, note="the stream ended before its end", flag="broken")
-        if reply.usage is not None:
+        if self.operation == "responses":
             self.engine.planner.remember_context(reply.id, reply.usage)
         return self._judge(reply.usage)
 

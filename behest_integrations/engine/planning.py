@@ -359,6 +359,8 @@ def _needs(
 
 def _times(bound: RequestBound, pricing: ModelPricing) -> tuple[int, int] | None:
     """What the price of each token is multiplied by, for what the request asks for."""
+    if bound.multiplier is ONE and bound.tier_multiplier is ONE:
+        return None
     over, under = bound.multiplier
     tier = bound.service_tier or ""
     if bound.tier_multiplier is not ONE and tier not in pricing.tiers and tier not in pricing.ceilings:

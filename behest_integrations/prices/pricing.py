@@ -68,7 +68,7 @@ class Pricing:
         self._aliases = dict(aliases or {})
         self._lasting: dict[tuple[str, str | None], ModelPricing] = {}
         self._passing: dict[tuple[str, str | None], ModelPricing | UnknownPrice] = {}
-        self._replies: dict[tuple[str, str | None, str], ReplyPricing] = {}
+        self._replies: dict[tuple[str, str | None, str], tuple[ModelPricing, float, ReplyPricing]] = {}
         self._lock = threading.Lock()
 
     def find(self, model: str, provider: str | None = None) -> ModelPricing:
@@ -169,11 +169,12 @@ class Pricing:
             return ReplyPricing((), not self.same_model(model, reply, provider), False)
         key = (model, provider, reply)
         found = self._replies.get(key)
-        if found is None or found.pricings[0] is not asked:
-            found = self._for_reply(asked, model, reply, provider)
-            if all(p.valid_until == FOREVER for p in found.pricings) and asked.valid_until == FOREVER:
-                _remember(self._replies, key, found)
-        return found
+        if found is None or found[0] is not asked or found[1] <= time.time():
+            fresh = self._for_reply(asked, model, reply, provider)
+            until = min(p.valid_until for p in (asked, *fresh.pricings))
+            found = (asked, until, fresh)
+            _remember(self._replies, key, found)
+        return found[2]
 
     def _for_reply(self, asked: ModelPricing, model: str, reply: str, provider: str | None) -> ReplyPricing:
         same = self.same_model(model, reply, provider)
