@@ -12,11 +12,13 @@ from behest_integrations.wire.overheads import (
     NOTHING,
     Known,
     Learnt,
+    Lessons,
     Size,
     Witness,
     around,
     escaped_bytes,
     heads_of,
+    size_of,
     tool_bytes,
 )
 from behest_integrations.wire.tokens import byte_length
@@ -28,7 +30,7 @@ rows = st.builds(Learnt, tokens, tokens, tokens, tokens, st.booleans(), st.none(
 roles = st.lists(st.sampled_from(("system", "user", "assistant")), min_size=1, max_size=40)
 
 
-def sized(body: dict[str, Any], where: str = "http://here", margin: int = 32, request: int = 256) -> Size:
+def sized(body: dict[str, Any], margin: int = 32, request: int = 256) -> Size:
     """The size of a chat of plain texts, as the counter of requests makes it."""
     said = [m["role"] for m in body["messages"]]
     after = [request]
@@ -41,7 +43,7 @@ def sized(body: dict[str, Any], where: str = "http://here", margin: int = 32, re
         said.count("system"),
         said.count("user"),
         said.count("assistant"),
-        heads=heads_of(where, body, after),
+        heads=heads_of(body, after),
     )
 
 
@@ -52,7 +54,7 @@ def chat(*texts: str, first: str = "user", **more: Any) -> dict[str, Any]:
         messages[0]["role"] = "system"
         for i, message in enumerate(messages[1:]):
             message["role"] = turns[i % 2]
-    return {"model": "m", "messages": messages, **more}
+    return {"model": "m", "messages": messages} | more
 
 
 class Server:
@@ -218,20 +220,20 @@ def test_a_shared_system_prompt_costs_what_it_was_billed() -> None:
     assert server.bill(other) <= bound < sized(other).total // 3
 
 
-def test_other_tools_or_settings_or_servers_are_other_beginnings() -> None:
+def test_other_tools_or_settings_or_models_are_other_beginnings() -> None:
     known = Known()
     size = sized(chat("a" * 500))
     known.learn(size, 150)
     assert known.bound(size) is not None
     assert known.bound(sized(chat("a" * 500, tools=[{"type": "function"}]))) is None
     assert known.bound(sized(chat("a" * 500, chat_template_kwargs={"x": 1}))) is None
-    assert known.bound(sized(chat("a" * 500), where="http://there")) is None
+    assert known.bound(sized(chat("a" * 500, model="other"))) is None
     assert known.bound(sized(chat("a" * 500, temperature=1, max_tokens=5))) is not None
 
 
 def test_what_an_address_shows_is_not_taken_for_known() -> None:
     part = {"type": "image_url", "image_url": {"url": "https://example.org/now.png"}}
-    assert heads_of("w", {"messages": [{"role": "user", "content": [part]}]}, [1, 2]) == ()
+    assert heads_of({"messages": [{"role": "user", "content": [part]}]}, [1, 2]) == ()
 
 
 def test_noise_is_not_bounded_by_what_english_took() -> None:
@@ -299,7 +301,7 @@ def test_a_witness_scales_or_says_nothing(seen: list[str], much: int, asked: lis
     names = ("system", "user", "assistant")
     have = [seen.count(n) for n in names]
     want = [asked.count(n) for n in names]
-    size = Size(0, 0, 0, *want)
+    size = Size(0, 0, 0, want[0], want[1], want[2])
     found = Witness(much, *have).bound(size)
     if found is None:
         assert any(w and not h for w, h in zip(want, have, strict=True))
@@ -307,3 +309,57 @@ def test_a_witness_scales_or_says_nothing(seen: list[str], much: int, asked: lis
     # The worst split of what was billed: all of it on one role, or on the constant.
     worst = [much] + [much * w // h for w, h in zip(want, have, strict=True) if h]
     assert found >= max(worst)
+
+
+# ── a process ──────────────────────────────────────────────────────────────────────────
+
+
+def test_servers_and_models_are_learnt_apart_and_an_unknown_server_is_not_narrowed() -> None:
+    lessons, body = Lessons(), chat("a" * 1_000)
+    size = size_of(body, "m")
+    assert size is not None
+    lessons.learn("http://here", "m", size, size.total, 300)
+    lessons.learn("", "m", size, size.total, 300)
+    assert lessons.bound("http://here", "m", size) < size.total
+    assert lessons.bound("http://there", "m", size) == size.total
+    assert lessons.bound("http://here", "n", size) == size.total
+    assert lessons.bound("", "m", size) == size.total
+
+
+def test_what_changes_a_row_is_told_once() -> None:
+    lessons, size = Lessons(), size_of(chat("a"), "m")
+    assert size is not None
+    row = lessons.learn("w", "m", size, size.total, 5_000)
+    assert row is not None
+    assert lessons.bound("w", "m", size) >= 5_000
+    assert lessons.learn("w", "m", size, lessons.bound("w", "m", size), 5_000) in (
+        None,
+        row | Learnt(witness=Witness(4_999, 0, 1, 0)),
+    )
+    other = Lessons()
+    other.merge("w", "m", row)
+    assert other.bound("w", "m", size) >= 5_000
+
+
+def test_images_are_bounded_elsewhere() -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://example.org/now.png"}}
+    assert size_of({"messages": [{"role": "user", "content": [part]}]}, "m") is None
+
+
+def test_tools_and_their_results_have_a_size() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": "\\u00e9"}'}}
+    body = {
+        "model": "m",
+        "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}],
+        "messages": [
+            {"role": "user", "content": "go"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": '{"x": "<y>"}'},
+        ],
+    }
+    size = size_of(body, "m")
+    assert size is not None
+    assert (size.users, size.others, size.tools, size.least) == (1, 2, 1, 2)
+    assert size.total > size.surroundings + len('{"x": "<y>"}') + 5
+    assert size.heads[-1].rest == 0
+    assert size.heads[0].rest < size.total

@@ -33,6 +33,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from .tokens import byte_length
+
 # ── the start: templates in use ────────────────────────────────────────────────────────
 
 
@@ -175,14 +177,13 @@ def _all_text(message: Any) -> bool:
     return all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content)
 
 
-def heads_of(where: str, body: Mapping[str, Any], after: Sequence[int]) -> tuple[Head, ...]:
+def heads_of(body: Mapping[str, Any], after: Sequence[int]) -> tuple[Head, ...]:
     """The heads of a chat request; none where they cannot be told.
 
     Those worth keeping: before its messages (what tools and settings come to), after the system
     messages that it begins with, and whole (the next turn of the conversation begins so).
 
     Args:
-        where: the server, and what it takes for the same (its base URL).
         body: the request.
         after: the tokens counted before its messages, and after each of them.
     """
@@ -193,18 +194,76 @@ def heads_of(where: str, body: Mapping[str, Any], after: Sequence[int]) -> tuple
         return ()  # what is behind an image's address may have changed since it was billed
     leading = 0
     for message in messages:
-        if not isinstance(message, Mapping) or message.get("role") not in ("system", "developer"):
+        if message.get("role") not in _SYSTEM:
             break
         leading += 1
     kept = (0, leading, len(messages))
     fixed = {name: value for name, value in body.items() if name not in _NOT_RENDERED}
-    digest = blake2b(_canonical([where, fixed]), digest_size=16, key=_KEY)
+    digest = blake2b(_canonical(fixed), digest_size=16, key=_KEY)
     found = [Head(digest.digest(), after[-1] - after[0])]
     for place, message in enumerate(messages, 1):
         digest.update(b"\0")
         digest.update(_canonical(message))
         found.append(Head(digest.digest(), after[-1] - after[place], place in kept))
     return tuple(found)
+
+
+_SYSTEM = ("system", "developer")
+
+
+def size_of(body: Mapping[str, Any], model: str) -> Size | None:
+    """The size of a chat request for a model whose tokenizer is not known.
+
+    None where it is not made of messages of text, calls and tools alone: images and unknown
+    kinds of content are bounded elsewhere, and nothing is learnt of them.
+    """
+    messages = body.get("messages")
+    if not isinstance(messages, (list, tuple)) or not all(map(_all_text, messages)):
+        return None
+    margin = around(model)
+    systems = users = assistants = others = least = 0
+    tokens, after = 0, [0]
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        plain = isinstance(content, str) and not message.get("tool_calls")
+        if role in _SYSTEM and plain:
+            systems += 1
+        elif role == "user" and plain:
+            users += 1
+        elif role == "assistant" and plain:
+            assistants += 1
+        else:
+            others += 1
+        tokens += margin.message
+        for name, value in message.items():
+            if name == "role" or value is None:
+                continue
+            if not isinstance(value, str):
+                tokens += margin.part * _parts(value) + _json_bytes(value)
+            elif name == "content" and role == "tool":
+                tokens += max(byte_length(value), escaped_bytes(value))
+            else:
+                tokens += byte_length(value)
+            if name == "content" and value:
+                least += 1
+        after.append(tokens)
+    tools = [*(body.get("tools") or ()), *(body.get("functions") or ())]
+    surroundings = margin.request + margin.message * len(messages) + (margin.tools if tools else 0)
+    total = tokens + margin.request
+    if tools:
+        total += margin.tools + sum(map(tool_bytes, tools)) + margin.message * len(tools)
+    return Size(
+        total, surroundings, least, systems, users, assistants, others, len(tools), heads_of(body, after)
+    )
+
+
+def _parts(value: Any) -> int:
+    return len(value) if isinstance(value, (list, tuple)) else 1
+
+
+def _json_bytes(value: Any) -> int:
+    written = json.dumps(value, default=str)
+    return len(written) + 5 * sum(map(written.count, "<>&'"))
 
 
 # ── what bills have taught ─────────────────────────────────────────────────────────────
@@ -409,3 +468,59 @@ def _note(
     bills.move_to_end(digest)
     while len(bills) > capacity:
         bills.popitem(last=False)
+
+
+class Lessons:
+    """What bills have taught this process, by server and model. Safe for threads.
+
+    Args:
+        capacity: how many models are remembered.
+    """
+
+    def __init__(self, capacity: int = 1_000) -> None:
+        self._capacity = capacity
+        self._models: OrderedDict[tuple[str, str], tuple[Learnt, Known]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def bound(self, where: str, model: str, size: Size) -> int:
+        """At most how many input tokens `size` is billed as.
+
+        Args:
+            where: the server (its base URL); "" if it is not known, and then nothing is narrowed.
+            model: as sent.
+        """
+        with self._lock:
+            found = self._models.get((where, model))
+        if found is None:
+            return size.total
+        row, known = found
+        return row.bound(size, known.bound(size)) if where else row.wide(size)
+
+    def learn(self, where: str, model: str, size: Size, bound: int, billed: int) -> Learnt | None:
+        """Take in a bill.
+
+        Args:
+            bound: what `bound` said before the call.
+            billed: the input tokens of the provider's own usage.
+
+        Returns: the row to merge into the store's; None if it has not changed.
+        """
+        with self._lock:
+            row, known = self._model(where, model)
+        taught = row.taught(size, bound, billed) | known.learn(size, billed)
+        return self.merge(where, model, taught) if taught != NOTHING else None
+
+    def merge(self, where: str, model: str, taught: Learnt) -> Learnt | None:
+        """Take in a row, of a bill or of the store; the new row, or None if it is the same."""
+        with self._lock:
+            before, known = self._model(where, model)
+            after = before | taught
+            self._models[where, model] = after, known
+        return after if after != before else None
+
+    def _model(self, where: str, model: str) -> tuple[Learnt, Known]:
+        found = self._models.setdefault((where, model), (NOTHING, Known()))
+        self._models.move_to_end((where, model))
+        while len(self._models) > self._capacity:
+            self._models.popitem(last=False)
+        return found
