@@ -199,7 +199,9 @@ def heads_of(body: Mapping[str, Any], after: Sequence[int]) -> tuple[Head, ...]:
         leading += 1
     kept = (0, leading, len(messages))
     fixed = {name: value for name, value in body.items() if name not in _NOT_RENDERED}
-    digest = blake2b(_canonical(fixed), digest_size=16, key=_KEY)
+    # Many templates write a system prompt of their own where there is none: a prompt that has one
+    # says nothing of a prompt that has not.
+    digest = blake2b(_canonical([fixed, leading > 0]), digest_size=16, key=_KEY)
     found = [Head(digest.digest(), after[-1] - after[0])]
     for place, message in enumerate(messages, 1):
         digest.update(b"\0")
@@ -250,11 +252,14 @@ def size_of(body: Mapping[str, Any], model: str) -> Size | None:
     tools = [*(body.get("tools") or ()), *(body.get("functions") or ())]
     surroundings = margin.request + margin.message * len(messages) + (margin.tools if tools else 0)
     total = tokens + margin.request
+    heads = heads_of(body, after)
     if tools:
-        total += margin.tools + sum(map(tool_bytes, tools)) + margin.message * len(tools)
-    return Size(
-        total, surroundings, least, systems, users, assistants, others, len(tools), heads_of(body, after)
-    )
+        # Mistral's template writes the tools before each user message that equals the last one.
+        asked = [message for message in messages if message.get("role") == "user"]
+        times = max(1, asked.count(asked[-1])) if asked else 1
+        total += margin.tools + times * (sum(map(tool_bytes, tools)) + margin.message * len(tools))
+        heads = heads if times == 1 else ()
+    return Size(total, surroundings, least, systems, users, assistants, others, len(tools), heads)
 
 
 def _parts(value: Any) -> int:
@@ -290,6 +295,8 @@ class Witness(NamedTuple):
         Overhead is a constant and so much for each message of a role, all at least 0: k times
         the messages have at most k times the overhead, for k of at least 1.
         """
+        if (size.systems > 0) != (self.systems > 0):
+            return None  # a template may write a system prompt where there is none
         top, under = 1, 1
         for have, seen in zip((size.systems, size.users, size.assistants), self[1:], strict=True):
             if have and not seen:
