@@ -252,7 +252,7 @@ def test_tools_that_a_template_writes_again_for_equal_messages_are_counted_again
 
 def test_what_an_address_shows_is_not_taken_for_known() -> None:
     part = {"type": "image_url", "image_url": {"url": "https://example.org/now.png"}}
-    assert heads_of({"messages": [{"role": "user", "content": [part]}]}, [1, 2]) == ()
+    assert size_of({"messages": [{"role": "user", "content": [part]}]}, "m") is None
 
 
 def test_noise_is_not_bounded_by_what_english_took() -> None:

@@ -25,6 +25,7 @@ Values are whole numbers. No text is kept: heads are keyed digests, in this proc
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import threading
 from collections import OrderedDict
@@ -133,8 +134,7 @@ class Size(NamedTuple):
         systems, users, assistants: its messages, by role.
         others: its messages of other roles (tools' results), tool calls and parts of content.
         tools: how many tools are defined.
-        heads: its beginnings, from none of its messages to all of them; empty if they cannot
-            be told.
+        heads: its beginnings that may have been billed; empty if they cannot be told.
     """
 
     total: int
@@ -163,18 +163,25 @@ _KEY = os.urandom(32)  # digests say nothing to another process
 
 
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, default=repr).encode()
+    """The same bytes for the same JSON (and order of its keys) alone.
+
+    Raises:
+        ValueError: it is not made of JSON's types.
+    """
+    return marshal.dumps(value, 0)  # 0: without references, which depend on who else holds a value
 
 
 def _all_text(message: Any) -> bool:
     if not isinstance(message, Mapping):
         return False
     content = message.get("content")
-    if message.get("audio") is not None:
-        return False
-    if not isinstance(content, (list, tuple)):
-        return True
-    return all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content)
+    if isinstance(content, str):
+        return message.get("audio") is None
+    if content is None:
+        return message.get("audio") is None
+    return isinstance(content, (list, tuple)) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
+    )
 
 
 def heads_of(body: Mapping[str, Any], after: Sequence[int]) -> tuple[Head, ...]:
@@ -190,34 +197,42 @@ def heads_of(body: Mapping[str, Any], after: Sequence[int]) -> tuple[Head, ...]:
     messages = body.get("messages")
     if not isinstance(messages, (list, tuple)) or len(after) != len(messages) + 1:
         return ()
-    if not all(map(_all_text, messages)):
-        return ()  # what is behind an image's address may have changed since it was billed
     leading = 0
     for message in messages:
         if message.get("role") not in _SYSTEM:
             break
         leading += 1
     kept = (0, leading, len(messages))
-    fixed = {name: value for name, value in body.items() if name not in _NOT_RENDERED}
+    late = len(messages) - _NEWS
+    fixed = {n: value for n, value in body.items() if value is not None and n not in _NOT_RENDERED}
     # Many templates write a system prompt of their own where there is none: a prompt that has one
     # says nothing of a prompt that has not.
-    digest = blake2b(_canonical([fixed, leading > 0]), digest_size=16, key=_KEY)
-    found = [Head(digest.digest(), after[-1] - after[0])]
-    for place, message in enumerate(messages, 1):
-        digest.update(b"\0")
-        digest.update(_canonical(message))
-        found.append(Head(digest.digest(), after[-1] - after[place], place in kept))
+    try:
+        digest = blake2b(_canonical([fixed, leading > 0]), digest_size=16, key=_KEY)
+        found = [Head(digest.digest(), after[-1] - after[0])]
+        for place, message in enumerate(messages, 1):
+            digest.update(_canonical(message))
+            if place in kept or place >= late:
+                found.append(Head(digest.digest(), after[-1] - after[place], place in kept))
+    except ValueError:
+        return ()
     return tuple(found)
 
 
+_NEWS = 24  # messages that one turn of a conversation adds, tools' calls and results with it
 _SYSTEM = ("system", "developer")
+_PLAIN = ("system", "developer", "user", "assistant")
+_COUNTED = ("role", "content")
 
 
-def size_of(body: Mapping[str, Any], model: str) -> Size | None:
+def size_of(body: Mapping[str, Any], model: str, more: int = 0) -> Size | None:
     """The size of a chat request for a model whose tokenizer is not known.
 
     None where it is not made of messages of text, calls and tools alone: images and unknown
     kinds of content are bounded elsewhere, and nothing is learnt of them.
+
+    Args:
+        more: tokens that other fields than its messages and tools may add.
     """
     messages = body.get("messages")
     if not isinstance(messages, (list, tuple)) or not all(map(_all_text, messages)):
@@ -225,33 +240,37 @@ def size_of(body: Mapping[str, Any], model: str) -> Size | None:
     margin = around(model)
     systems = users = assistants = others = least = 0
     tokens, after = 0, [0]
+    around_message = margin.message
     for message in messages:
         role, content = message.get("role"), message.get("content")
-        plain = isinstance(content, str) and not message.get("tool_calls")
-        if role in _SYSTEM and plain:
-            systems += 1
-        elif role == "user" and plain:
-            users += 1
-        elif role == "assistant" and plain:
-            assistants += 1
+        tokens += around_message
+        if isinstance(content, str) and (len(message) == 2 or not message.get("tool_calls")):
+            systems += role in _SYSTEM
+            users += role == "user"
+            assistants += role == "assistant"
+            others += role not in _PLAIN
+            least += content != ""
+            tokens += (
+                byte_length(content) if role != "tool" else max(byte_length(content), escaped_bytes(content))
+            )
         else:
             others += 1
-        tokens += margin.message
-        for name, value in message.items():
-            if name == "role" or value is None:
-                continue
-            if not isinstance(value, str):
-                tokens += margin.part * _parts(value) + _json_bytes(value)
-            elif name == "content" and role == "tool":
-                tokens += max(byte_length(value), escaped_bytes(value))
-            else:
-                tokens += byte_length(value)
-            if name == "content" and value:
-                least += 1
+            if isinstance(content, str):
+                tokens += byte_length(content)
+                least += content != ""
+            elif content is not None:
+                tokens += margin.part * len(content) + _json_bytes(content)
+                least += 1 if content else 0
+        if len(message) > 2:
+            for name, value in message.items():
+                if isinstance(value, str):
+                    tokens += byte_length(value) if name not in _COUNTED else 0
+                elif value is not None and name not in _COUNTED:
+                    tokens += margin.part + _json_bytes(value)
         after.append(tokens)
     tools = [*(body.get("tools") or ()), *(body.get("functions") or ())]
     surroundings = margin.request + margin.message * len(messages) + (margin.tools if tools else 0)
-    total = tokens + margin.request
+    total = tokens + margin.request + more
     heads = heads_of(body, after)
     if tools:
         # Mistral's template writes the tools before each user message that equals the last one.
@@ -260,10 +279,6 @@ def size_of(body: Mapping[str, Any], model: str) -> Size | None:
         total += margin.tools + times * (sum(map(tool_bytes, tools)) + margin.message * len(tools))
         heads = heads if times == 1 else ()
     return Size(total, surroundings, least, systems, users, assistants, others, len(tools), heads)
-
-
-def _parts(value: Any) -> int:
-    return len(value) if isinstance(value, (list, tuple)) else 1
 
 
 def _json_bytes(value: Any) -> int:
