@@ -76,6 +76,7 @@ class _Call:
                 who=from_headers(headers) if headers and isinstance(headers, Mapping) else NOBODY,
                 fallback=from_headers(client._custom_headers) if client._custom_headers else NOBODY,
                 provider=_provider(client),
+                where=str(client.base_url),
             )
         hold = self._open = yield from self.terms.engine.reserving(exchange.plan)
         body = exchange.reserved(hold)
