@@ -39,6 +39,7 @@ class Exchange:
         operation: see `wire.operation_of`.
         body: the request's JSON; it is not changed.
         provider: the price list's provider id, if known.
+        where: the server that it goes to, if known.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -54,6 +55,7 @@ class Exchange:
         fallback: Attribution = NOBODY,
         provider: str | None = None,
         layer: str = "",
+        where: str = "",
     ) -> None:
         self.engine = engine
         self.operation = operation
@@ -77,6 +79,7 @@ class Exchange:
             who=who,
             fallback=fallback,
             layer=layer,
+            where=where,
         )
         self.hold: Hold | None = None
         self._hide_usage = False

@@ -72,6 +72,9 @@ def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, n
     flags = list(outcome.flags)
     if status == "assumed" and release:
         flags.append("released")
+    if plan.sized is not None and status == "settled" and outcome.usage is not None:
+        where, size, bound = plan.sized
+        planner.lessons.learn(where, plan.model, size, bound, outcome.usage.input_tokens)
     amounts, usage, cost = booking(hold, outcome, planner, flags, release=release)
     if plan.allowance and status != "failed" and plan.operation != TOOL:
         flags.append("allowance")

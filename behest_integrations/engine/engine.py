@@ -107,6 +107,7 @@ class Engine:
         fallback: Attribution = NOBODY,
         layer: str = "",
         outer: Hold | None = None,
+        where: str = "",
     ) -> Plan:
         """What a call may come to, in every unit that a budget counts.
 
@@ -122,6 +123,7 @@ class Engine:
             fallback: attribution from the client or framework; the session scope wins.
             layer: whose plan it is, where a layer must not take over holds of its own.
             outer: the hold of the layer around, where the door knows it.
+            where: the server that it goes to, if known: bills of one say nothing of another's.
 
         Raises:
             UnknownPrice: a budget in dollars applies and the model has no price.
@@ -132,7 +134,7 @@ class Engine:
         if outer is not None:
             who = who.over(outer.plan.who)
         return self._planner.plan(
-            operation, model, bound, provider=provider, who=who, fallback=fallback, outer=outer
+            operation, model, bound, provider=provider, who=who, fallback=fallback, outer=outer, where=where
         )
 
     @property

@@ -12,6 +12,7 @@ from ..rules.attribution import Attribution
 from ..rules.budgets import Budget
 from ..rules.errors import ConfigError
 from ..rules.units import Unit, unit_of
+from ..wire.overheads import Size
 from .stages import Stage
 
 TOOL = "tool"
@@ -79,6 +80,14 @@ class Cost(NamedTuple):
     per_output: int
 
 
+class Sized(NamedTuple):
+    """What the bill of a call can teach: of which server, how large it was, how it was bounded."""
+
+    where: str
+    size: Size
+    bound: int
+
+
 class Plan:
     """A call before it is made: who, what, and the worst that it may come to.
 
@@ -90,11 +99,12 @@ class Plan:
         outer: the hold of the layer around, until this call's own takes its place.
         multiplier: what the price of its tokens is multiplied by; None: by nothing.
         search_context: the size that it pins, of a model that searches by itself.
+        sized: what its bill can teach, of a model whose tokenizer is not known.
     """
 
     __slots__ = (
         "allowance", "ask", "model", "multiplier", "operation", "outer", "provider", "search_context",
-        "sends_limit", "shape",
+        "sends_limit", "shape", "sized",
     )  # fmt: skip
 
     def __init__(
@@ -109,9 +119,11 @@ class Plan:
         outer: Outer | None = None,
         multiplier: tuple[int, int] | None = None,
         search_context: str | None = None,
+        sized: Sized | None = None,
     ) -> None:
         self.multiplier = multiplier
         self.search_context = search_context
+        self.sized = sized
         self.operation = operation
         self.model = model
         self.provider = provider

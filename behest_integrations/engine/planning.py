@@ -21,7 +21,8 @@ from ..rules.units import UNITS, Need, Worst
 from ..rules.usage import Usage
 from ..wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
 from ..wire.fields import ONE
-from .plan import TOOL, Cost, Outer, Plan, Shape, needed_unit
+from ..wire.overheads import Lessons
+from .plan import TOOL, Cost, Outer, Plan, Shape, Sized, needed_unit
 from .stages import Stage, active
 
 _MOST_REMEMBERED = 10_000
@@ -62,6 +63,8 @@ class Planner:
         if any(isinstance(t, bool) or not isinstance(t, int) or t < 1 for t in thresholds):
             raise ConfigError(f"thresholds are whole percentages of at least 1: {thresholds!r}")
         self._thresholds = tuple(sorted(set(thresholds)))
+        self.lessons = Lessons()
+        """What bills have taught of models whose tokenizer is not known."""
         self._contexts: OrderedDict[str, int] = OrderedDict()
         self._contexts_lock = threading.Lock()
 
@@ -146,6 +149,7 @@ class Planner:
         who: Attribution = NOBODY,
         fallback: Attribution = NOBODY,
         outer: Outer | None = None,
+        where: str = "",
     ) -> Plan:
         """What a call may come to, in every unit that a budget counts.
 
@@ -179,6 +183,10 @@ class Planner:
             if inputs is None:
                 inputs = bound.extra_input
                 features = {STORED_CONTEXT[0]: STORED_CONTEXT[1], **features}
+        sized = None
+        if bound.size is not None and inputs == bound.size.total:
+            inputs = self.lessons.bound("" if bound.models else where, model, bound.size)
+            sized = Sized(where, bound.size, inputs)
         allowance = self._allowance(features, units) if features else _NOTHING
         limit = bound.output_limit
         want = limit if limit is not None else max(self._default_output, bound.least_output)
@@ -207,6 +215,7 @@ class Planner:
             outer,
             multiplier,
             bound.search_context,
+            sized,
         )
 
     def _cost(

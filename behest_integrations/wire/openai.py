@@ -23,6 +23,7 @@ from .fields import (
     read_fields,
     table_of,
 )
+from .overheads import Size, size_of
 from .tokens import bound_json
 
 # ── operations ─────────────────────────────────────────────────────────────────────────
@@ -98,6 +99,7 @@ class RequestBound(NamedTuple):
             read the fields that it is in.
         replaced: fields that are taken out where the limit is sent, since servers refuse them
             beside the others.
+        size: what bills of other calls may bound better than `input_tokens` does, which it made.
     """
 
     input_tokens: int | None
@@ -120,6 +122,7 @@ class RequestBound(NamedTuple):
     below_limit: tuple[str, ...] = ()
     send_limit: bool = False
     replaced: tuple[str, ...] = ()
+    size: Size | None = None
 
 
 def bound_request(
@@ -252,8 +255,14 @@ def _bound_chat(
     if (tools := body.get("tools")) is not None:
         counter.tools(tools)
     counter.json(body.get("functions"))
+    before = counter.tokens
     counter.json(body.get("response_format"))
     _count_others(counter, effects)
+    size = None
+    if not counter.exact and not effects.stored:
+        size = size_of(body, counter.model, counter.tokens - before)
+    if size is not None:
+        counter.tokens = size.total
     sent = {name: positive(name, value) for name in _CHAT_LIMITS if (value := body.get(name)) is not None}
     newer = _takes_newer_limit(counter.model)
     default = _chat_limit_field(counter.model, prefer_max_tokens)
@@ -279,6 +288,7 @@ def _bound_chat(
         search_context=_search_context(body),
         send_limit=limit.send,
         replaced=limit.replaced,
+        size=size,
     )
 
 

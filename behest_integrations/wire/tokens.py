@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
+from unicodedata import is_normalized, normalize
 
 # Published in OpenAI's tiktoken (tiktoken/model.py): model name prefix → encoding.
 _ENCODINGS = (
@@ -62,8 +63,26 @@ def _counter(
 
 
 def byte_length(text: str) -> int:
-    """Bytes of UTF-8; lone surrogates count as the three bytes they would take."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    """Bytes of UTF-8, of whichever form of the text is the longest that a tokenizer may work on.
+
+    Qwen's normalises to NFC, T5's and XLM-R's to NFKC (`normalizer` in their `tokenizer.json`):
+    U+1D160 then takes 12 bytes for 4, U+FDFA 33 for 3. Lone surrogates count as the three bytes
+    they would take.
+    """
+    if text.isascii():
+        return len(text)
+    most = _utf8(text)
+    for form in _FORMS:
+        if not is_normalized(form, text):
+            most = max(most, _utf8(normalize(form, text)))
+    return most
+
+
+_FORMS: tuple[Literal["NFC"], Literal["NFKC"]] = ("NFC", "NFKC")
+
+
+def _utf8(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def bound_tokens(text: str, model: str) -> int:

@@ -69,13 +69,15 @@ class _Call:
         if exchange is None:
             client = self.client
             headers = options.headers
+            where, provider = _server(client)
             exchange = self.exchange = Exchange(
                 self.terms.engine,
                 self.operation,
                 _body(options),
                 who=from_headers(headers) if headers and isinstance(headers, Mapping) else NOBODY,
                 fallback=from_headers(client._custom_headers) if client._custom_headers else NOBODY,
-                provider=_provider(client),
+                provider=provider,
+                where=where,
             )
         hold = self._open = yield from self.terms.engine.reserving(exchange.plan)
         body = exchange.reserved(hold)
@@ -175,15 +177,15 @@ def _body(options: Any) -> Mapping[str, Any]:
     return {**body, **options.extra_json} if options.extra_json else body
 
 
-def _provider(client: Any) -> str | None:
-    """Whose prices apply; looked up when the client's base URL changes."""
-    terms: Terms = client._behest
-    if terms.provider is not None:
-        return terms.provider
+def _server(client: Any) -> tuple[str, str | None]:
+    """A client's base URL, and whose prices apply; looked up when the URL changes."""
     url = client.base_url
-    known = client.__dict__.get("_behest_provider")
+    known = client.__dict__.get("_behest_server")
     if known is None or known[0] is not url:
-        known = client.__dict__["_behest_provider"] = (url, _provider_at(str(url)))
+        terms: Terms = client._behest
+        where = str(url)
+        known = (url, (where, terms.provider or _provider_at(where)))
+        client.__dict__["_behest_server"] = known
     return known[1]  # type: ignore[no-any-return]
 
 
@@ -219,7 +221,7 @@ def _websocket(client: Any) -> Exchange:
         "realtime",
         {},
         fallback=from_headers(client._custom_headers),
-        provider=_provider(client),
+        provider=_server(client)[1],
     )
 
 
