@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from support import ANSWER, MODEL
+from support import ANSWER, MODEL, PEOPLE, ids
 
 from behest_integrations import Meter
 from behest_integrations.sandbox import Sandbox
@@ -50,12 +50,12 @@ class Agent:
     async def ainvoke(self, text: str, config: Any = None) -> Any:
         return (await self.graph.ainvoke(self._input(text), config))["messages"][-1]
 
-    def stream(self, text: str) -> Any:
-        for message, _ in self.graph.stream(self._input(text), stream_mode="messages"):
+    def stream(self, text: str, config: Any = None) -> Any:
+        for message, _ in self.graph.stream(self._input(text), config, stream_mode="messages"):
             yield message
 
-    async def astream(self, text: str) -> Any:
-        async for message, _ in self.graph.astream(self._input(text), stream_mode="messages"):
+    async def astream(self, text: str, config: Any = None) -> Any:
+        async for message, _ in self.graph.astream(self._input(text), config, stream_mode="messages"):
             yield message
 
 
@@ -91,6 +91,22 @@ def opened(way: str, meter: Meter, model: Any) -> Iterator[Any]:
             yield model
     else:
         yield WAYS[way](meter, model)
+
+
+@contextmanager
+def opened_for_each(way: str, meter: Meter, sandbox: Sandbox) -> Iterator[dict[str, Any]]:
+    """`opened` for a model of each of those who call, which marks its requests with whose it is."""
+    models = {who: chat(sandbox, model_kwargs={"user": who}) for who in PEOPLE}
+    if way == "instrument":
+        with meter.instrument_langchain():
+            yield models
+    else:
+        yield {who: WAYS[way](meter, model) for who, model in models.items()}
+
+
+def run_of(who: str) -> Any:
+    """The config of a run for `who`."""
+    return {"metadata": ids(who)}
 
 
 WAYS: dict[str, Callable[[Meter, Any], Any]] = {

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 from openai import AsyncOpenAI, OpenAI
@@ -47,6 +51,66 @@ def assert_sound(meter: Meter) -> None:
 def assert_agrees(meter: Meter, sandbox: Sandbox) -> None:
     """The ledger equals the provider's bill to the nano-dollar."""
     assert report(meter.ledger).total.cost == to_nano(sandbox.bill.total())
+
+
+PEOPLE = ("ada", "bob")
+"""Who calls, in tests of limits: each with a session and a budget, and marked for the provider by
+the `user` field of the request, which is none of ours."""
+
+
+def person(number: int) -> str:
+    return PEOPLE[number % len(PEOPLE)]
+
+
+def ids(who: str) -> dict[str, str]:
+    """What a run's metadata or tags say of whom it is for."""
+    return {"session_id": f"of {who}", "user_id": who}
+
+
+def assert_whose(
+    meter: Meter,
+    sandbox: Sandbox,
+    *,
+    exact: bool = True,
+    whose: Callable[[Entry], str | None] = lambda entry: entry.user_id,
+) -> None:
+    """What is booked for each, in entries and in buckets, is what the provider billed for them.
+
+    Args:
+        exact: whether it is, to the nano-dollar; else it is at least that.
+        whose: what in an entry is the mark that the provider has seen.
+    """
+    billed = {mark: to_nano(cost) for mark, cost in sandbox.bill.by_user().items()}
+    booked: Counter[str | None] = Counter()
+    named: Counter[str | None] = Counter()
+    for entry in entries(meter):
+        booked[whose(entry)] += entry.cost or 0
+        for name in {entry.session_id, entry.user_id} - {None}:
+            named[name] += entry.cost or 0
+        assert entry.user_id not in PEOPLE or entry.session_id == f"of {entry.user_id}"
+    assert None not in billed, "a call has no mark of its caller"
+    assert set(billed) <= set(booked)
+    assert None not in booked, "a call is booked for nobody"
+    for mark, cost in billed.items():
+        assert booked[mark] == cost if exact else booked[mark] >= cost, f"{mark}: {booked} is not {billed}"
+    buckets: Counter[tuple[str, str]] = Counter()
+    for bucket in meter.ledger.snapshot()[0]:
+        if bucket.unit == "usd" and bucket.scope:
+            buckets[bucket.budget, bucket.scope] += bucket.spent
+    for (_, scope), spent in buckets.items():
+        (name,) = json.loads(scope)
+        if isinstance(name, list):  # a tenant's own
+            name = name[0]
+        assert name is None or spent == named[name], f"the bucket of {name} is not what is booked for {name}"
+        assert name is not None or spent == 0, "nobody's bucket is used"
+
+
+def assert_each_within(sandbox: Sandbox, limit: Decimal, least: Decimal) -> None:
+    """Each has been billed at most `limit`, and at least `least`."""
+    for who, spent in sandbox.bill.by_user().items():
+        assert spent <= limit, f"{who}'s budget was passed: {spent}"
+        assert spent >= least, f"only {spent} of {who}'s was used"
+    assert set(sandbox.bill.by_user()) == set(PEOPLE)
 
 
 def until_exhausted(call: Any, *, most: int = 400, pause: float = 0.03) -> int:

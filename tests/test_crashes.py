@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from support import ANSWER, HELLO, MODEL, assert_sound, client
+from support import ANSWER, HELLO, MODEL, PEOPLE, assert_each_within, assert_sound, client, entries
 
 from behest_integrations import BudgetExceeded, Meter, StoreError, Usage
 from behest_integrations.reports import report, verify
@@ -22,6 +22,7 @@ from behest_integrations.sandbox import Sandbox
 from behest_integrations.wire import RequestBound
 
 CAP = Decimal(12)
+BUDGET = f"${CAP / 2} per user"
 LEASE = 2.0
 
 
@@ -29,15 +30,19 @@ def _worker(url: str, store: str) -> None:
     """Call until the budget is used up; each call is a session of its own, known to both sides."""
     from openai import OpenAI
 
-    meter = Meter(store, budgets=[f"${CAP}"], lease=LEASE)
+    meter = Meter(store, budgets=[BUDGET], lease=LEASE)
     metered = meter.openai(OpenAI(base_url=url, api_key="none", max_retries=0), send_attribution=True)
-    while True:
-        with meter.session(uuid.uuid4().hex):
+    left = list(PEOPLE)
+    turn = 0
+    while left:
+        turn += 1
+        who = left[turn % len(left)]
+        with meter.session(uuid.uuid4().hex, user=who):
             try:
-                metered.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=ANSWER)
+                metered.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=ANSWER, user=who)
             except BudgetExceeded as error:
                 if not error.busy:
-                    return
+                    left.remove(who)
                 time.sleep(0.02)
 
 
@@ -46,7 +51,7 @@ def test_twenty_kills_of_eight_processes(sqlite_store: str) -> None:
     context.set_forkserver_preload(["openai", "behest_integrations", "sqlalchemy", "genai_prices"])
     rng = random.Random(20)
     with Sandbox(latency=0.05, output_tokens=ANSWER) as sandbox:
-        Meter(sqlite_store, budgets=[f"${CAP}"], lease=LEASE).close()
+        Meter(sqlite_store, budgets=[BUDGET], lease=LEASE).close()
 
         def start() -> multiprocessing.Process:
             process = context.Process(target=_worker, args=(sandbox.base_url, sqlite_store), daemon=True)
@@ -70,7 +75,7 @@ def test_twenty_kills_of_eight_processes(sqlite_store: str) -> None:
             assert worker.exitcode == 0
         assert before < sandbox.requests, "the kills came too late to be in mid-call"
         time.sleep(LEASE + 0.1)
-        with Meter(sqlite_store, budgets=[f"${CAP}"], lease=LEASE) as meter:
+        with Meter(sqlite_store, budgets=[BUDGET], lease=LEASE) as meter:
             meter.sweep()
             assert_sound(meter)
             assert sandbox.bill.total() <= CAP
@@ -81,6 +86,10 @@ def test_twenty_kills_of_eight_processes(sqlite_store: str) -> None:
             assert assumed, "no call was killed in flight; the test has shown nothing"
             booked = Decimal(report(meter.ledger).total.cost) / 10**9
             assert sandbox.bill.total() <= booked <= CAP
+            assert_each_within(sandbox, CAP / 2, Decimal(0))
+            for who, billed in sandbox.bill.by_user().items():
+                theirs = Decimal(sum(e.cost or 0 for e in entries(meter) if e.user_id == who)) / 10**9
+                assert billed <= theirs <= CAP / 2
 
 
 _KILLED_WHILE_WRITING = """

@@ -1,7 +1,8 @@
 """Nothing is let through over HTTP either: the truth is what the sandbox billed.
 
 128 streams at once, several workers over one store, clients that hang up, a worker that is
-killed. At most the budget is spent at the provider, and at least 99 % of it.
+killed. Two people call, each with a budget: at most that is spent at the provider, and at least
+99 % of it, and each has spent what the provider billed for that one.
 """
 
 from __future__ import annotations
@@ -19,13 +20,23 @@ from typing import Any
 import aiohttp
 import pytest
 from gateway_support import Gateway, chat
-from support import ANSWER, MODEL, assert_agrees, assert_sound
+from support import (
+    ANSWER,
+    MODEL,
+    assert_agrees,
+    assert_each_within,
+    assert_sound,
+    assert_whose,
+    person,
+)
 
 from behest_integrations.reports import report
 from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 
 CAP = Decimal(1)
+EACH = CAP / 2
+BUDGET = "$0.50 per session"
 REQUEST = chat(model=MODEL, max_tokens=ANSWER)
 
 
@@ -34,10 +45,17 @@ def provider() -> Sandbox:
 
 
 async def one(
-    session: aiohttp.ClientSession, url: str, *, leave_after: int | None, stream: bool = True
+    session: aiohttp.ClientSession,
+    url: str,
+    *,
+    leave_after: int | None,
+    stream: bool = True,
+    who: str = "u",
 ) -> str:
     """One call, read to its end or left after some events; the word for how it ended."""
-    async with session.post(f"{url}/chat/completions", json={**REQUEST, "stream": stream}) as response:
+    body = {**REQUEST, "stream": stream, "user": who}
+    headers = {"X-Session-Id": f"of {who}", "X-End-User-Id": who}
+    async with session.post(f"{url}/chat/completions", json=body, headers=headers) as response:
         if response.status != 200:
             error = (await response.json())["error"]
             return str(error["code"])
@@ -62,9 +80,11 @@ async def until_exhausted(
     ended: dict[str, int] = {}
 
     async def caller(number: int) -> None:
+        who = person(number)
         for turn in range(2000):
+            leave = leaving(number + turn)
             try:
-                how = await one(session, gateway.base_url, leave_after=leaving(number + turn), stream=stream)
+                how = await one(session, gateway.base_url, leave_after=leave, stream=stream, who=who)
             except aiohttp.ClientError:
                 how = "lost"
             ended[how] = ended.get(how, 0) + 1
@@ -74,7 +94,7 @@ async def until_exhausted(
                 await asyncio.sleep(0.05)
         raise AssertionError("the budget is not used up")
 
-    headers = {"Authorization": f"Bearer {key}", "X-Session-Id": "s", "X-End-User-Id": "u"}
+    headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session:
         await asyncio.gather(*(caller(n) for n in range(callers)))
     return ended
@@ -90,12 +110,13 @@ def settled(sandbox: Sandbox, gateway: Gateway) -> None:
         time.sleep(0.05)
 
 
-def check(sandbox: Sandbox, gateway: Gateway) -> None:
+def check(sandbox: Sandbox, gateway: Gateway, *, exact: bool) -> None:
     spent = sandbox.bill.total()
     assert spent <= CAP, f"the budget was passed: {spent}"
     assert spent >= CAP * 99 / 100, f"only {spent} was used"
     with gateway.meter() as meter:
         assert_sound(meter)
+        assert_whose(meter, sandbox, exact=exact)
 
 
 def run(work: Coroutine[Any, Any, dict[str, int]]) -> dict[str, int]:
@@ -106,13 +127,14 @@ def run(work: Coroutine[Any, Any, dict[str, int]]) -> dict[str, int]:
 def test_128_streams(tmp_path: Path, workers: int) -> None:
     with (
         provider() as sandbox,
-        Gateway(tmp_path, sandbox, budgets=["$1 per session"], workers=workers) as gateway,
+        Gateway(tmp_path, sandbox, budgets=[BUDGET], workers=workers) as gateway,
     ):
         ended = run(until_exhausted(gateway, gateway.key(), lambda n: None))
         assert ended["quota_exceeded"] == 128
         assert ended["whole"] >= 33
         settled(sandbox, gateway)
-        check(sandbox, gateway)
+        check(sandbox, gateway, exact=True)
+        assert_each_within(sandbox, EACH, EACH * 99 / 100)
         with gateway.meter() as meter:
             assert_agrees(meter, sandbox)
 
@@ -128,7 +150,7 @@ def test_128_calls_in_one_piece_over_five_budgets(tmp_path: Path) -> None:
     with provider() as sandbox, Gateway(tmp_path, sandbox, budgets=budgets, workers=2) as gateway:
         run(until_exhausted(gateway, gateway.key(tier="max"), lambda n: None, stream=False))
         settled(sandbox, gateway)
-        check(sandbox, gateway)
+        check(sandbox, gateway, exact=True)
         with gateway.meter() as meter:
             assert_agrees(meter, sandbox)
 
@@ -138,12 +160,13 @@ def test_a_third_of_the_clients_hang_up(tmp_path: Path, workers: int) -> None:
     """The provider bills a stream that was left in full, the worst that it could do."""
     with (
         provider() as sandbox,
-        Gateway(tmp_path, sandbox, budgets=["$1 per session"], workers=workers) as gateway,
+        Gateway(tmp_path, sandbox, budgets=[BUDGET], workers=workers) as gateway,
     ):
         ended = run(until_exhausted(gateway, gateway.key(), lambda n: 2 if n % 3 == 0 else None))
         assert ended["left"] > 5
         settled(sandbox, gateway)
-        check(sandbox, gateway)
+        check(sandbox, gateway, exact=False)
+        assert_each_within(sandbox, EACH, EACH * 99 / 100)
 
 
 def test_workers_killed_in_mid_call(tmp_path: Path) -> None:
@@ -155,7 +178,7 @@ def test_workers_killed_in_mid_call(tmp_path: Path) -> None:
     rng = random.Random(5)
     with (
         provider() as sandbox,
-        Gateway(tmp_path, sandbox, budgets=["$1 per session"], workers=2, top="lease = 2.0") as gateway,
+        Gateway(tmp_path, sandbox, budgets=[BUDGET], workers=2, top="lease = 2.0") as gateway,
     ):
         key = gateway.key()
 
@@ -175,8 +198,10 @@ def test_workers_killed_in_mid_call(tmp_path: Path) -> None:
             meter.sweep()
         settled(sandbox, gateway)
         assert sandbox.bill.total() <= CAP
+        assert_each_within(sandbox, EACH, Decimal(0))
         with gateway.meter() as meter:
             assert_sound(meter)
+            assert_whose(meter, sandbox, exact=False)
             booked = report(meter.ledger).total.cost
         assert max(to_nano(sandbox.bill.total()), to_nano(CAP * 99 / 100)) <= booked <= to_nano(CAP)
 
@@ -197,3 +222,5 @@ def test_a_rate_and_a_tier(tmp_path: Path) -> None:
         ended = asyncio.run(all_at_once())
         assert sandbox.requests == 10
         assert sorted(ended) == ["rate_limited"] * 30 + ["whole"] * 10
+        with gateway.meter() as meter:
+            assert_whose(meter, sandbox)

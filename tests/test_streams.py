@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 from openai import APIError, OpenAI
-from support import HELLO, aclient, assert_agrees, assert_sound, client, entries, holds
+from support import HELLO, aclient, assert_agrees, assert_sound, assert_whose, client, entries, holds
 
-from behest_integrations import Meter
+from behest_integrations import Meter, session
 from behest_integrations.sandbox import Sandbox
 from behest_integrations.wire import Reply, SSEReader
 
 
 def stream(c: OpenAI, **options: Any) -> Any:
     return c.chat.completions.create(
-        model="gpt-4o", messages=HELLO, stream=True, **{"max_tokens": 64, **options}
+        model="gpt-4o", messages=HELLO, stream=True, user="ada", **{"max_tokens": 64, **options}
     )
 
 
@@ -96,7 +96,7 @@ def dropped_unread(c: OpenAI) -> None:
 
 def raw_closed(c: OpenAI) -> None:
     with c.chat.completions.with_streaming_response.create(
-        model="gpt-4o", messages=HELLO, max_tokens=64, stream=True
+        model="gpt-4o", messages=HELLO, max_tokens=64, stream=True, user="ada"
     ) as response:
         reading = response.iter_bytes(16)
         for _ in range(40):
@@ -111,7 +111,8 @@ EARLY: list[Callable[[OpenAI], None]] = [
 @pytest.mark.parametrize("end", EARLY, ids=lambda f: f.__name__)
 def test_a_stream_that_ends_early_books_its_worst_case(store: str, end: Callable[[OpenAI], None]) -> None:
     with Sandbox(chunk_delay=0.02) as sandbox, Meter(store, budgets=["$1"]) as meter:
-        end(meter.openai(client(sandbox)))
+        with session("of ada", user="ada"):
+            end(meter.openai(client(sandbox)))
         settled(meter)
         (entry,) = entries(meter)
         assert entry.status == "assumed"
@@ -120,6 +121,7 @@ def test_a_stream_that_ends_early_books_its_worst_case(store: str, end: Callable
         sandbox.stop()
         assert (entry.cost or 0) >= sandbox.bill.total() * 10**9 > 0
         assert_sound(meter)
+        assert_whose(meter, sandbox, exact=False)
 
 
 @pytest.mark.parametrize("end", EARLY, ids=lambda f: f.__name__)
@@ -154,7 +156,8 @@ def test_a_stream_read_to_its_last_word_is_settled_even_without_the_rest(sandbox
 def test_a_connection_that_dies_half_way(sandbox: Sandbox, store: str) -> None:
     sandbox.fault("cut")
     with Meter(store, budgets=["$1"]) as meter:
-        with pytest.raises(Exception) as caught:  # noqa: PT011 (httpx's or the SDK's, by version)
+        # The error is httpx's or the SDK's, by version.
+        with session("of ada", user="ada"), pytest.raises(Exception) as caught:  # noqa: PT011
             list(stream(meter.openai(client(sandbox))))
         assert "Budget" not in str(caught.value)
         settled(meter)
@@ -162,6 +165,7 @@ def test_a_connection_that_dies_half_way(sandbox: Sandbox, store: str) -> None:
         assert (entry.status, entry.flags) == ("assumed", "broken")
         assert (entry.cost or 0) >= sandbox.bill.total() * 10**9 > 0
         assert_sound(meter)
+        assert_whose(meter, sandbox, exact=False)
 
 
 def test_a_stream_without_usage(sandbox: Sandbox) -> None:

@@ -13,7 +13,10 @@ _NANO = Decimal("1e-9")
 
 @dataclass(frozen=True)
 class BillLine:
-    """One call that was served, as the provider would bill it. `cost` in USD."""
+    """One call that was served, as the provider would bill it. `cost` in USD.
+
+    `user_id` is what the caller's headers say, or else the `user` field of the request's body.
+    """
 
     session_id: str | None
     user_id: str | None
@@ -94,6 +97,13 @@ class Bill:
         totals: dict[str | None, Decimal] = {}
         for line in self.lines:
             totals[line.session_id] = totals.get(line.session_id, Decimal(0)) + line.cost
+        return totals
+
+    def by_user(self) -> dict[str | None, Decimal]:
+        """USD by user."""
+        totals: dict[str | None, Decimal] = {}
+        for line in self.lines:
+            totals[line.user_id] = totals.get(line.user_id, Decimal(0)) + line.cost
         return totals
 
     def as_json(self) -> dict[str, Any]:

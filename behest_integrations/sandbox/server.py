@@ -239,7 +239,7 @@ class Sandbox:
             operation,
             model,
             _header(request, "x-session-id"),
-            _header(request, "x-end-user-id"),
+            _header(request, "x-end-user-id") or _text(body.get("user")),
             tokens,
             cached,
         )
@@ -585,6 +585,10 @@ class Sandbox:
 
 async def _misshapen(request: Request, error: Exception) -> Response:
     return _error(400, f"a field has the wrong shape ({type(error).__name__})")
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _header(request: Request, name: str) -> str | None:
