@@ -8,19 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from behest_integrations.wire.overheads import (
-    NOTHING,
-    Known,
-    Learnt,
-    Lessons,
-    Size,
-    Witness,
-    around,
-    escaped_bytes,
-    heads_of,
-    size_of,
-    tool_bytes,
-)
+from behest_integrations.wire.overheads import NOTHING, Known, Learnt, Lessons, Witness
+from behest_integrations.wire.sizes import Size, around, escaped_bytes, heads_of, size_of, tool_bytes
 from behest_integrations.wire.tokens import byte_length
 
 counts = st.integers(0, 60)

@@ -12,7 +12,7 @@ from ..rules.attribution import Attribution
 from ..rules.budgets import Budget
 from ..rules.errors import ConfigError
 from ..rules.units import Unit, unit_of
-from ..wire.overheads import Size
+from ..wire.sizes import Size
 from .stages import Stage
 
 TOOL = "tool"

@@ -23,7 +23,7 @@ from .fields import (
     read_fields,
     table_of,
 )
-from .overheads import Size, size_of
+from .sizes import Size, size_of
 from .tokens import bound_json
 
 # ── operations ─────────────────────────────────────────────────────────────────────────
