@@ -244,7 +244,7 @@ def test_what_becomes_part_of_the_prompt_is_counted() -> None:
         ({"plugins": [{"id": "file-parser"}]}, "file"),
         ({"plugins": [{"id": "fusion"}]}, "plugin:fusion"),
         ({"search_parameters": {"mode": "auto"}}, "web_search"),
-        ({"web_search_options": {}}, None),
+        ({"web_search_options": {}}, "web_search"),
         ({"enable_search": True}, "web_search"),
         ({"provider": {"order": ["x"]}}, "provider_routing"),
         ({"modalities": ["text", "image"]}, "image_output"),
@@ -300,7 +300,10 @@ def test_a_fallback_that_changes_the_request_is_refused() -> None:
 
 
 def test_other_models_that_search_by_themselves_are_refused_too() -> None:
-    assert list(chat(models=["gpt-4o", "o3-deep-research"]).features) == ["deep_research"]
+    bound = chat(models=["gpt-4o", "o3-deep-research"])
+    with Meter("memory://", budgets=["$10"]) as meter, pytest.raises(Unbounded) as refused:
+        meter.plan("chat", "gpt-4o", bound)
+    assert refused.value.feature == "deep_research"
 
 
 # ── what is not known ──────────────────────────────────────────────────────────────────

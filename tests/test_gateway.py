@@ -468,7 +468,8 @@ provider = "second"
 model = "gpt-4o-mini"
 """
     keys = {"FIRST_KEY": "key-1", "SECOND_KEY": "key-2"}
-    return Gateway(tmp_path, None, more=routes, budgets=["$10"], env=keys, **options)
+    known = 'allow_fields = ["x_unknown"]'
+    return Gateway(tmp_path, None, top=known, more=routes, budgets=["$10"], env=keys, **options)
 
 
 @pytest.fixture

@@ -566,7 +566,7 @@ DIES = """
 import sys
 sys.path.insert(0, {tests!r})
 from llama_index_support import *
-meter = Meter({store!r}, budgets=["$1 per session"], lease=1)
+meter = Meter({store!r}, budgets=["$1 per session"], lease=5)
 with opened({way!r}, meter, OpenAI(model="gpt-4", api_base={url!r}, api_key="none", max_tokens=490)) as model:
     model.complete("hello")
 """
@@ -579,7 +579,7 @@ def test_a_process_that_is_killed(way: str, sqlite_store: str) -> None:
             tests=str(Path(__file__).parent), store=sqlite_store, url=slow.base_url, way=way
         )
         kill_in_mid_call(code, slow)
-        for _ in range(100):
+        for _ in range(300):
             meter.sweep()
             if not holds(meter):
                 break

@@ -171,9 +171,10 @@ class Planner:
         if pricing is not None and bound.output_limit != 0 and not pricing.has_output and "usd" in units:
             raise UnknownPrice(model, provider, "(It has a price for input tokens only.)")
         features = bound.features
-        acting = self.pricing.searching(model) if metered else None
-        if acting is not None and acting.feature is not None:
-            features = {acting.feature: acting.why, **features}
+        for name in (model, *bound.models) if metered else ():
+            acting = self.pricing.searching(name)
+            if acting is not None and acting.feature is not None:
+                features = {acting.feature: acting.why, **features}
         if not metered:
             why = f"Calls to {operation!r} are not billed by tokens known beforehand"
             features = {operation: why, **features}

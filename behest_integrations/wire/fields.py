@@ -348,7 +348,7 @@ class _Reading:
         """The bill is the same with it."""
 
     def fee(self, feature: str, path: str, value: Any) -> None:
-        if value:
+        if value or isinstance(value, Mapping):  # options, be they all defaults, are asked for
             self.features.setdefault(
                 feature,
                 f"The field {path!r} asks for what is billed by use, beyond the tokens of this request",
