@@ -371,3 +371,12 @@ def test_tools_and_their_results_have_a_size() -> None:
     assert size.total > size.surroundings + len('{"x": "<y>"}') + 5
     assert size.heads[-1].rest == 0
     assert size.heads[0].rest < size.total
+
+
+def test_parts_and_tools_are_as_long_as_their_longest_form_too() -> None:
+    long = "\ufdfa" * 50  # 33 bytes each in NFKC
+    part = {"role": "user", "content": [{"type": "text", "text": long}]}
+    size = size_of({"messages": [part]}, "m")
+    assert size is not None
+    assert size.total - size.surroundings >= 33 * 50
+    assert tool_bytes({"type": "function", "function": {"name": "f", "description": long}}) >= 33 * 50

@@ -17,8 +17,6 @@ A ratio of tokens to bytes, however many bills agree on it, bounds nothing: the 
 digits, or noise. So none is learnt.
 
 Values are whole numbers. No text is kept: heads are keyed digests, in this process alone.
-
-Over 500 lines: the three bounds stand on each other, and are argued in one place.
 """
 
 from __future__ import annotations

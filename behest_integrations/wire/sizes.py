@@ -85,9 +85,7 @@ def tool_bytes(tool: Any) -> int:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     said = function.get("description") if isinstance(function, Mapping) else None
     again = escaped_bytes(said) if isinstance(said, str) else 0
-    compact = len(
-        json.dumps(tool, ensure_ascii=False, separators=(",", ":"), default=str).encode(errors="replace")
-    )
+    compact = byte_length(json.dumps(tool, ensure_ascii=False, separators=(",", ":"), default=str))
     return max(len(pretty) + 5 * sum(map(pretty.count, "<>&'")) + again, 2 * compact)
 
 
@@ -267,4 +265,7 @@ def size_of(body: Mapping[str, Any], model: str, more: int = 0) -> Size | None:
 
 def _json_bytes(value: Any) -> int:
     written = json.dumps(value, default=str)
-    return len(written) + 5 * sum(map(written.count, "<>&'"))
+    escaped = len(written) + 5 * sum(map(written.count, "<>&'"))
+    if "\\u" not in written:
+        return escaped
+    return max(escaped, byte_length(json.dumps(value, ensure_ascii=False, default=str)))
