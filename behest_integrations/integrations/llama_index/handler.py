@@ -6,7 +6,6 @@ reserved here is reserved blocking, and never waits for a busy budget inside of 
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -26,10 +25,10 @@ from ..kit.generation import Generation, Heard
 from ..kit.metered import METERED_BY
 from ..kit.runs import Runs
 from ..kit.settings import model_in, output_limit
+from .frames import events_around
 from .translate import attribution, hear, request_as_wire
 
 _LAYER = "llama_index callback"
-_EVENTS_OF_LLMS = "llama_index.core.llms.callbacks"
 _METERED = (CBEventType.LLM, CBEventType.EMBEDDING)
 # What `metadata.num_output` says where a class says nothing of its own: then nothing limits it.
 _SAYS_NOTHING = 256
@@ -136,15 +135,11 @@ class BehestHandler(BaseCallbackHandler):
         )
 
     def _around(self) -> Hold | None:
-        """The hold of the event that this one is part of, as `complete` is made by `chat`: the
-        function that has begun it is still at work beneath us."""
-        frame = sys._getframe(4)  # above us, on_event_start, the manager, and the event's own function
-        while frame is not None:
-            if frame.f_globals.get("__name__") == _EVENTS_OF_LLMS:
-                run = self._runs.get(frame.f_locals.get("event_id", ""))
-                if run is not None:
-                    return run.offered.take()
-            frame = frame.f_back  # type: ignore[assignment]
+        """The hold of the event that this one is part of, as `complete` is made by `chat`."""
+        for event_id in events_around():
+            run = self._runs.get(event_id)
+            if run is not None:
+                return run.offered.take()
         return None
 
     def on_event_end(

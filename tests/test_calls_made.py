@@ -1,0 +1,20 @@
+"""What a metered call costs, in function calls: a count does not depend on the machine, so it may fail."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+from calls import calls_made
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="each Python counts in its own way")
+@pytest.mark.parametrize(("store", "most"), [("memory://", 175), ("sqlite", 225)])
+def test_a_metered_call_makes_at_most_so_many(store: str, most: int, tmp_path: Path) -> None:
+    made = calls_made(store if "://" in store else f"sqlite:///{tmp_path}/b.db")
+    said = ", ".join(f"{module} {calls}" for module, calls in made.most_common())
+    assert sum(made.values()) <= most, said
