@@ -332,6 +332,11 @@ def test_servers_and_models_are_learnt_apart_and_an_unknown_server_is_not_narrow
     assert lessons.bound("http://there", "m", size) == size.total
     assert lessons.bound("http://here", "n", size) == size.total
     assert lessons.bound("", "m", size) == size.total
+    router = "https://openrouter.ai/api/v1"
+    lessons.learn(router, "m", size, size.total, 300)
+    assert lessons.bound(router, "m", size) == size.total
+    lessons.learn(router, "m", size, size.total, 3_000)
+    assert lessons.bound(router, "m", size) >= 3_000
 
 
 def test_what_changes_a_row_is_told_once() -> None:

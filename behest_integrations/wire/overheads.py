@@ -24,6 +24,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from .sizes import Size
@@ -234,6 +235,20 @@ def _note(
         bills.popitem(last=False)
 
 
+# They send a model's calls to one of several hosts, each with a tokenizer and template of its
+# choice (https://openrouter.ai/docs/features/provider-routing): a bill of one bounds no other's.
+_ROUTERS = (
+    "openrouter.ai", "router.huggingface.co", "ai-gateway.vercel.sh", "gateway.ai.cloudflare.com",
+    "router.requesty.ai", "api.portkey.ai", "litellm",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _answers_alike(where: str) -> bool:
+    """Whether a server bills the same prompt the same, as far as is known: it is one, and no router."""
+    return bool(where) and not any(router in where.lower() for router in _ROUTERS)
+
+
 class Lessons:
     """What bills have taught this process, by server and model. Safe for threads.
 
@@ -250,7 +265,8 @@ class Lessons:
         """At most how many input tokens `size` is billed as.
 
         Args:
-            where: the server (its base URL); "" if it is not known, and then nothing is narrowed.
+            where: the server (its base URL); "" if it is not known. Then, and where it passes
+                calls on to others, nothing is narrowed.
             model: as sent.
         """
         with self._lock:
@@ -258,7 +274,7 @@ class Lessons:
         if found is None:
             return size.total
         row, known = found
-        return row.bound(size, known.bound(size)) if where else row.wide(size)
+        return row.bound(size, known.bound(size)) if _answers_alike(where) else row.wide(size)
 
     def learn(self, where: str, model: str, size: Size, bound: int, billed: int) -> Learnt | None:
         """Take in a bill.
