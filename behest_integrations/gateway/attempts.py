@@ -152,7 +152,7 @@ class Attempts:
                 {**job.body, "model": target.model},
                 who=job.who,
                 provider=provider.prices,
-                where=str(provider.settings.base_url),
+                where=provider.settings.base_url,
             )
 
         exchange = await anyio.to_thread.run_sync(plan) if job.large else plan()
