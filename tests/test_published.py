@@ -22,7 +22,7 @@ from behest_integrations.reports import verify
 from behest_integrations.rules import units
 
 TOYS = Path(__file__).parent / "toys"
-PRICES = {"toy-1": Price(input="1", output="10")}
+PRICES = {"toy-1": Price(input="0.10", output="10")}
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +44,14 @@ def test_a_framework_is_a_door_of_at_most_60_lines() -> None:
     from toy_framework import ToyModel
 
     assert len((TOYS / "toy_door.py").read_text(encoding="utf-8").splitlines()) <= 60
-    with Meter("memory://", budgets=["$0.001 per session"], prices=PRICES) as meter:
+    with Meter("memory://", budgets=["$0.0012 per session"], prices=PRICES) as meter:
         model = meter.toy(ToyModel("toy-1", 30))
         with meter.session("s", user="ada"), pytest.raises(BudgetExceeded) as refused:
             ask_on(model)
         assert refused.value.shortfall.scope == "session s"
-        billed = sum(5 * 1_000 + out * 10_000 for out in model.bill)
+        billed = sum(5 * 100 + out * 10_000 for out in model.bill)
         spent = meter.spend("s", user="ada")[0].spent
-        assert spent == billed <= 1_000_000
+        assert spent == billed <= 1_200_000
         assert model.bill[-1] < 30  # the limit was lowered near the cap
         assert {(e.session_id, e.user_id) for e in meter.ledger.snapshot()[2]} == {("s", "ada")}
 

@@ -172,6 +172,9 @@ answers: n best_of
         responses=_RESPONSES
         + """
 fee compaction: context_management
+fee image: image
+fee access_programs: access_programs
+nothing: background_options
 nothing: safety_identifier moderation prompt_cache_key prompt_cache_options prompt_cache_retention
 """,
         embeddings=_EMBEDDINGS,
