@@ -35,7 +35,7 @@ def test_a_kind_that_is_not_known_names_those_that_are(url: str) -> None:
         Meter(url)
 
 
-@pytest.mark.parametrize("url", ["", "behest.db", "/tmp/behest.db", "://x", "sqlite:x", "C:\\books"])
+@pytest.mark.parametrize("url", ["", "behest.db", "/srv/behest.db", "://x", "sqlite:x", "C:\\books"])
 def test_what_is_no_url_says_so(url: str) -> None:
     with pytest.raises(ConfigError, match="not a store"):
         open_store(url)

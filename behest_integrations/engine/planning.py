@@ -96,7 +96,8 @@ class Planner:
         found = self._shapes.get(key)
         if found is not None and found.stages == stages:
             pricing = found.pricing
-            if pricing is not None and pricing.valid_until > time.time():
+            # What has no price today has none until the meter is made anew.
+            if pricing is None or pricing.valid_until > time.time():
                 return found
         budgets = self._budgets
         shape = self._new_shape(operation, model, provider, who, stages)

@@ -147,20 +147,17 @@ class Unbounded(CallRefused):
 
     def __init__(self, feature: str, why: str, *, unit: str = "usd") -> None:
         counted = "dollars" if unit == "usd" else unit.replace("_", " ")
-        field = feature.removeprefix("field:")
-        if field != feature:
-            super().__init__(
-                f"{why}, so the call was refused before it reached the provider: a budget in {counted} "
-                "applies, and a field may raise the bill."
+        if feature.startswith("field:"):
+            advice = ", and a field may raise the bill."  # `why` says how to allow it
+        else:
+            amount = "$0.05" if unit == "usd" else f"50k {counted}"
+            advice = (
+                " and nothing says what it may cost at most. If you know, say so, and that much is reserved "
+                f"and booked for each such request: Meter(allow={{{feature!r}: {amount!r}}})."
             )
-            self.feature = feature
-            return
-        amount = "$0.05" if unit == "usd" else f"50k {unit.replace('_', ' ')}"
         super().__init__(
-            f"{why}, so the call was refused before it reached the provider: a budget in "
-            f"{counted} applies and nothing says what it may "
-            "cost at most. If you know, say so, and that much is reserved and booked for "
-            f"each such request: Meter(allow={{{feature!r}: {amount!r}}})."
+            f"{why}, so the call was refused before it reached the provider: a budget in {counted} "
+            f"applies{advice}"
         )
         self.feature = feature
 

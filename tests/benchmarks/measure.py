@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
+
+import openai
+from openai import OpenAI
+
+if int(openai.__version__.split(".")[0]) >= 3:
+    import httpx2 as httpx
+else:
+    import httpx  # type: ignore[no-redef]
 
 BUDGETS = ["$1000000 per session", "$1000000/day per user", "100M calls/minute per user"]
 
@@ -23,3 +33,36 @@ def interleaved(work: dict[str, Callable[[], None]], *, rounds: int, each: int) 
                 function()
             samples[name].append((time.perf_counter() - started) / each)
     return {name: statistics.median(values) for name, values in samples.items()}
+
+
+# ── a call that meets no network ───────────────────────────────────────────────────────
+
+MESSAGES: Any = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the capital of France, and how many people live there? " * 4},
+]
+REPLY = json.dumps(
+    {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "gpt-4o-mini",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Paris, about two million. " * 8},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 80, "completion_tokens": 60, "total_tokens": 140},
+    }
+).encode()
+
+
+def reply(_request: Any) -> Any:
+    return httpx.Response(200, content=REPLY, headers={"content-type": "application/json"})
+
+
+def bare_client() -> OpenAI:
+    transport: Any = httpx.Client(transport=httpx.MockTransport(reply))
+    return OpenAI(base_url="http://provider.test/v1", api_key="none", http_client=transport)

@@ -6,7 +6,6 @@ pytest -n 0 -m benchmark tests/benchmarks -s
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
 import statistics
 import threading
@@ -15,50 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
-from measure import BUDGETS, interleaved, say
+from measure import BUDGETS, MESSAGES, bare_client, httpx, interleaved, reply, say
 from openai import AsyncOpenAI, OpenAI
 
 from behest_integrations import Meter, Usage, session
 from behest_integrations.wire import RequestBound
 
-if int(openai.__version__.split(".")[0]) >= 3:
-    import httpx2 as httpx
-else:
-    import httpx  # type: ignore[no-redef]
-
 pytestmark = pytest.mark.benchmark
-
-MESSAGES: Any = [
-    {"role": "system", "content": "You are a helpful assistant."},
-    {"role": "user", "content": "What is the capital of France, and how many people live there? " * 4},
-]
-REPLY = json.dumps(
-    {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "gpt-4o-mini",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "Paris, about two million. " * 8},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 80, "completion_tokens": 60, "total_tokens": 140},
-    }
-).encode()
-
-
-def reply(_request: Any) -> Any:
-    return httpx.Response(200, content=REPLY, headers={"content-type": "application/json"})
-
-
-def bare_client() -> OpenAI:
-    transport: Any = httpx.Client(transport=httpx.MockTransport(reply))
-    return OpenAI(base_url="http://provider.test/v1", api_key="none", http_client=transport)
 
 
 def call(client: OpenAI) -> None:

@@ -110,12 +110,9 @@ class Generation:
         if limit is None or limit == self.bound.output_limit:
             return model, kwargs
         names = {*LIMIT_NAMES, *self.bound.limit_fields}
-        if any(kwargs.get(name) is not None for name in LIMIT_NAMES):
-            kwargs = _lowered(kwargs, names, limit)
-            changes: dict[str, Any] = {}
-        else:
-            kwargs = _lowered(kwargs, names, limit)
-            changes = {str(field): limit}
+        in_call = any(kwargs.get(name) is not None for name in LIMIT_NAMES)
+        kwargs = _lowered(kwargs, names, limit)
+        changes: dict[str, Any] = {} if in_call else {str(field): limit}
         for name in CONTAINERS:
             extra = getattr(model, name, None)
             if isinstance(extra, dict) and not names.isdisjoint(extra):
@@ -208,7 +205,7 @@ class Generation:
 
 
 def _lowered(values: Mapping[str, Any], names: set[str], limit: int) -> dict[str, Any]:
-    """`values` with every limit in them at most `limit`: a server may read any of them."""
+    """`values` with `limit` in the place of every limit in them: a server may read any of them."""
     return {k: limit if k in names and v is not None else v for k, v in values.items()}
 
 
