@@ -113,6 +113,7 @@ class Config(_Strict):
     store_timeout: float | None = None
     durability: Literal["process", "power"] | None = None
     thresholds: list[int] | None = None
+    stream_usage: bool | None = None
     service_tier: str | None = None
     project: str | None = None
     tenant: str | None = None

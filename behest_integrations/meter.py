@@ -61,6 +61,9 @@ class Meter(Doors):
         durability: see `SQLiteLedger`.
         thresholds: percentages of a limit at which `on_threshold` is called, once a bucket.
         on_threshold: called with a `ThresholdEvent`, on the thread that settled the call.
+        stream_usage: whether streams are asked for their usage (`stream_options`). Without it, they are
+            counted where the model is known to show all that it writes, and else booked at the
+            worst case.
         service_tier: the tier of your provider's project, if you know it; calls that name
             none are then bounded by its price and not by the dearest tier's.
         session, user, project, tenant: for calls that name none, in whatever thread they are.
@@ -92,6 +95,7 @@ class Meter(Doors):
         durability: Durability = "process",
         thresholds: Sequence[int] = (50, 80, 100),
         on_threshold: Callable[[ThresholdEvent], object] | None = None,
+        stream_usage: bool = True,
         service_tier: str | None = None,
         session: str | None = None,
         user: str | None = None,
@@ -134,8 +138,9 @@ class Meter(Doors):
             on_threshold=on_threshold,
             clock=clock or (lambda: int(time.time() * 1000)),
             allow_fields=given["allow_fields"],
+            stream_usage=_one_of(stream_usage, (True, False), "stream_usage"),
         )
-        self._remember_budgets()
+        self._begin()
         register(self)
 
     @classmethod
@@ -193,7 +198,8 @@ class Meter(Doors):
             @meter.cost("$0.005", name="search")
             def search(query): ...
 
-        It is reserved before the block, and booked after it, however the block ends.
+        It is reserved before the block, and booked after it, however the block ends; but for a
+        graph's interrupt, after which the block is run again, and booked then.
 
         Args:
             amount: USD for each use, as text.
@@ -229,7 +235,7 @@ class Meter(Doors):
         """
         added = as_budget(budget)
         self._planner.budgets = distinct([*self._planner.budgets, added])
-        self._remember_budgets()
+        self._begin()
         return added
 
     def set_limit(self, budget: str | Budget, amount: str | int) -> None:
@@ -272,15 +278,17 @@ class Meter(Doors):
         known = ", ".join(f'"{b}"' for b in self._planner.budgets) or "none"
         raise ConfigError(f'no budget "{wanted}" in this meter; configured: {known}')
 
-    def _remember_budgets(self) -> None:
-        if self._planner.budgets:
-            listed = [(b.shape, str(b), b.zone or self._planner.zone) for b in self._planner.budgets]
-            try:
+    def _begin(self) -> None:
+        """Tell the store which budgets are in force, and hear what others have learnt."""
+        listed = [(b.shape, str(b), b.zone or self._planner.zone) for b in self._planner.budgets]
+        try:
+            if listed:
                 self._ledger.remember_budgets(listed, self._clock())
-            except StoreError as error:
-                if self._on_store_error == "refuse":
-                    raise
-                log.warning("%s", error)
+            self.recall()
+        except StoreError as error:
+            if self._on_store_error == "refuse":
+                raise
+            log.warning("%s", error)
 
     def spend(
         self,

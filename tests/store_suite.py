@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, StoreError, Usage
 from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.gateway.keys import KeyStore
-from behest_integrations.ledger import Bucket, Claim, Entry, HoldRecord, Ledger, open_store
+from behest_integrations.ledger import Bucket, Claim, Entry, HoldRecord, Ledger, open_store, schema
 from behest_integrations.ledger.admission import Ask, Need
 from behest_integrations.ledger.book import Refused, Reserved, Rows, cancel, expire, reserve, settle
 from behest_integrations.ledger.stores import store_class
@@ -195,6 +196,30 @@ class StoreSuite:
             (line,) = buckets_report(ledger, now_ms=NOW)
             assert (line.budget, line.limit, line.spent, line.refused) == ("7 calls per user", 7, 1, 2)
             assert report(ledger, ("model",)).total.refused == 2
+
+    def test_lessons_are_kept_and_read_back(self, ledger: Ledger, url: str) -> None:
+        one, two = (1, 2, 3, 4, 0, 5, 6, 7, 8), (0, 0, 0, 0, 1, -1, 0, 0, 0)
+
+        def write(rows: Rows) -> None:
+            assert dict(rows.lessons()) == {}
+            rows.keep_lesson("http://a", "m", two)
+            rows.keep_lesson("http://a", "m", one)
+            rows.keep_lesson("", "m", two)
+            assert dict(rows.lessons()) == {("http://a", "m"): one, ("", "m"): two}
+
+        ledger.submit(write)
+        before = ledger.submit(lambda rows: rows.lessons())
+        ledger.submit(lambda rows: rows.keep_lesson("", "n", two))
+        after = ledger.submit(lambda rows: rows.lessons())
+        assert after is not before
+        assert dict(after) == {("http://a", "m"): one, ("", "m"): two, ("", "n"): two}
+        with ledger.reading().connect() as connection:
+            found = connection.execute(sa.select(schema.lessons).order_by("model", "server")).fetchall()
+        assert [tuple(row) for row in found] == [
+            ("", "m", *two),
+            ("http://a", "m", *one),
+            ("", "n", *two),
+        ]
 
     def test_whose_a_stored_response_is(self, ledger: Ledger) -> None:
         def write(rows: Rows) -> None:

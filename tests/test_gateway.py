@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from gateway_support import Gateway, chat
-from recording import Answer, Recorder, completion, failing
+from recording import Answer, Received, Recorder, completion, failing
 from support import assert_agrees, assert_sound, entries
 
 from behest_integrations.ledger.book import Entry
@@ -479,6 +479,30 @@ def pair(tmp_path: Path) -> Iterator[tuple[Recorder, Recorder, Gateway]]:
 
 
 Pair = tuple[Recorder, Recorder, Gateway]
+
+
+def test_a_provider_that_refuses_stream_options_is_asked_without_them(pair: Pair) -> None:
+    first, _second, gateway = pair
+
+    def answer(received: Received) -> Answer:
+        if "stream_options" in received.json:
+            return Answer(422, b'{"detail": "stream_options: extra fields not permitted"}')
+        said = [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]
+        event = {"id": "c", "object": "chat.completion.chunk", "model": "gpt-4o", "choices": said}
+        return Answer(
+            body=b"data: %s\n\ndata: [DONE]\n\n" % json.dumps(event).encode(),
+            headers=(("Content-Type", "text/event-stream"),),
+        )
+
+    first.answer = answer
+    http = gateway.http(gateway.key())
+    for _ in range(2):
+        answered = http.post("/chat/completions", json=chat(max_tokens=20, stream=True))
+        assert answered.status_code == 200
+        assert '"yes"' in answered.text
+    assert ["stream_options" in r.json for r in first.received] == [True, False, False]
+    with gateway.meter() as meter:
+        assert [(e.status, e.output_tokens) for e in entries(meter)] == [("estimated", 3)] * 2
 
 
 def test_a_request_goes_on_as_it_came(pair: Pair) -> None:

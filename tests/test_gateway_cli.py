@@ -76,6 +76,7 @@ def test_a_ledger_of_before_there_were_keys_is_brought_up_to_date(folder: Path) 
     behest("keys", "create", "--tenant", "other", "--project", "support")
     with sqlite3.connect("behest.db") as old:
         old.execute("DROP TABLE api_keys")
+        old.execute("DROP TABLE lessons")
         old.execute("DROP INDEX entries_response")
         old.execute("UPDATE alembic_version SET version_num = '0001'")
     old.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
 import subprocess
 import sys
@@ -48,6 +49,7 @@ from langchain_support import (
 )
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
+from langgraph.types import Command, interrupt
 from support import (
     arun,
     assert_agrees,
@@ -651,6 +653,21 @@ def test_the_wrapper_is_still_the_model(sandbox: Sandbox, meter: Meter) -> None:
         meter.langchain_model(plain.bind_tools([search]))
 
 
+def test_what_is_handed_to_langchain_can_be_pickled(sqlite_store: str) -> None:
+    with Meter(sqlite_store, budgets=["$1 per session"]) as meter:
+        for made in (meter.langchain(run_tags=True, tool_prices={"t": "$0.1"}), meter.langchain_middleware()):
+            again = pickle.loads(pickle.dumps(made))
+            assert type(again) is type(made)
+            assert again.engine is meter
+            assert copy.deepcopy(made).engine is meter
+        code = (
+            "import pickle, sys; h = pickle.load(sys.stdin.buffer); print(h._tool_prices, h.engine.budgets)"
+        )
+        given = pickle.dumps(meter.langchain(tool_prices={"t": "$0.1"}))
+        there = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, check=True)
+        assert b"{'t': 100000000}" in there.stdout
+
+
 def test_the_wrapper_can_be_pickled(sandbox: Sandbox, sqlite_store: str) -> None:
     fake = GenericFakeChatModel(messages=iter([]))
     with Meter(sqlite_store, budgets=["$1 per session"], prices=HOUSE) as meter:
@@ -922,6 +939,48 @@ def test_a_tool_that_fails(sandbox: Sandbox) -> None:
         assert_sound(meter)
 
 
+@tool
+def approved(q: str) -> str:
+    """Ask somebody first."""
+    return str(interrupt(q))
+
+
+@pytest.mark.parametrize("by", ["callback", "middleware", "node"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_interrupt_is_no_use(by: str, asynchronous: bool, sandbox: Sandbox) -> None:
+    """LangGraph runs what has called `interrupt()` again from its beginning: it was charged twice.
+    https://docs.langchain.com/oss/python/langgraph/interrupts"""
+    if asynchronous and by != "middleware":
+        skip_unless_handed_on("agent's callback")
+    with Meter("memory://", budgets=["$0.007 per session"]) as meter:
+        prices = {"approved": "$0.005"}
+        config: Any = {"configurable": {"thread_id": "t"}}
+        if by == "node":
+            graph: Any = StateGraph(dict)
+            graph.add_node("ask", meter.cost("$0.005", name="approved")(lambda state: {"a": interrupt("?")}))
+            graph.add_edge(START, "ask")
+            app = graph.compile(checkpointer=InMemorySaver())
+            asked: Any = {}
+        else:
+            extra = [meter.langchain_middleware(tool_prices=prices)] if by == "middleware" else []
+            config["callbacks"] = [] if extra else [meter.langchain(tool_prices=prices)]
+            app = create_agent(
+                chat(sandbox, **SMALL), tools=[approved], middleware=extra, checkpointer=InMemorySaver()
+            )
+            asked = {"messages": [{"role": "user", "content": HELLO}]}
+
+        def go(what: Any) -> Any:
+            return arun(app.ainvoke(what, config)) if asynchronous else app.invoke(what, config)
+
+        assert "__interrupt__" in go(asked)
+        assert [e for e in entries(meter) if e.operation == "tool"] == []
+        assert holds(meter) == 0
+        go(Command(resume="yes"))
+        used = [e for e in entries(meter) if e.operation == "tool"]
+        assert [(e.model, e.cost, e.status) for e in used] == [("approved", 5_000_000, "settled")]
+        assert_sound(meter)
+
+
 def test_a_graph_that_is_cancelled(sandbox: Sandbox, meter: Meter) -> None:
     skip_unless_handed_on("agent's callback")
     sandbox.latency = 5
@@ -1052,7 +1111,7 @@ def test_a_model_of_anthropic(way: str, asynchronous: bool) -> None:
         async for _ in model.astream(HELLO):
             pass
 
-    with AnthropicFake() as provider, Meter("memory://", budgets=["$0.05 per session"]) as meter:
+    with AnthropicFake() as provider, Meter("memory://", budgets=["$0.25 per session"]) as meter:
         plain = anthropic.ChatAnthropic(
             model="claude-sonnet-4-5", api_key="none", base_url=provider.url, max_tokens=490, max_retries=0
         )
@@ -1073,7 +1132,7 @@ def test_a_model_of_anthropic(way: str, asynchronous: bool) -> None:
 
             with ThreadPoolExecutor(16) as pool:
                 list(pool.map(lambda _: until_exhausted(lambda: model.invoke(HELLO)), range(16)))
-        cap = Decimal("0.05")
+        cap = Decimal("0.25")
         assert provider.bill <= cap
-        assert provider.bill >= cap * (97 if way in LOWERS else 84) / 100
+        assert provider.bill >= cap * (99 if way in LOWERS else 96) / 100
         assert_sound(meter)

@@ -27,6 +27,15 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import LLMRerank
 from llama_index.core.settings import Settings
 from llama_index.core.storage.kvstore import SimpleKVStore
+from llama_index.core.workflow import (
+    Context,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    step,
+)
 from llama_index.llms.openai import OpenAI
 from llama_index.llms.openai_like import OpenAILike
 from llama_index_support import HELLO, LOWERS, SMALL, WAYS, House, embedder, llm, opened
@@ -345,11 +354,36 @@ def test_each_attempt_of_a_client_that_retries_is_a_call(sandbox: Sandbox, meter
     assert_sound(meter)
 
 
+def test_waiting_for_an_event_is_no_use(meter: Meter) -> None:
+    """A step that waits for an event is left, and run again from its beginning when it is there.
+    https://docs.llamaindex.ai/en/stable/understanding/agent/human_in_the_loop/"""
+
+    class Asking(Workflow):
+        @step
+        async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+            async with meter.cost("$0.005", name="approval"):
+                answer = await ctx.wait_for_event(HumanResponseEvent, waiter_event=InputRequiredEvent())
+            return StopEvent(result=answer.response)
+
+    async def run() -> Any:
+        handler = Asking(timeout=10).run()
+        async for event in handler.stream_events():
+            if isinstance(event, InputRequiredEvent):
+                assert handler.ctx is not None
+                handler.ctx.send_event(HumanResponseEvent(response="yes"))
+        return await handler
+
+    assert asyncio.run(run()) == "yes"
+    assert [(e.model, e.cost) for e in entries(meter)] == [("approval", 5_000_000)]
+    assert_sound(meter)
+
+
 def test_what_is_metered_can_be_pickled(sqlite_store: str) -> None:
     with Meter(sqlite_store, budgets=["$1 per session"], prices=HOUSE) as meter:
         model = pickle.loads(pickle.dumps(meter.llama_index(House())))
         model.complete("hello")
         embedding = pickle.loads(pickle.dumps(meter.llama_index(MockEmbedding(embed_dim=3))))
+        assert pickle.loads(pickle.dumps(meter.llama_index_handler())).engine is meter
         assert isinstance(model, House)
         assert isinstance(embedding, MockEmbedding)
         assert len(entries(meter)) == 1

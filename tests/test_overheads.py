@@ -3,12 +3,24 @@ a bill over them, tighter where a bill proves it, and never by a ratio."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from openai import OpenAI
+from recording import Answer, Received, Recorder
+from support import HELLO, entries
 
-from behest_integrations.wire.overheads import NOTHING, Known, Learnt, Lessons, Witness
+from behest_integrations import Meter
+from behest_integrations.calls.exchange import Exchange
+from behest_integrations.cli import main
+from behest_integrations.wire.overheads import NOTHING, Known, Learnt, Lessons, Witness, server_name
 from behest_integrations.wire.sizes import Size, around, escaped_bytes, heads_of, size_of, tool_bytes
 from behest_integrations.wire.tokens import byte_length
 
@@ -342,16 +354,106 @@ def test_servers_and_models_are_learnt_apart_and_an_unknown_server_is_not_narrow
 def test_what_changes_a_row_is_told_once() -> None:
     lessons, size = Lessons(), size_of(chat("a"), "m")
     assert size is not None
-    row = lessons.learn("w", "m", size, size.total, 5_000)
+    row = lessons.learn("http://w", "m", size, size.total, 5_000)
     assert row is not None
-    assert lessons.bound("w", "m", size) >= 5_000
-    assert lessons.learn("w", "m", size, lessons.bound("w", "m", size), 5_000) in (
+    assert lessons.bound("http://w", "m", size) >= 5_000
+    assert lessons.learn("http://w", "m", size, lessons.bound("http://w", "m", size), 5_000) in (
         None,
         row | Learnt(witness=Witness(4_999, 0, 1, 0)),
     )
     other = Lessons()
-    other.merge("w", "m", row)
-    assert other.bound("w", "m", size) >= 5_000
+    other.recall({("http://w", "m"): row.as_row()})
+    assert other.bound("http://w/", "m", size) >= 5_000
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://127.0.0.1:8080/v1/", "http://127.0.0.1:8080/v1"),
+        ("https://ada:secret@Llama.Example/v1?key=secret#x", "https://llama.example/v1"),
+        ("http://[::1]:80/", "http://[::1]:80"),
+        ("not a url", ""),
+        ("http://a:b", ""),
+        ("", ""),
+    ],
+)
+def test_a_server_is_named_without_secrets(url: str, name: str) -> None:
+    assert server_name(url) == name
+
+
+# ── across processes ───────────────────────────────────────────────────────────────────
+
+
+LONG = 900  # tokens around a message: more than the margin covers
+
+
+def billing(received: Received) -> Answer:
+    usage = {"prompt_tokens": LONG + 2, "completion_tokens": 1, "total_tokens": LONG + 3}
+    said = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
+    reply = {"id": "c", "object": "chat.completion", "created": 1, "model": "house", "choices": [said],
+             "usage": usage}  # fmt: skip
+    return Answer(body=json.dumps(reply).encode())
+
+
+def test_what_one_process_has_learnt_bounds_the_calls_of_all(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/b.db"
+    code = """
+import sys
+from openai import OpenAI
+from behest_integrations import Meter
+
+with Meter(sys.argv[1], budgets=["100k tokens"]) as meter:
+    client = meter.openai(OpenAI(base_url=sys.argv[2], api_key="none", max_retries=0))
+    client.chat.completions.create(
+        model="house", messages=[{"role": "user", "content": "hello"}], max_tokens=1
+    )
+"""
+    now = [1_700_000_000_000]
+    with Recorder(billing) as provider:
+        there = provider.base_url.replace("http://", "http://ada:secret@")
+        with Meter(store, budgets=["100k tokens"], clock=lambda: now[0]) as before:
+            subprocess.run([sys.executable, "-c", code, store, there], check=True, timeout=60)
+            with Meter(store, budgets=["90k tokens"]) as made_later:
+                for meter, names in ((made_later, "90k tokens"), (before, "100k tokens")):
+                    client = meter.openai(OpenAI(base_url=there, api_key="none", max_retries=0))
+                    asked: Any = {"model": "house", "messages": HELLO, "max_tokens": 1}
+                    # A meter that was there already looks about once a second.
+                    for _ in range(1 if meter is made_later else 2):
+                        now[0] += 2_000
+                        client.chat.completions.create(**asked)
+                    last = entries(meter)[-1]
+                    assert (last.flags, last.input_tokens) == ("", LONG + 2), names
+            first, *rest = entries(before)
+            assert first.flags == "over_bound"
+            assert [e.flags for e in rest if "over" in e.flags] in ([], ["over_bound"])
+            # No secret of a URL is kept.
+            ((server, model),) = before.ledger.submit(lambda rows: rows.lessons())
+            assert (server, model) == (provider.base_url, "house")
+    assert b"secret" not in (tmp_path / "b.db").read_bytes()
+    shown = CliRunner().invoke(main, ["prices", "house"], env={"BEHEST_STORE": store})
+    assert shown.exit_code == 1
+    assert "No price is known" in shown.output
+    assert f"learnt from its bills at {provider.base_url}" in shown.output
+    assert "over the starting bound" in shown.output
+
+
+def test_a_meter_that_has_seen_no_bill_is_as_tight_as_one_that_has(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/b.db"
+
+    def bill(received: Received) -> Answer:
+        usage = {"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 13}
+        return Answer(body=json.dumps(json.loads(billing(received).body) | {"usage": usage}).encode())
+
+    def bound(meter: Meter, url: str) -> int:
+        body = {"model": "house", "messages": [{"role": "user", "content": "another"}]}
+        return Exchange(meter, "chat", body, where=url).plan.ask.needs["input_tokens"].amount(0)
+
+    with Recorder(bill) as provider, Meter(store, budgets=["100k tokens"]) as meter:
+        assert bound(meter, provider.base_url) > 256
+        client = meter.openai(OpenAI(base_url=provider.base_url, api_key="none", max_retries=0))
+        client.chat.completions.create(model="house", messages=HELLO, max_tokens=1)
+        with Meter(store) as other:
+            assert bound(other, provider.base_url) == bound(meter, provider.base_url) <= 12 + 7 + 16
 
 
 def test_images_are_bounded_elsewhere() -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import to_json
+
 from ..engine.engine import Engine
 from ..engine.holds import Hold
 from ..engine.outcomes import Evidence, Outcome, judge
+from ..engine.per_engine import PerEngine
 from ..engine.plan import Plan
 from ..rules.attribution import NOBODY, Attribution
 from ..rules.usage import Usage
@@ -25,11 +28,19 @@ from ..wire import (
     read_whole,
     with_output_limit,
     with_stream_usage,
+    without_stream_usage,
 )
-from ..wire.tokens import estimate_tokens
+from ..wire.replies import parse_json
+from ..wire.tokens import bound_tokens, estimate_tokens
 
 _NEWER_FIELD = ("openai", "azure")
 """Providers that take an output limit as `max_completion_tokens`; others read `max_tokens`."""
+
+_TELLS: PerEngine[dict[str, bool]] = PerEngine(lambda engine: {})
+"""Whether a server tells the usage of a stream when it is asked for it, as far as it has been seen."""
+_REFUSED = (400, 422)
+"""What servers answer to a field that they do not take."""
+_MOST_SERVERS = 1000
 
 
 class Exchange:
@@ -61,6 +72,7 @@ class Exchange:
         self.operation = operation
         self.metered = operation in METERED_OPERATIONS
         self._original = body
+        self._where = where
         if self.metered:
             self._bound = bound_request(
                 operation,
@@ -83,9 +95,12 @@ class Exchange:
         )
         self.hold: Hold | None = None
         self._hide_usage = False
+        self._untold = False
+        """Whether the reply will tell no usage, because it was not asked to."""
         self._new_reply()
 
     def _new_reply(self) -> None:
+        self._hide_usage = self._untold = False
         self.reply = Reply(keep_text=self.engine.on_unknown == "estimate", choices=self._bound.choices)
 
     def reserved(self, hold: Hold) -> dict[str, Any]:
@@ -99,9 +114,48 @@ class Exchange:
         ):
             body = with_output_limit(body, self._bound, hold.output_limit)
         if self.operation in ("chat", "completions") and body.get("stream") and not asks_stream_usage(body):
-            self._hide_usage = True
-            body = with_stream_usage(body)
+            if self.engine.stream_usage and _TELLS.of(self.engine).get(self._where, True):
+                self._hide_usage = True
+                body = with_stream_usage(body)
+            else:
+                self._not_told()
         return body
+
+    def _not_told(self) -> None:
+        self._hide_usage, self._untold = False, True
+        self.reply.keep_text = True
+
+    def answered(self, status: int) -> bool:
+        """Note what the server has answered; whether the same is to be sent again, as `unasked` makes it.
+
+        A server that does not know `stream_options` refuses what worked without us. It is asked for
+        usage no more, once the same request has been taken without them.
+        """
+        if not self._hide_usage:
+            if self._untold and 200 <= status < 300:
+                self._note(False)
+            return False
+        if 200 <= status < 300:
+            self._note(True)
+        elif status in _REFUSED and not _TELLS.of(self.engine).get(self._where, False):
+            self._not_told()
+            return True
+        return False
+
+    def _note(self, tells: bool) -> None:
+        known = _TELLS.of(self.engine)
+        if self._where and known.get(self._where) is not tells and self.engine.stream_usage:
+            if len(known) >= _MOST_SERVERS:
+                known.clear()
+            known[self._where] = tells
+            if not tells:
+                self.engine.notices.once(
+                    ("stream_options", self._where),
+                    "%s refuses `stream_options`, so its streams tell no usage: what is seen of them is "
+                    "counted where the model is known to show all that it writes, and else the worst "
+                    "case is booked",
+                    self._where,
+                )
 
     def forget(self) -> None:
         """Let go of the request's body: it will not be sent again."""
@@ -156,6 +210,9 @@ class Exchange:
             note=note,
             flag=flag,
             counting=self._counted if reply.text else None,
+            shows_all=self._untold
+            and self.engine.pricing.shows_all_it_writes(self.plan.model, self.plan.provider),
+            may_count=self._untold,
             model=reply.model,
             service_tier=reply.service_tier,
             provider_id=reply.id,
@@ -163,7 +220,14 @@ class Exchange:
         return judge(evidence, estimate=self.engine.on_unknown == "estimate")
 
     def _counted(self) -> Usage:
-        return Usage(
-            input_tokens=max(0, self.plan.ask.needs["input_tokens"].amount(0) - self._bound.slack),
-            output_tokens=estimate_tokens("".join(self.reply.text), self.plan.model),
-        )
+        ask, text = self.plan.ask, "".join(self.reply.text)
+        inputs = max(0, ask.needs["input_tokens"].amount(0) - self._bound.slack)
+        if self.engine.on_unknown == "estimate":
+            return Usage(inputs, estimate_tokens(text, self.plan.model))
+        most = ask.needs["output_tokens"].amount(ask.want)
+        return Usage(inputs, min(most, bound_tokens(text, self.plan.model)))
+
+
+def unasked(content: bytes) -> bytes:
+    """The JSON of a request, less the `stream_options` that were put into it."""
+    return to_json(without_stream_usage(parse_json(content)))

@@ -13,6 +13,7 @@ from rich.text import Text
 from ..prices.rates import ModelPricing, PriceTable, Rates, round_nano
 from ..reports.look import id_or_none
 from ..rules.units import format_usd
+from ..wire.overheads import Learnt
 
 
 def key_table(keys: Iterable[Mapping[str, Any]]) -> Table:
@@ -40,6 +41,25 @@ def price_facts(found: ModelPricing) -> Iterator[str]:
     yield f"{found.model}{f' at {found.provider}' if found.provider else ''}"
     for name, told in _facts(found):
         yield f"{name + ':':<16} {told}"
+
+
+def lesson_facts(server: str, values: tuple[int, ...]) -> Iterator[str]:
+    """What bills have taught of how a model's prompts are counted, a line each."""
+    learnt = Learnt.from_row(values)
+    yield f"\nlearnt from its bills{f' at {server}' if server else ''}:"
+    seen = learnt.witness
+    if seen is not None:
+        roles = {"system": seen.systems, "user": seen.users, "assistant": seen.assistants}
+        told = " and ".join(f"{count:,} {role}" for role, count in roles.items() if count)
+        yield f"  around the texts of {told} message(s): at most {seen.tokens:,} tokens"
+    if learnt.request:
+        yield (
+            "  bills were over the starting bound: since then at least "
+            f"{learnt.request:,} tokens are added a request, {learnt.message:,} a message, "
+            f"{learnt.tool:,} a tool, {learnt.kilobyte:,} for every 1,000"
+        )
+    if learnt.distrusted:
+        yield "  the same prompt was billed differently: nothing is bounded more tightly for that"
 
 
 def _facts(found: ModelPricing) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -25,11 +27,29 @@ def prices(model: str, provider: str | None) -> None:
     from .look import price_facts, price_table
 
     arguments = stores.config().arguments()
-    found = _find(Pricing(arguments["prices"], arguments.get("aliases")), model, provider)
+    learnt = [*_learnt(model)]
+    try:
+        found = _find(Pricing(arguments["prices"], arguments.get("aliases")), model, provider)
+    except click.ClickException as error:
+        raise click.ClickException("\n".join([error.message, *learnt])) from None
     for fact in price_facts(found):
         click.echo(fact)
     click.echo()
     show(price_table(found))
+    for fact in learnt:
+        click.echo(fact)
+
+
+def _learnt(model: str) -> Iterator[str]:
+    """What the ledger here, if there is one, has learnt of `model` from its bills."""
+    from .look import lesson_facts
+
+    ledger = stores.find(None)
+    if ledger is not None:
+        with closing(ledger):
+            for (server, name), values in sorted(ledger.submit(lambda rows: dict(rows.lessons())).items()):
+                if name == model:
+                    yield from lesson_facts(server, values)
 
 
 def _find(pricing: Pricing, model: str, provider: str | None) -> ModelPricing:

@@ -8,6 +8,7 @@ from typing import Any
 from ..ledger.book import Booked, Entry, Rows, settle, unknown
 from ..rules.units import unit_of
 from ..wire import METERED_OPERATIONS
+from ..wire.overheads import Learnt, server_name
 from .holds import Hold
 from .outcomes import Outcome
 from .plan import TOOL
@@ -63,6 +64,12 @@ def booking(
     return amounts, {n: getattr(usage, n) for n in _USAGE_FIELDS}, cost
 
 
+def _keep(rows: Rows, server: str, model: str, learnt: Learnt) -> None:
+    """Add what has been learnt to what is kept: others have learnt, too."""
+    kept = rows.lessons().get((server, model))
+    rows.keep_lesson(server, model, (learnt if kept is None else Learnt.from_row(kept) | learnt).as_row())
+
+
 def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, now: int) -> Writing:
     """The store operation that ends `hold`."""
     if outcome.status == "cancelled":
@@ -72,9 +79,10 @@ def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, n
     flags = list(outcome.flags)
     if status == "assumed" and release:
         flags.append("released")
+    learnt: Learnt | None = None
     if plan.sized is not None and status == "settled" and outcome.usage is not None:
         where, size, bound = plan.sized
-        planner.lessons.learn(where, plan.model, size, bound, outcome.usage.input_tokens)
+        learnt = planner.lessons.learn(where, plan.model, size, bound, outcome.usage.input_tokens)
     amounts, usage, cost = booking(hold, outcome, planner, flags, release=release)
     if plan.allowance and status != "failed" and plan.operation != TOOL:
         flags.append("allowance")
@@ -99,6 +107,8 @@ def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, n
         )
         if outcome.model:
             entry.model = outcome.model
+        if learnt is not None and plan.sized is not None:
+            _keep(rows, server_name(plan.sized.where), plan.model, learnt)
         return settle(rows, entry=entry, amounts=amounts, claims=hold.claims, now=now)
 
     return work

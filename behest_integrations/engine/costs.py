@@ -7,7 +7,7 @@ import asyncio
 from ..rules.attribution import Attribution, F, decorate
 from .engine import Engine
 from .holds import Hold
-from .outcomes import USED
+from .outcomes import outcome_of_use
 
 
 class CostScope:
@@ -35,19 +35,19 @@ class CostScope:
         self._holds.append(self.reserve())
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._holds.pop().end(USED)
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        self._holds.pop().end(outcome_of_use(error))
 
     async def __aenter__(self) -> CostScope:
         self._holds.append(await self.areserve())
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         hold = self._holds.pop()
-        if kind is not None and issubclass(kind, asyncio.CancelledError):
-            hold.post(USED)
+        if isinstance(error, asyncio.CancelledError):
+            hold.post(outcome_of_use(error))
         else:
-            await hold.aend(USED)
+            await hold.aend(outcome_of_use(error))
 
     def __call__(self, function: F) -> F:
         def again() -> CostScope:

@@ -59,6 +59,7 @@ class Engine:
         on_unknown, on_store_error, on_threshold: see `Meter`.
         clock: milliseconds since 1970.
         allow_fields: fields of requests that are let through though they are not known.
+        stream_usage: whether streams are asked for their usage.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Engine:
         on_threshold: Callable[[ThresholdEvent], object] | None,
         clock: Callable[[], int],
         allow_fields: frozenset[str] = frozenset(),
+        stream_usage: bool = True,
     ) -> None:
         self._ledger = ledger
         self._planner = planner
@@ -82,6 +84,7 @@ class Engine:
         self.lease_ms = lease_ms
         self.on_unknown: OnUnknown = on_unknown
         self.allow_fields = allow_fields
+        self.stream_usage = stream_usage
         self.notices = Notices()
         self.kept: dict[Any, Any] = {}
         """What doors keep with this engine; see `PerEngine`."""
@@ -229,6 +232,7 @@ class Engine:
         def work(rows: Rows) -> Reserved | Refused:
             if sweep:
                 expire(rows, now=now, book=self.on_unknown != "release")
+                self._planner.lessons.recall(rows.lessons())
             return reserve(
                 rows,
                 call_id=call_id,
@@ -330,6 +334,10 @@ class Engine:
         return self._ledger.submit(lambda rows: self._planner.balances(rows, budgets, who, "", now))
 
     # ── keeping house ──────────────────────────────────────────────────────────────────
+
+    def recall(self) -> None:
+        """Read what bills have taught other processes; it is read again about once a second."""
+        self._planner.lessons.recall(self._ledger.submit(lambda rows: rows.lessons()))
 
     def sweep(self) -> int:
         """Book the holds whose lease has run out; how many."""

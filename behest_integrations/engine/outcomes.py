@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 CANCELLED = Outcome("cancelled")
 USED = Outcome("settled", Usage())
-"""The end of a use of a tool: it costs what it costs, whether or not it succeeded."""
+"""The end of a use of a tool; see `outcome_of_use`."""
 
 
 class Evidence(NamedTuple):
@@ -236,3 +236,22 @@ def outcome_of_error(error: BaseException) -> Outcome:
             return known
         cause = cause.__cause__ or cause.__context__
     return Outcome("assumed", note=f"no answer: {type(error).__name__}", flags=("no_answer",))
+
+
+# What a framework raises to leave a step, and run it again from its beginning once what it waits
+# for is there. By name: the core imports no framework.
+# https://docs.langchain.com/oss/python/langgraph/interrupts#side-effects-called-before-interrupt-must-be-idempotent
+# LlamaIndex: `Context.wait_for_event` in workflows/context/internal_context.py
+_RUN_AGAIN = frozenset({"langgraph.errors.GraphInterrupt", "workflows.runtime.types.results.WaitingForEvent"})
+
+
+def outcome_of_use(error: BaseException | None) -> Outcome:
+    """The outcome of a use of a tool: it costs what it costs, whether or not it succeeded.
+
+    One that only asked to be run again has not been used yet: it will be reserved, and booked, then.
+    """
+    if error is not None and not _RUN_AGAIN.isdisjoint(
+        f"{c.__module__}.{c.__qualname__}" for c in type(error).__mro__
+    ):
+        return CANCELLED
+    return USED

@@ -22,7 +22,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ..calls.exchange import Exchange
+from ..calls.exchange import Exchange, unasked
 from ..engine.holds import Hold
 from ..engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
 from ..meter import Meter
@@ -165,6 +165,11 @@ class Attempts:
             content = await anyio.to_thread.run_sync(to_json, body) if job.large else to_json(body)
             sent = True
             response = await provider.post(job.operation, target.model, content, job.who, job.headers)
+            if exchange.answered(response.status):
+                response.close()
+                again = unasked(content)
+                response = await provider.post(job.operation, target.model, again, job.who, job.headers)
+                exchange.answered(response.status)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             await hold.aend(outcome_of_error(error))
             self._metrics.attempt(provider.name, type(error).__name__)

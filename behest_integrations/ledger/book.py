@@ -137,6 +137,10 @@ class KnownBudget(NamedTuple):
     seen: int
 
 
+Lessons = Mapping[tuple[str, str], tuple[int, ...]]
+"""What bills have taught, by server and model: nine whole numbers (see `wire.overheads.Learnt`)."""
+
+
 @dataclass(frozen=True)
 class Books:
     """Everything that a store holds, as of one moment.
@@ -144,6 +148,7 @@ class Books:
     Attributes:
         refusals: ``bucket``, what `REFUSED` names, ``count`` and ``at`` (the last one's time).
         limits: by a budget's text: the limit that was set since; None: removed.
+        lessons: what bills have taught of models.
     """
 
     buckets: list[Bucket]
@@ -152,6 +157,7 @@ class Books:
     refusals: list[dict[str, Any]]
     limits: dict[str, int | None]
     budgets: list[KnownBudget]
+    lessons: Lessons
 
 
 ADDITIVE = (
@@ -217,6 +223,12 @@ class Rows(Protocol):
 
     def remember_budget(self, budget: KnownBudget) -> None:
         """Keep it, in place of what was kept of the same shape."""
+
+    def lessons(self) -> Lessons:
+        """What bills have taught; another mapping than before where somebody has taught more."""
+
+    def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
+        """Keep it, in place of what was kept of the same model at the same server."""
 
     def everything(self) -> Books: ...
 

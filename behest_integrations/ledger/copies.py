@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,12 +28,17 @@ def copy_into_database(books: Books) -> sa.Engine:
         (schema.refusals, list(_refusals(books.refusals))),
         (schema.limits, [{"text": text, "amount": amount} for text, amount in books.limits.items()]),
         (schema.budgets, [b._asdict() for b in books.budgets]),
+        (schema.lessons, [_lesson(*key, values) for key, values in books.lessons.items()]),
     ]
     with engine.begin() as connection:
         for table, values in rows:
             if values:
                 connection.execute(sa.insert(table), values)
     return engine
+
+
+def _lesson(server: str, model: str, values: Sequence[int]) -> dict[str, Any]:
+    return dict(zip(schema.lessons.c.keys(), (server, model, *values), strict=True))
 
 
 def _refusals(refusals: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 from ..rules.errors import StoreError
 from ..rules.usage import Usage
 from .base import Durability, Ledger
-from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget
+from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget, Lessons
 
 
 class _MemoryRows:
@@ -29,6 +29,7 @@ class _MemoryRows:
         self.refusals: dict[tuple[Any, ...], dict[str, Any]] = {}
         self.responses: dict[str, list[Entry]] = {}
         self.budgets: dict[str, KnownBudget] = {}
+        self.taught: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
@@ -109,6 +110,12 @@ class _MemoryRows:
     def remember_budget(self, budget: KnownBudget) -> None:
         self.budgets[budget.shape] = budget
 
+    def lessons(self) -> Lessons:
+        return self.taught
+
+    def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
+        self.taught = {**self.taught, (server, model): values}
+
     def everything(self) -> Books:
         return deepcopy(
             Books(
@@ -118,6 +125,7 @@ class _MemoryRows:
                 list(self.refusals.values()),
                 self.limits,
                 list(self.budgets.values()),
+                self.taught,
             )
         )
 

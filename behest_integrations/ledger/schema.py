@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration."""
 
 metadata = MetaData()
@@ -123,6 +123,23 @@ Index(
     entries.c.provider_id,
     sqlite_where=entries.c.operation == "responses",
     postgresql_where=entries.c.operation == "responses",
+)
+
+# What bills have taught of models whose tokenizer is not known: see `wire.overheads.Learnt`.
+lessons = Table(
+    "lessons",
+    metadata,
+    Column("server", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("request", BigInteger, nullable=False),
+    Column("message", BigInteger, nullable=False),
+    Column("tool", BigInteger, nullable=False),
+    Column("kilobyte", BigInteger, nullable=False),
+    Column("distrusted", BigInteger, nullable=False),
+    Column("seen_tokens", BigInteger, nullable=False),
+    Column("seen_systems", BigInteger, nullable=False),
+    Column("seen_users", BigInteger, nullable=False),
+    Column("seen_assistants", BigInteger, nullable=False),
 )
 
 api_keys = Table(

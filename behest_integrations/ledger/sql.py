@@ -23,11 +23,12 @@ from ..rules.errors import StoreError
 from ..rules.usage import Usage
 from . import schema
 from .base import Ledger
-from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget, encode
+from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget, Lessons, encode
 from .keys import SQLKeys
 
-_b, _h, _e, _l, _r, _g = (
-    schema.buckets, schema.holds, schema.entries, schema.limits, schema.refusals, schema.budgets
+_b, _h, _e, _l, _r, _g, _t = (
+    schema.buckets, schema.holds, schema.entries, schema.limits, schema.refusals, schema.budgets,
+    schema.lessons,
 )  # fmt: skip
 _P = sa.bindparam
 _ENTRY_NAMES = {f.name for f in fields(Entry)}
@@ -128,6 +129,10 @@ class Statements:
             _upsert(insert(_g).values(shape=_P("s"), text=_P("t"), zone=_P("z"), seen=_P("at")), "shape"),
             "s", "t", "z", "at",
         )  # fmt: skip
+        names = [c.name for c in _t.columns]
+        kept = insert(_t).values({name: _P(f"v_{name}") for name in names})
+        self.keep_lesson = compiled(_upsert(kept, "server", "model"), *(f"v_{name}" for name in names))
+        self.lessons = compiled(sa.select(_t))
         self.all_buckets = compiled(sa.select(_b).order_by(_b.c.id))
         self.all_holds = compiled(sa.select(_h.c.id, _h.c.expires, _h.c.bookings, _h.c.call))
         self.all_entries = compiled(sa.select(*whole).order_by(_e.c.id))
@@ -151,10 +156,10 @@ class Statements:
         return str(made)
 
 
-def _upsert(insert: Any, key: str) -> Any:
-    """Insert, or where there is a row of that `key`, set all the rest."""
-    rest = {name: insert.excluded[name] for name in insert.table.c.keys() if name != key}  # noqa: SIM118
-    return insert.on_conflict_do_update(index_elements=[key], set_=rest)
+def _upsert(insert: Any, *keys: str) -> Any:
+    """Insert, or where there is a row of those `keys`, set all the rest."""
+    rest = {name: insert.excluded[name] for name in insert.table.c.keys() if name not in keys}  # noqa: SIM118
+    return insert.on_conflict_do_update(index_elements=keys, set_=rest)
 
 
 class SQLRows:
@@ -179,6 +184,7 @@ class SQLRows:
         self._by_key: dict[tuple[str, str, int], Bucket | None] = {}
         self._by_id: dict[int, Bucket] = {}
         self._limits: dict[str, int | None] | None = None
+        self._lessons: Lessons | None = None
         self._own_holds: dict[str, HoldRecord] = {}
         """Holds that were written here and are there, because nobody else has written since."""
         self._old_holds: dict[str, HoldRecord] = {}
@@ -197,7 +203,7 @@ class SQLRows:
         if not alone or len(self._by_key) > _MOST_BUCKETS:
             self._by_key.clear()
             self._by_id.clear()
-            self._limits = None
+            self._limits = self._lessons = None
         if not alone:
             self._old_holds.update(self._own_holds)
         if not alone or len(self._own_holds) > _MOST_HOLDS:
@@ -212,7 +218,7 @@ class SQLRows:
             self._changed, self._new_holds, self._taken, self._new_entries,
         ):  # fmt: skip
             known.clear()
-        self._limits = None
+        self._limits = self._lessons = None
 
     def flush(self) -> None:
         """Write what has been changed, before it is read with SQL or committed."""
@@ -373,6 +379,19 @@ class SQLRows:
     def remember_budget(self, budget: KnownBudget) -> None:
         self._run(self._sql.remember_budget, budget)
 
+    def lessons(self) -> Lessons:
+        if self._lessons is None:
+            self._lessons = _lessons(self._run, self._sql)
+        return self._lessons
+
+    def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
+        self._run(self._sql.keep_lesson, (server, model, *values))
+        self._lessons = None
+
+
+def _lessons(run: Callable[[str], Any], sql: Statements) -> Lessons:
+    return {(server, model): tuple(values) for server, model, *values in run(sql.lessons)}
+
 
 def _entry_values(entry: Entry) -> list[Any]:
     values = list(_entry_fields(entry))
@@ -403,6 +422,7 @@ def read_books(run: Callable[[str], Any], sql: Statements) -> Books:
         [dict(zip(names, row, strict=True)) for row in run(sql.all_refusals)],
         dict(run(sql.overrides)),
         [KnownBudget(*row) for row in run(sql.all_budgets)],
+        _lessons(run, sql),
     )
 
 

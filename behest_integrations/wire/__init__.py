@@ -13,6 +13,7 @@ from .openai import (
     operation_of,
     with_output_limit,
     with_stream_usage,
+    without_stream_usage,
 )
 from .replies import Reply, ReplyReader, SSEReader, parse_json, read_whole
 
@@ -31,4 +32,5 @@ __all__ = [
     "read_whole",
     "with_output_limit",
     "with_stream_usage",
+    "without_stream_usage",
 ]

@@ -444,3 +444,10 @@ def with_stream_usage(body: Mapping[str, Any]) -> dict[str, Any]:
     """`body` with the usage chunk asked for."""
     options = body.get("stream_options")
     return {**body, "stream_options": {**(options or {}), "include_usage": True}}
+
+
+def without_stream_usage(body: Mapping[str, Any]) -> dict[str, Any]:
+    """`body` as it was before `with_stream_usage`."""
+    rest = {n: v for n, v in (body.get("stream_options") or {}).items() if n != "include_usage"}
+    less = {n: v for n, v in body.items() if n != "stream_options"}
+    return {**less, "stream_options": rest} if rest else less

@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from .sizes import Size
 
@@ -249,6 +250,18 @@ def _answers_alike(where: str) -> bool:
     return bool(where) and not any(router in where.lower() for router in _ROUTERS)
 
 
+@lru_cache(maxsize=256)
+def server_name(url: str) -> str:
+    """A server by its base URL, less what is nobody's business in a ledger: user, password, query."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}" if host else ""
+
+
 class Lessons:
     """What bills have taught this process, by server and model. Safe for threads.
 
@@ -259,6 +272,7 @@ class Lessons:
     def __init__(self, capacity: int = 1_000) -> None:
         self._capacity = capacity
         self._models: OrderedDict[tuple[str, str], tuple[Learnt, Known]] = OrderedDict()
+        self._recalled: object = None
         self._lock = threading.Lock()
 
     def bound(self, where: str, model: str, size: Size) -> int:
@@ -269,6 +283,7 @@ class Lessons:
                 calls on to others, nothing is narrowed.
             model: as sent.
         """
+        where = server_name(where)
         with self._lock:
             found = self._models.get((where, model))
         if found is None:
@@ -285,13 +300,20 @@ class Lessons:
 
         Returns: the row to merge into the store's; None if it has not changed.
         """
+        where = server_name(where)
         with self._lock:
             row, known = self._model(where, model)
         taught = row.taught(size, bound, billed) | known.learn(size, billed)
-        return self.merge(where, model, taught) if taught != NOTHING else None
+        return self._merge(where, model, taught) if taught != NOTHING else None
 
-    def merge(self, where: str, model: str, taught: Learnt) -> Learnt | None:
-        """Take in a row, of a bill or of the store; the new row, or None if it is the same."""
+    def recall(self, rows: Mapping[tuple[str, str], tuple[int, ...]]) -> None:
+        """Take in what the store has kept, of this process and of others."""
+        if rows is not self._recalled:
+            for (server, model), values in rows.items():
+                self._merge(server, model, Learnt.from_row(values))
+            self._recalled = rows
+
+    def _merge(self, where: str, model: str, taught: Learnt) -> Learnt | None:
         with self._lock:
             before, known = self._model(where, model)
             after = before | taught

@@ -11,7 +11,16 @@ from typing import Any
 
 from behest_integrations import StoreError, Usage
 from behest_integrations.ledger.base import Durability, Ledger
-from behest_integrations.ledger.book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget
+from behest_integrations.ledger.book import (
+    REFUSED,
+    Books,
+    Bucket,
+    Claim,
+    Entry,
+    HoldRecord,
+    KnownBudget,
+    Lessons,
+)
 
 
 class ToyRows:
@@ -24,6 +33,7 @@ class ToyRows:
         self.limits: dict[str, int | None] = {}
         self.refusals: dict[tuple[Any, ...], dict[str, Any]] = {}
         self.budgets: dict[str, KnownBudget] = {}
+        self.taught: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
@@ -105,10 +115,17 @@ class ToyRows:
     def remember_budget(self, budget: KnownBudget) -> None:
         self.budgets[budget.shape] = budget
 
+    def lessons(self) -> Lessons:
+        return self.taught
+
+    def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
+        self.taught[server, model] = values
+
     def everything(self) -> Books:
         refusals, budgets = list(self.refusals.values()), list(self.budgets.values())
         holds = list(self.holds.values())
-        return copy.deepcopy(Books(self.buckets, holds, self.entries, refusals, self.limits, budgets))
+        books = Books(self.buckets, holds, self.entries, refusals, self.limits, budgets, self.taught)
+        return copy.deepcopy(books)
 
 
 class ToyLedger(Ledger):

@@ -23,7 +23,7 @@ from langchain_core.outputs import LLMResult
 from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...engine.layers import Offer, offer
-from ...engine.outcomes import CANCELLED, USED, Outcome
+from ...engine.outcomes import CANCELLED, USED, Outcome, outcome_of_use
 from ...engine.per_engine import PerEngine
 from ...engine.steps import Steps, in_loop
 from ...rules.usage import Usage
@@ -102,6 +102,10 @@ class BehestCallbackHandler(BaseCallbackHandler):
         self._tool_prices = dict(tool_prices)
         self._runs = RUNS.of(engine)
         self._batches = _BATCHES.of(engine)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is one of the meter that went there with it."""
+        return _made, (type(self), self.engine, self._run_tags, self._metadata_tags, self._tool_prices)
 
     # ── models ─────────────────────────────────────────────────────────────────────────
 
@@ -334,7 +338,17 @@ class BehestCallbackHandler(BaseCallbackHandler):
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> Steps[None]:
         run = self._take(run_id)
         if run is not None:
-            yield from ending(run.hold, USED, error)
+            yield from ending(run.hold, outcome_of_use(error), error)
+
+
+def _made(
+    cls: type[BehestCallbackHandler],
+    engine: Engine,
+    run_tags: bool,
+    metadata_tags: Sequence[str],
+    tool_prices: Mapping[str, int],
+) -> BehestCallbackHandler:
+    return cls(engine, run_tags=run_tags, metadata_tags=metadata_tags, tool_prices=tool_prices)
 
 
 def _count(params: Mapping[str, Any], name: str) -> int:

@@ -314,8 +314,8 @@ def _prepared(model: Any) -> Any:
     reached = meter_clients_of(model, terms.engine, terms.provider)
     if not reached and getattr(model, "max_retries", None):
         say_retries(terms.engine, type(model).__name__, ", and use .with_retry()")
-    if getattr(model, "stream_usage", True) is None:
-        model.stream_usage = True
+    if not reached and terms.engine.stream_usage and getattr(model, "stream_usage", True) is None:
+        model.stream_usage = True  # a client that is metered asks by itself, and knows what to do if refused
     return model
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...calls.exchange import Exchange
+from ...calls.exchange import Exchange, unasked
 from ...engine.holds import Hold
 from ...engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
 from ...engine.per_engine import PerEngine
@@ -109,6 +109,21 @@ class _Call:
         hold, self._open = self._open, None
         return hold
 
+    def again(self, request: Any, response: Any) -> Any:
+        """The request to send in the place of one that was refused for what we put in; else None."""
+        exchange = self.exchange
+        if exchange is None or not exchange.answered(response.status_code):
+            return None
+        # Of the class that the SDK's HTTP library has: there are two of them.
+        headers = [(n, v) for n, v in request.headers.raw if n.lower() != b"content-length"]
+        return type(request)(
+            request.method,
+            request.url,
+            headers=headers,
+            content=unasked(request.content),
+            extensions=request.extensions,
+        )
+
     def answered(self, response: Any, *, streamed: bool) -> Steps[None] | None:
         """The steps that end the attempt; None if its outcome is still to come with the body."""
         exchange, hold = self.exchange, self.take()
@@ -141,6 +156,9 @@ class _Follow:
 
     def take(self) -> Hold | None:
         return None  # it stays open until the response has ended
+
+    def again(self, request: Any, response: Any) -> Any:
+        return None
 
     def answered(self, response: Any, *, streamed: bool) -> Steps[None] | None:
         if not 200 <= response.status_code < 300:
@@ -249,6 +267,11 @@ class _MeteredSync(Metered):
             return send(request, stream=stream, **kwargs)
         try:
             response = send(request, stream=stream, **kwargs)
+            again = call.again(request, response)  # type: ignore[union-attr]
+            if again is not None:
+                response.close()
+                response = send(again, stream=stream, **kwargs)
+                call.again(again, response)  # type: ignore[union-attr]
         except BaseException as error:
             hold = call.take()
             if hold is not None:
@@ -284,6 +307,11 @@ class _MeteredAsync(Metered):
             return await send(request, stream=stream, **kwargs)
         try:
             response = await send(request, stream=stream, **kwargs)
+            again = call.again(request, response)  # type: ignore[union-attr]
+            if again is not None:
+                await response.aclose()
+                response = await send(again, stream=stream, **kwargs)
+                call.again(again, response)  # type: ignore[union-attr]
         except BaseException as error:
             hold = call.take()
             if hold is not None:
