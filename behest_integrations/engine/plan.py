@@ -99,12 +99,13 @@ class Plan:
         outer: the hold of the layer around, until this call's own takes its place.
         multiplier: what the price of its tokens is multiplied by; None: by nothing.
         search_context: the size that it pins, of a model that searches by itself.
+        models: others that it has said may answer.
         sized: what its bill can teach, of a model whose tokenizer is not known.
     """
 
     __slots__ = (
-        "allowance", "ask", "model", "multiplier", "operation", "outer", "provider", "search_context",
-        "sends_limit", "shape", "sized",
+        "allowance", "ask", "model", "models", "multiplier", "operation", "outer", "provider",
+        "search_context", "sends_limit", "shape", "sized",
     )  # fmt: skip
 
     def __init__(
@@ -120,7 +121,9 @@ class Plan:
         multiplier: tuple[int, int] | None = None,
         search_context: str | None = None,
         sized: Sized | None = None,
+        models: tuple[str, ...] = (),
     ) -> None:
+        self.models = models
         self.multiplier = multiplier
         self.search_context = search_context
         self.sized = sized

@@ -13,6 +13,7 @@ from typing import Any
 from ..ledger.admission import Ask
 from ..ledger.book import Bucket, Claim, Rows, Standing
 from ..prices import FEMTO_PER_NANO, ModelPricing, Pricing
+from ..prices.providers import multiplier_for_url
 from ..rules.attribution import NOBODY, Attribution, current
 from ..rules.balance import Balance
 from ..rules.budgets import Budget, check_zone, describe_scope, parse_allowance
@@ -20,7 +21,7 @@ from ..rules.errors import ConfigError, Unbounded, UnknownPrice
 from ..rules.units import UNITS, Need, Worst
 from ..rules.usage import Usage
 from ..wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
-from ..wire.fields import ONE
+from ..wire.fields import ONE, times
 from ..wire.overheads import Lessons
 from .plan import TOOL, Cost, Outer, Plan, Shape, Sized, needed_unit
 from .stages import Stage, active
@@ -197,13 +198,16 @@ class Planner:
         cost: Cost | None = None
         multiplier: tuple[int, int] | None = None
         if pricing is not None:
-            multiplier = _times(bound, pricing)
-            cost = self._cost(bound, inputs, pricing, required="usd" in units)
+            multiplier = _times(bound, pricing, where, model)
+            cost = self._cost(bound, inputs, pricing, multiplier, required="usd" in units)
             for other in bound.models:
                 # Any of them may answer: what it may come to is the dearest's.
                 priced = self._price(other, provider, required="usd" in units)
-                one = self._cost(bound, inputs, priced, required="usd" in units) if priced else None
-                if one is not None and cost is not None:
+                if priced is None or cost is None:
+                    continue
+                dearer = _times(bound, priced, where, other)
+                one = self._cost(bound, inputs, priced, dearer, required="usd" in units)
+                if one is not None:
                     cost = Cost(max(cost.fixed, one.fixed), max(cost.per_output, one.per_output))
         ask = Ask(_needs(bound, inputs, cost, allowance, units), want, floor)
         return Plan(
@@ -218,10 +222,17 @@ class Planner:
             multiplier,
             bound.search_context,
             sized,
+            bound.models,
         )
 
     def _cost(
-        self, bound: RequestBound, inputs: int, pricing: ModelPricing, *, required: bool
+        self,
+        bound: RequestBound,
+        inputs: int,
+        pricing: ModelPricing,
+        multiplier: tuple[int, int] | None,
+        *,
+        required: bool,
     ) -> Cost | None:
         """What a call may cost; None where a class that can occur has no price and none is needed."""
         try:
@@ -231,7 +242,7 @@ class Planner:
                     service_tier=bound.service_tier or self._service_tier,
                     input_audio=bound.input_audio,
                     output_audio=bound.output_audio,
-                    multiplier=_times(bound, pricing),
+                    multiplier=multiplier,
                     search_context=bound.search_context,
                 )
             )
@@ -368,13 +379,16 @@ def _needs(
     return needs
 
 
-def _times(bound: RequestBound, pricing: ModelPricing) -> tuple[int, int] | None:
-    """What the price of each token is multiplied by, for what the request asks for."""
-    if bound.multiplier is ONE and bound.tier_multiplier is ONE:
+def _times(bound: RequestBound, pricing: ModelPricing, where: str, model: str) -> tuple[int, int] | None:
+    """What the price of each token is multiplied by, for what is asked for and where."""
+    dearer = multiplier_for_url(where, model) if where and not pricing.own else None
+    if dearer is None and bound.multiplier is ONE and bound.tier_multiplier is ONE:
         return None
-    over, under = bound.multiplier
+    over, under = times(bound.multiplier, dearer or ONE)
     tier = bound.service_tier or ""
-    if bound.tier_multiplier is not ONE and tier not in pricing.tiers and tier not in pricing.ceilings:
+    # A price of the user's own stands for whatever tier answers.
+    named = pricing.own or tier in pricing.tiers or tier in pricing.ceilings
+    if bound.tier_multiplier is not ONE and not named:
         over, under = over * bound.tier_multiplier[0], under * bound.tier_multiplier[1]
     return None if over == under else (over, under)
 

@@ -120,11 +120,19 @@ def problem_of(error: BehestError, *, tier: str | None = None) -> Problem:
         )
         return Problem(400, message, code="unknown_price", param="model", retry=False)
     if isinstance(error, Unbounded):
-        message = (
-            f"The request uses {error.feature!r}, whose cost cannot be bounded beforehand, and a budget "
-            "applies, so the call was refused. Whoever runs the gateway can allow it in behest.toml, "
-            "under [allow]."
-        )
+        kind, _, field = error.feature.partition(":")
+        if kind == "field":
+            message = (
+                f"The request has the field {field!r}, of which it is not known what it does to the bill, "
+                "and a budget applies, so the call was refused. If it does nothing, whoever runs the gateway "
+                f"can say so in behest.toml: allow_fields = [{field!r}]."
+            )
+        else:
+            message = (
+                f"The request uses {error.feature!r}, whose cost cannot be bounded beforehand, and a budget "
+                "applies, so the call was refused. Whoever runs the gateway can allow it in behest.toml, "
+                "under [allow]."
+            )
         return Problem(400, message, code="unbounded", details={"feature": error.feature}, retry=False)
     if isinstance(error, StoreError):
         message = "The ledger cannot be written, so the call was refused before it reached the provider."

@@ -174,9 +174,9 @@ class Relay:
             hold.post(exchange.interrupted("the gateway was stopped before the end", "cancelled"))
             raise
         if len(content) > _LARGE:
-            await anyio.to_thread.run_sync(exchange.read_body, content)
+            content = await anyio.to_thread.run_sync(exchange.read_body, content)
         else:
-            exchange.read_body(content)
+            content = exchange.read_body(content)
         await hold.aend(exchange.complete())
         job.answered = True
         self.metrics.answered(job.operation, time.perf_counter() - job.started)

@@ -151,7 +151,12 @@ class Pricing:
         return entries[0] is not None and entries[0] == entries[1]
 
     def for_reply(
-        self, asked: ModelPricing | None, model: str, reply: str | None, provider: str | None = None
+        self,
+        asked: ModelPricing | None,
+        model: str,
+        reply: str | None,
+        provider: str | None = None,
+        others: Sequence[str] = (),
     ) -> ReplyPricing:
         """Whose price a reply is billed at, where it names its model.
 
@@ -162,7 +167,12 @@ class Pricing:
             asked: the pricing that the call was planned with; None: it has none.
             model, provider: as the call was planned.
             reply: the model that the reply names.
+            others: further models that the request has said may answer.
         """
+        if others and reply is not None:
+            named = next((m for m in others if m == reply or self.same_model(m, reply, provider)), None)
+            if named is not None:
+                return self._for_named(asked, named, provider)
         if reply is None or reply == model:
             return ReplyPricing((asked,) if asked is not None else (), False, asked is not None)
         if asked is None:
@@ -175,6 +185,12 @@ class Pricing:
             found = (asked, until, fresh)
             _remember(self._replies, key, found)
         return found[2]
+
+    def _for_named(self, asked: ModelPricing | None, named: str, provider: str | None) -> ReplyPricing:
+        try:
+            return ReplyPricing((self.find(named, provider),), True, True)
+        except UnknownPrice:
+            return ReplyPricing((asked,) if asked is not None else (), True, False)
 
     def _for_reply(self, asked: ModelPricing, model: str, reply: str, provider: str | None) -> ReplyPricing:
         same = self.same_model(model, reply, provider)

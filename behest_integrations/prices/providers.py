@@ -28,6 +28,7 @@ _DEARER_HOSTS: tuple[tuple[str, tuple[str, ...], Multiplier], ...] = (
 _NO_REGIONAL_PRICE = re.compile(r"^claude-(?:v?[123]|instant|(?:sonnet|opus)-4$|opus-4-1|4-(?:sonnet|opus)$)")
 
 
+@lru_cache(maxsize=1024)
 def provider_for_url(url: str) -> str | None:
     """The price list's id for the provider behind a base URL; None if it knows none."""
     from genai_prices.data_snapshot import get_snapshot

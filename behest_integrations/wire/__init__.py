@@ -3,17 +3,14 @@
 Plain JSON values in, plain values out: no I/O, no SDK, no prices, no budgets.
 """
 
+from .changes import asks_stream_usage, with_output_limit, with_stream_usage, without_stream_usage
 from .counting import image_bound
 from .openai import (
     METERED_OPERATIONS,
     STORED_CONTEXT,
     RequestBound,
-    asks_stream_usage,
     bound_request,
     operation_of,
-    with_output_limit,
-    with_stream_usage,
-    without_stream_usage,
 )
 from .replies import Reply, ReplyReader, SSEReader, parse_json, read_whole
 

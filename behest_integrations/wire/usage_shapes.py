@@ -317,7 +317,7 @@ def read_usage(said: object) -> Usage | None:
     the input is not told (told as 0, it is passed on as that: see `believable`).
     """
     if type(said) is dict:
-        usage = _plain_openai(said)
+        usage = _plain_openai(said) if "prompt_tokens" in said else _plain_langchain(said)
         if usage is not None:
             return usage
     if not isinstance(said, Mapping):
@@ -390,7 +390,29 @@ def _plain_openai(said: dict[str, Any]) -> Usage | None:
     )
 
 
+def _plain_langchain(said: dict[str, Any]) -> Usage | None:
+    """LangChain's usage of nearly every message, without the table; None if it is any other."""
+    prompt, output = said.get("input_tokens"), said.get("output_tokens")
+    if type(prompt) is not int or type(output) is not int or prompt <= 0 or output < 0:
+        return None
+    if said.get("total_tokens") != prompt + output or not said.keys() <= _PLAIN_LANGCHAIN:
+        return None
+    inputs, outputs = said.get("input_token_details") or _NONE, said.get("output_token_details") or _NONE
+    if not inputs and not outputs:
+        return Usage(prompt, output)
+    if type(inputs) is not dict or type(outputs) is not dict or any(inputs.values()):
+        return None
+    thought = outputs.get("reasoning") or 0
+    if type(thought) is not int or not 0 <= thought <= output or outputs.get("audio"):
+        return None
+    return Usage(prompt, output, reasoning_tokens=thought) if outputs.keys() <= _TOLD_OF_OUTPUT else None
+
+
 _NONE: dict[str, Any] = {}
+_PLAIN_LANGCHAIN = frozenset(
+    {"input_tokens", "output_tokens", "total_tokens", "input_token_details", "output_token_details"}
+)
+_TOLD_OF_OUTPUT = frozenset({"audio", "reasoning"})
 _PLAIN = frozenset(
     {
         "prompt_tokens",

@@ -205,8 +205,14 @@ class Generation:
 
 
 def _lowered(values: Mapping[str, Any], names: set[str], limit: int) -> dict[str, Any]:
-    """`values` with `limit` in the place of every limit in them: a server may read any of them."""
-    return {k: limit if k in names and v is not None else v for k, v in values.items()}
+    """`values` with no limit in them above `limit`: a server may read any of them."""
+    return {k: _at_most(limit, v) if k in names and v is not None else v for k, v in values.items()}
+
+
+def _at_most(limit: int, own: Any) -> int:
+    """A limit of the caller's own that is lower stays; what says "no limit" does not."""
+    whole = isinstance(own, int) and not isinstance(own, bool)
+    return own if whole and 0 < own < limit else limit
 
 
 def _bound(

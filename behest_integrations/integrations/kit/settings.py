@@ -7,7 +7,7 @@ from typing import Any
 
 from ...prices import provider_for_url, provider_named
 from ...rules.errors import ConfigError
-from ...wire.fields import framework_fields
+from ...wire.fields import framework_fields, put_into_request
 
 LIMIT_NAMES = (
     "max_tokens",
@@ -40,13 +40,19 @@ def fields_asked(settings: Mapping[str, Any], sent: Mapping[str, Any] | None = N
         sent: the keywords of the one call, all of which go into the request.
     """
     found = framework_fields(settings, sent)
-    for name in (*_ELSEWHERE, *LIMIT_NAMES):
-        found.pop(name, None)
-    found |= {name: settings[name] for name in ASKED if settings.get(name) is not None}
+    for name in _ELSEWHERE.intersection(found):
+        del found[name]
+    for name in _ASKED.intersection(settings):
+        if settings[name] is not None:
+            found[name] = settings[name]
     return found
 
 
-_ELSEWHERE = ("model", "messages", "prompt", "input", "stream", "stream_options", "stop")
+_ELSEWHERE = frozenset(
+    {"model", "messages", "prompt", "input", "stream", "stream_options", "stop", *LIMIT_NAMES}
+)
+_ASKED = frozenset(ASKED)
+_LIMIT_NAMES = frozenset(LIMIT_NAMES)
 
 
 def model_in(settings: Mapping[str, Any]) -> str | None:
@@ -69,12 +75,15 @@ def provider_of(settings: Mapping[str, Any], maker: str) -> str | None:
 
 
 def output_limit(*sources: Mapping[str, Any]) -> int | None:
-    """The output limit that settings carry, whatever they call it; the largest, None if none."""
+    """The output limit that settings carry, whatever they call it; the largest, None if none.
+
+    What they put into the request as it is (`extra_body`) may carry one too.
+    """
     limits = [
         value
-        for source in sources
-        for name in LIMIT_NAMES
-        if isinstance(value := source.get(name), int) and not isinstance(value, bool) and value > 0
+        for source in (*sources, *(inner for source in sources for inner in put_into_request(source)))
+        for name in _LIMIT_NAMES.intersection(source)
+        if isinstance(value := source[name], int) and not isinstance(value, bool) and value > 0
     ]
     return max(limits) if limits else None
 

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 from pydantic import TypeAdapter
 
-from ...rules.attribution import Attribution
+from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import RunningUsage, Usage, believable
 from ...wire.usage_shapes import find_usage, read_usage
 from ..kit.generation import Heard
@@ -139,6 +139,8 @@ def attribution_of(
     Raises:
         ConfigError: something there cannot be an id.
     """
+    if not tags and not metadata_tags and _ID_NAMES.isdisjoint(metadata):
+        return NOBODY, NOBODY
     booked: dict[str, str] = {}
     for tag in tags:
         # LangChain's own bookkeeping: seq:step:1, map:key:a, langsmith:hidden, graph:step:2.
@@ -157,6 +159,11 @@ def attribution_of(
         tags=booked,
     )
     return explicit, Attribution(session_id=_id(metadata, "thread_id"))
+
+
+_ID_NAMES = frozenset(
+    {"session_id", "conversation_id", "user_id", "end_user_id", "project", "tenant", "thread_id"}
+)
 
 
 def _id(metadata: Mapping[str, Any], *names: str) -> str | None:
@@ -250,13 +257,14 @@ def hear(result: LLMResult | None, chunks: Chunks | None = None) -> Heard:
         usage = None
     heard = Heard(
         usage,
-        text,
+        text if usage is None or chunks is not None else "",
         model=_unrepeated(_str(said, *_MODEL)) or _str(output, *_MODEL),
         service_tier=_unrepeated(_str(said, "service_tier")),
         provider_id=_str(said, "id") or _str(output, "id"),
     )
-    if chunks is not None:
-        heard = chunks.correct(heard)
+    if chunks is None:
+        return heard
+    heard = chunks.correct(heard)
     return heard if heard.usage is None else replace(heard, text="")
 
 

@@ -25,8 +25,8 @@ from ..kit.generation import Generation, Heard
 from ..kit.metered import METERED_BY
 from ..kit.runs import Runs
 from ..kit.settings import model_in, output_limit
-from .frames import events_around
-from .translate import attribution, hear, request_as_wire
+from .frames import events_around, model_asked
+from .translate import attribution, hear, provider_by, request_as_wire, settings_of
 
 _LAYER = "llama_index callback"
 _METERED = (CBEventType.LLM, CBEventType.EMBEDDING)
@@ -102,13 +102,16 @@ class BehestHandler(BaseCallbackHandler):
         maker = str(model.get("class_name") or "")
         # What it says of itself are its metadata, or (before 0.14.13) all of its fields.
         own = {**model, **(model.get("additional_kwargs") or {})}
-        settings = {"max_tokens": output_limit(own) or _limit(model, maker), **kwargs}
-        name = str(kwargs.get("model") or model_in(model) or maker)
+        asked = model_asked()
+        if asked is not None:
+            own |= settings_of(asked)
+        settings = {**own, "max_tokens": output_limit(own) or _limit(model, maker), **kwargs}
+        name = str(kwargs.get("model") or model_in(model) or model_in(own) or maker)
         generation = Generation(
             self.engine,
             request_as_wire(messages, settings, name, kwargs),
             who=attribution(),
-            provider=provider_named(_maker(maker)),
+            provider=provider_named(_maker(maker)) if asked is None else provider_by(asked, settings),
             layer=_LAYER,
             outer=outer,
         )

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _RESPONSE_PATH = re.compile(r"/responses/([^/]+)(?:/cancel)?$")
 _operation_of = functools.lru_cache(maxsize=512)(operation_of)
-_provider_at = functools.lru_cache(maxsize=256)(provider_for_url)
 
 PENDING: PerEngine[dict[str, tuple[Exchange, Hold]]] = PerEngine(lambda engine: {})
 """Background responses that this process has started, by id. Those of other processes
@@ -202,7 +201,7 @@ def _server(client: Any) -> tuple[str, str | None]:
     if known is None or known[0] is not url:
         terms: Terms = client._behest
         where = str(url)
-        known = (url, (where, terms.provider or _provider_at(where)))
+        known = (url, (where, terms.provider or provider_for_url(where)))
         client.__dict__["_behest_server"] = known
     return known[1]  # type: ignore[no-any-return]
 
