@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from .engine.calls import Hold, Outcome, booking
+from .engine.contexts import bind
 from .engine.costs import CostScope
 from .engine.planning import Balance, Plan, Planner, as_budget, distinct
 from .engine.stages import StageScope
@@ -37,7 +38,7 @@ from .ledger.book import (
 )
 from .prices.pricing import Price, Pricing
 from .rules import attribution as who_module
-from .rules.attribution import NOBODY, Attribution, SessionScope, check_id
+from .rules.attribution import NOBODY, Attribution, SessionScope, check_id, parse_required
 from .rules.budgets import Budget, describe_scope, format_amount, parse_allowance
 from .rules.errors import BudgetExceeded, ConfigError, Shortfall, StoreError
 from .rules.usage import Usage
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("behest")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 OnUnknown = Literal["assume", "estimate", "release"]
 OnStoreError = Literal["refuse", "allow"]
@@ -102,6 +104,8 @@ class Meter:
         service_tier: the tier of your provider's project, if you know it; calls that name
             none are then bounded by its price and not by the dearest tier's.
         session, user, project, tenant: for calls that name none, in whatever thread they are.
+        require: what every call must say, or is refused: ``session``, ``user``, ``project``,
+            ``tenant``, ``tag:NAME``.
         clock: milliseconds since 1970 (for tests).
 
     Raises:
@@ -134,10 +138,12 @@ class Meter:
         user: str | None = None,
         project: str | None = None,
         tenant: str | None = None,
+        require: str | Iterable[str] = (),
         clock: Callable[[], int] | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         budgets = given["budgets"] = [budgets] if isinstance(budgets, (str, Budget)) else list(budgets)
+        require = given["require"] = parse_required(require)
         self._given: Mapping[str, Any] = given
         self.token = os.urandom(16).hex()
         """Names this meter, also where it was pickled and made anew."""
@@ -154,6 +160,7 @@ class Meter:
             service_tier=service_tier,
             defaults=Attribution(session_id=session, user_id=user, project=project, tenant=tenant),
             thresholds=thresholds,
+            require=require,
         )
         self._wait = _not_negative(wait, "wait")
         self.lease_ms = int(_not_negative(lease, "lease") * 1000)
@@ -195,6 +202,16 @@ class Meter:
     ) -> SessionScope:
         """Attribute every call made inside; see `behest_integrations.session`."""
         return who_module.session(session_id, user=user, project=project, tenant=tenant, tags=tags)
+
+    def bind(self, function: Callable[P, T]) -> Callable[P, T]:
+        """`function`, run in the sessions and stages of this place wherever it is called.
+
+            with meter.budget("$1", name="sum"):
+                pool.map(meter.bind(summarise), documents)
+
+        For threads, pools and callbacks; see `behest_integrations.bind`.
+        """
+        return bind(function)
 
     def budget(self, *budgets: str | Budget, name: str) -> StageScope:
         """Cap a block of code, within whatever already applies.
@@ -926,6 +943,8 @@ class Meter:
 
     def instrument(self) -> Instrumented:
         """Meter OpenAI clients, LangChain and LlamaIndex, each as soon as it is imported.
+
+        Threads and pools take sessions and stages along by themselves meanwhile.
 
         Returns:
             What ends it: `.remove()`, or `with`.

@@ -12,11 +12,12 @@ from typing import Any
 from ..ledger.admission import Ask, Need
 from ..ledger.book import Bucket, Claim, Rows, Standing
 from ..prices.pricing import FEMTO_PER_NANO, ModelPricing, Pricing
-from ..rules.attribution import NOBODY, Attribution, current
+from ..rules.attribution import NOBODY, Attribution, check_required, current, parse_required
 from ..rules.budgets import Budget, check_zone, describe_scope, format_amount, parse_allowance
 from ..rules.errors import ConfigError, Unbounded, UnknownPrice
 from ..rules.usage import Usage
 from ..wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
+from .contexts import warn_if_lost
 from .stages import Stage, active
 
 _UNBOUNDED_UNITS = ("usd", "tokens", "input_tokens", "output_tokens")
@@ -88,6 +89,7 @@ class Planner:
         service_tier: str | None,
         defaults: Attribution,
         thresholds: Sequence[int],
+        require: str | Iterable[str] = (),
     ) -> None:
         self._owner = owner
         self.budgets = distinct(budgets)
@@ -99,6 +101,7 @@ class Planner:
         self._lower = lower
         self._service_tier = service_tier
         self._defaults = defaults
+        self._required = parse_required(require)
         if any(isinstance(t, bool) or not isinstance(t, int) or t < 1 for t in thresholds):
             raise ConfigError(f"thresholds are whole percentages of at least 1: {thresholds!r}")
         self._thresholds = tuple(sorted(set(thresholds)))
@@ -108,6 +111,15 @@ class Planner:
     def who(self, explicit: Attribution, fallback: Attribution = NOBODY) -> Attribution:
         """Whom a call is for: said on the call, else the scope, else the client, else the meter."""
         return explicit.over(current()).over(fallback).over(self._defaults)
+
+    def _checked(self, explicit: Attribution, fallback: Attribution, stages: list[Stage]) -> Attribution:
+        """`who` of a call that is about to be made: of nobody else, and of somebody where required."""
+        said = explicit.over(current()).over(fallback)
+        warn_if_lost(self._owner, said, stages)
+        who = said.over(self._defaults)
+        if self._required:
+            check_required(who, self._required)
+        return who
 
     def applicable(self, who: Attribution, model: str, stages: Iterable[Stage] | None = None) -> list[Budget]:
         """The budgets that a call counts in: the meter's, and those of the stages around it."""
@@ -137,11 +149,12 @@ class Planner:
             fallback: attribution from the client or framework; the session scope wins.
 
         Raises:
+            Unattributed: it does not say all that the meter requires.
             UnknownPrice: a budget in dollars applies and the model has no price.
             Unbounded: a budget applies that something in the request cannot be bounded in.
         """
-        who = self.who(who, fallback)
         stages = active(self._owner)
+        who = self._checked(who, fallback, stages)
         budgets = self.applicable(who, model, stages)
         units = {b.unit for b in budgets}
         pricing = self._price(model, provider, required="usd" in units and operation in METERED_OPERATIONS)
@@ -178,8 +191,8 @@ class Planner:
 
     def plan_cost(self, name: str, nano: int, *, who: Attribution, fallback: Attribution) -> Plan:
         """The plan of a tool whose cost is known; it is no call of a model, and counts as none."""
-        who = self.who(who, fallback)
         stages = active(self._owner)
+        who = self._checked(who, fallback, stages)
         needs = {unit: Need(0) for unit in ("tokens", "input_tokens", "output_tokens", "calls")}
         needs["usd"] = Need(nano)
         return Plan(

@@ -10,6 +10,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .threads import Threads
+
 if TYPE_CHECKING:
     from ..meter import Meter
 
@@ -18,7 +20,7 @@ class Instrumented:
     """What is metered until `remove()`; also as `with`. See `Meter.instrument`."""
 
     def __init__(self, meter: Meter) -> None:
-        self._undo: list[Any] = []
+        self._undo: list[Any] = [Threads()]
         # By the module whose import completes what a door needs.
         doors: dict[str, Callable[[], Any]] = {
             "openai": meter.instrument_openai,
