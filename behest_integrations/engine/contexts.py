@@ -51,10 +51,11 @@ def carried_by_thread() -> Carried | None:
     what = carried()
     if what is _NOTHING:
         return None
-    around = SESSIONS.innermost() or STAGES.innermost()
+    link = SESSIONS.var.get() or STAGES.var.get()
+    if link is None:  # a generator's own
+        return what
     # Around a job there is no more than what it was given.
-    source = around.source if around is not None and around.whole else around
-    return what._replace(source=source)
+    return what._replace(source=link.entry.source if link.entry.whole else link.entry)
 
 
 class Carry(Scope):
@@ -120,21 +121,23 @@ def warn_if_lost(meter: object, who: Attribution, stages: Sequence[Stage]) -> No
         who: what the call, its scope and its client say, without the meter's own defaults.
         stages: those of `meter` that it is in.
     """
-    if STAGES.any_open and not stages:
+    if STAGES.registered and not stages:
         for within in STAGES.open(_MOST_COMPARED):
             stage = within.value
             # A call for somebody else than the stage is for is another request.
             if stage.meter is meter and _may_be_for(who, stage.who):
                 _warn(f"stage {stage.name!r} of this meter", within, "no stage", "the stage's budget")
                 break
-    if who == NOBODY:
-        if SESSIONS.any_open:
-            for entry in SESSIONS.open(1):
-                _warn("a session", entry, "no session", "anybody's budget")
-    else:
-        innermost = SESSIONS.innermost()
-        if innermost is not None and innermost.source is not None and innermost.source.closed:
-            _warn_of_thread(innermost.source)
+    link = SESSIONS.var.get()
+    if link is not None and link.entry.source is not None and link.entry.source.closed:
+        _warn_of_thread(link.entry.source)
+    elif SESSIONS.registered and _says_nothing(who):
+        for entry in SESSIONS.open(1):
+            _warn("a session", entry, "no session", "anybody's budget")
+
+
+def _says_nothing(who: Attribution) -> bool:
+    return who.session_id is None and who.user_id is None and who == NOBODY
 
 
 def _may_be_for(who: Attribution, other: Attribution) -> bool:

@@ -12,12 +12,13 @@ context variable alone would put a call under somebody else, this does better:
   (`contextlib`, a dependency, a fixture) is for the code around it, as it reads.
 
 What cannot be told: whether a task was begun by such a generator's body or, between two
-steps, by the code that iterates it. Python's rule is kept there, and it has the scope. A
-generator decorated with the scope has no such doubt.
+steps, by the code that iterates it. That is warned of. A generator decorated with the scope
+leaves no such doubt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import logging
@@ -38,6 +39,7 @@ _DRIVERS = frozenset(
     ("contextlib", "_pytest", "pytest_asyncio", "litestar", "dishka", "taskiq_dependencies", "fast_depends")
 )
 """What runs a generator to its yield, and on when the code around it has ended."""
+_CONTEXTLIB = contextlib.contextmanager.__code__.co_filename
 _MOST_TOLD = 1000
 _OUTERMOST = sys.maxsize
 
@@ -48,25 +50,25 @@ class Entry(Generic[T]):
     Attributes:
         value: what the scope says.
         owner: the scope itself.
-        code, line: where it was entered.
+        code, instruction: where it was entered.
         statement: the frame that entered it.
         position: the frame whose callees are inside.
         body: whether that is a generator's, iterated by the code around it.
         whole: `value` is all that there is; nothing around it counts.
         source: for what a thread took along: the scope that was around its start.
         closed: whether it has been left; the frames are let go then.
-        elsewhere: whether it was left in another context than it was entered in.
+        elsewhere: whether it was left in another context than it was entered in. Whether what
+            still has it is a task begun before or after, nobody knows: it is in force nowhere.
     """
 
     __slots__ = (
         "__weakref__",
         "_home",
-        "_nesting",
         "body",
         "closed",
         "code",
         "elsewhere",
-        "line",
+        "instruction",
         "owner",
         "position",
         "source",
@@ -75,13 +77,12 @@ class Entry(Generic[T]):
         "whole",
     )
 
-    def __init__(self, nesting: Nesting[Any, Any], value: T, owner: object, frame: FrameType) -> None:
-        self._nesting = nesting
+    def __init__(self, value: T, owner: object, frame: FrameType) -> None:
         self._home: Token[None] = _home.set(None)
         self.value = value
         self.owner = owner
         self.code = frame.f_code
-        self.line = frame.f_lineno
+        self.instruction = frame.f_lasti
         self.statement: FrameType | None = frame
         self.position: FrameType | None = frame
         self.body = self.whole = self.closed = self.elsewhere = False
@@ -89,32 +90,49 @@ class Entry(Generic[T]):
 
     def at_home(self) -> bool:
         """Whether the running context is the one that it was entered in, and not a copy."""
+        if self._end_at_home():
+            self._home = _home.set(None)
+            return True
+        return False
+
+    def _end_at_home(self) -> bool:
         try:
             _home.reset(self._home)
         except (ValueError, RuntimeError):  # another context's; or that one is asking, just now
             return False
-        self._home = _home.set(None)
         return True
+
+    def close(self) -> None:
+        """It has been left."""
+        self.closed = True
+        self.statement = self.position = None
+        self.elsewhere = not self._end_at_home()
 
     @property
     def place(self) -> str:
         """File and line of where it was entered."""
-        return f"{self.code.co_filename}:{self.line}"
+        lines = self.code.co_lines()
+        line = next((n for start, end, n in lines if start <= self.instruction < end), None)
+        return f"{self.code.co_filename}:{line}"
 
-    def __del__(self) -> None:
-        self._nesting._forget(id(self))
+
+class _Reference(weakref.ref[Entry[T]]):
+    """Of an entry that is registered until it is left, or gone with its context."""
+
+    __slots__ = ("key",)
+    key: int
 
 
 # A token can be given back in the context that it comes from alone: that names the context.
 _home: ContextVar[None] = ContextVar("behest_home", default=None)
 
 
-class _Link(Generic[T, All]):
+class Link(Generic[T, All]):
     """An entry and what is around it."""
 
     __slots__ = ("all", "entry", "outer")
 
-    def __init__(self, entry: Entry[Any], outer: _Link[T, All] | None, all: All) -> None:
+    def __init__(self, entry: Entry[Any], outer: Link[T, All] | None, all: All) -> None:
         self.entry = entry
         self.outer = outer
         self.all = all
@@ -130,70 +148,72 @@ class Nesting(Generic[T, All]):
     """
 
     def __init__(self, name: str, nothing: All, add: Callable[[T, All], All]) -> None:
-        self._var: ContextVar[_Link[T, All] | None] = ContextVar(name, default=None)
+        self.var: ContextVar[Link[T, All] | None] = ContextVar(name, default=None)
+        """The scope entered last in the running context, and those around it."""
         self._nothing = nothing
         self._add = add
-        self._open: dict[int, weakref.ref[Entry[T]]] = {}
+        self.registered: dict[int, _Reference[T]] = {}
+        """The scopes that are open, anywhere in the process."""
         # Open in a generator's body, or left elsewhere: while there are any, the variable
         # alone does not say it all.
-        self._odd: dict[int, weakref.ref[Entry[T]]] = {}
+        self._odd: dict[int, _Reference[T]] = {}
+
+        def gone(reference: weakref.ref[Entry[T]]) -> None:
+            self._forget(reference.key)  # type: ignore[attr-defined]
+
+        self._gone = gone
 
     def inside(self) -> All:
         """What holds for the running code."""
         if self._odd:
             return self._resolve()
-        link = self._var.get()
+        link = self.var.get()
         return self._nothing if link is None else link.all
-
-    @property
-    def any_open(self) -> bool:
-        """Whether a scope is open, anywhere in the process."""
-        return bool(self._open)
 
     def open(self, most: int) -> Iterator[Entry[T]]:
         """The scopes that are open anywhere in the process, longest first, so many at most."""
-        return itertools.islice(self._listed(self._open), most)
+        return itertools.islice(self._listed(self.registered), most)
 
     @staticmethod
-    def _listed(register: dict[int, weakref.ref[Entry[T]]]) -> Iterator[Entry[T]]:
+    def _listed(register: dict[int, _Reference[T]]) -> Iterator[Entry[T]]:
         for reference in register.copy().values():  # others write in it meanwhile
             entry = reference()
             if entry is not None:
                 yield entry
 
-    def innermost(self) -> Entry[T] | None:
-        """The scope entered last in this context."""
-        link = self._var.get()
-        return None if link is None else link.entry
-
     def enter(self, owner: Scope, value: T, frame: FrameType) -> All:
         """Be inside of `owner` from now on, as entered by the code of `frame`."""
-        entry: Entry[T] = Entry(self, value, owner, _outside_contextlib(frame))
-        reference = weakref.ref(entry)
-        entry.position, entry.body = _position(frame)
-        if entry.body:
-            self._odd[id(entry)] = reference
-        self._open[id(entry)] = reference
+        entry: Entry[T] = Entry(value, owner, frame)
+        reference = self._reference(entry)
+        if frame.f_code.co_flags & _GENERATOR or frame.f_code.co_filename == _CONTEXTLIB:
+            entry.statement = _outside_contextlib(frame)
+            entry.position, entry.body = _position(frame)
+            entry.code, entry.instruction = entry.statement.f_code, entry.statement.f_lasti
+            if entry.body:
+                self._odd[reference.key] = reference
+        self.registered[reference.key] = reference
         owner.entries.append(entry)
-        link = self._var.get()
+        link = self.var.get()
+        while link is not None and link.entry.elsewhere:
+            link = link.outer
         around = self._nothing if link is None else link.all
-        link = _Link(entry, link, self._add(value, around))
-        self._var.set(link)
+        link = Link(entry, link, self._add(value, around))
+        self.var.set(link)
         return self._resolve() if self._odd else link.all
 
     def put(self, owner: Scope, everything: All, frame: FrameType, source: Entry[Any] | None = None) -> None:
         """Have exactly `everything` hold from now on, until `owner` is left."""
-        entry: Entry[T] = Entry(self, everything, owner, frame)  # type: ignore[arg-type]
+        entry: Entry[T] = Entry(everything, owner, frame)  # type: ignore[arg-type]
         entry.whole = True
         entry.source = source
         owner.entries.append(entry)
-        self._var.set(_Link(entry, self._var.get(), everything))
+        self.var.set(Link(entry, self.var.get(), everything))
 
     def leave(self, owner: Scope, frame: FrameType) -> None:
         """Be outside of `owner` again."""
-        link = self._var.get()
+        link = self.var.get()
         if link is not None and link.entry.owner is owner:
-            self._var.set(link.outer)
+            self.var.set(link.outer)
             self._close(owner, link.entry)
             return
         above = []
@@ -207,8 +227,8 @@ class Nesting(Generic[T, All]):
         link = link.outer
         for entry in reversed(above):
             around = self._nothing if link is None else link.all
-            link = _Link(entry, link, entry.value if entry.whole else self._add(entry.value, around))
-        self._var.set(link)
+            link = Link(entry, link, entry.value if entry.whole else self._add(entry.value, around))
+        self.var.set(link)
 
     def _leave_elsewhere(self, owner: Scope, statement: FrameType) -> None:
         entries = owner.entries
@@ -217,9 +237,7 @@ class Nesting(Generic[T, All]):
             if not entries:
                 return  # never entered
             entry = entries[-1]
-        entry.elsewhere = True
         self._close(owner, entry)
-        self._odd[id(entry)] = weakref.ref(entry)
         if not entry.body:  # a generator's steps may each be run in another: nothing was lost
             tell_once(
                 ("elsewhere", entry.place),
@@ -234,22 +252,30 @@ class Nesting(Generic[T, All]):
             )
 
     def _close(self, owner: Scope, entry: Entry[T]) -> None:
-        entry.closed = True
-        entry.statement = entry.position = None
+        entry.close()
         self._forget(id(entry))
+        if entry.elsewhere or entry.body:  # it still stands where it was entered, or in copies
+            reference = self._reference(entry)
+            self._odd[reference.key] = reference
         try:
             owner.entries.remove(entry)
         except ValueError:
             pass  # a copy of its context has left it already
 
     def _forget(self, key: int) -> None:
-        self._open.pop(key, None)
-        self._odd.pop(key, None)
+        self.registered.pop(key, None)
+        if self._odd:
+            self._odd.pop(key, None)
+
+    def _reference(self, entry: Entry[T]) -> _Reference[T]:
+        reference = _Reference(entry, self._gone)
+        reference.key = id(entry)
+        return reference
 
     def _resolve(self) -> All:
         """What holds, where there are generators' bodies, or scopes left elsewhere."""
         found: list[Entry[T]] = []
-        link = self._var.get()
+        link = self.var.get()
         while link is not None:
             found.append(link.entry)
             if link.entry.whole:
@@ -260,9 +286,8 @@ class Nesting(Generic[T, All]):
         placed: list[tuple[int, Entry[T]]] = []
         for entry in found:
             depth = depths.get(entry.position, _OUTERMOST)
-            away = entry.body and not entry.closed and depth == _OUTERMOST
-            if (away or entry.elsewhere) and entry.at_home():
-                continue  # between two steps of its generator; or after it
+            if entry.elsewhere or (entry.body and depth == _OUTERMOST and not _of_body(entry)):
+                continue
             placed.append((depth, entry))
         placed += [(depths[entry.position], entry) for entry in bodies if entry.position in depths]
         placed.sort(key=lambda pair: pair[0])  # stable: the innermost first
@@ -276,6 +301,29 @@ class Nesting(Generic[T, All]):
         for entry in reversed(inner):
             holds = self._add(entry.value, holds)
         return holds
+
+
+def _of_body(entry: Entry[Any]) -> bool:
+    """Whether code that has a generator's scope, and is not called by it, is of its body.
+
+    In the context that it was entered in it is the code that iterates it. In a copy of that it may
+    be either: a task begun by the body, or by the code that iterates, between two steps. It is
+    taken for the body's while that is running, and warned of.
+    """
+    if entry.at_home():
+        return False
+    tell_once(
+        ("generator", entry.place),
+        "the scope entered at %s is inside of a generator, and a task or thread that was begun "
+        "while it was open makes calls: whether the generator began it, or the code that iterates "
+        "it, Python does not tell, and its calls may be booked for the wrong one. Decorate the "
+        "generator with the scope instead: @meter.session(...), @meter.budget(...).",
+        entry.place,
+    )
+    frame = entry.position
+    if frame is None:
+        return False  # closed
+    return frame.f_back is not None or bool(frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR)
 
 
 class Scope:
@@ -302,7 +350,7 @@ def _module(frame: FrameType) -> str:
 
 
 def _outside_contextlib(frame: FrameType) -> FrameType:
-    while _module(frame) == "contextlib" and frame.f_back is not None:
+    while frame.f_code.co_filename == _CONTEXTLIB and frame.f_back is not None:
         frame = frame.f_back
     return frame
 
