@@ -4,6 +4,7 @@ Every call is attributed, priced and written down; hard budgets stop a call befo
 reaches the provider.
 """
 
+from .engine.contexts import ContextThreadPoolExecutor, bind
 from .ledger.book import ThresholdEvent
 from .meter import Meter
 from .moved import install as _install
@@ -19,6 +20,7 @@ from .rules.errors import (
     ConfigError,
     MissingExtra,
     StoreError,
+    Unattributed,
     Unbounded,
     UnknownPrice,
 )
@@ -36,15 +38,18 @@ __all__ = [
     "BudgetSyntaxError",
     "CallRefused",
     "ConfigError",
+    "ContextThreadPoolExecutor",
     "Filter",
     "Meter",
     "MissingExtra",
     "Price",
     "StoreError",
     "ThresholdEvent",
+    "Unattributed",
     "Unbounded",
     "UnknownPrice",
     "Usage",
     "__version__",
+    "bind",
     "session",
 ]

@@ -117,6 +117,7 @@ class Config(_Strict):
     service_tier: str | None = None
     project: str | None = None
     tenant: str | None = None
+    require: list[str] | None = None
     gateway: dict[str, Any] = Field(default_factory=dict)
     """What `behest serve` reads; see `gateway.settings`."""
 

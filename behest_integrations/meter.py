@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from .engine.contexts import bind
 from .engine.costs import CostScope
 from .engine.engine import OnStoreError, OnUnknown
 from .engine.living import register, revive
@@ -22,13 +23,14 @@ from .ledger.book import ThresholdEvent
 from .ledger.stores import open_store, store_class, store_url
 from .prices import Price, Pricing
 from .rules import attribution as who_module
-from .rules.attribution import NOBODY, Attribution, SessionScope, check_id
+from .rules.attribution import NOBODY, Attribution, SessionScope, check_id, parse_required
 from .rules.balance import Balance
 from .rules.budgets import Budget, parse_allowance
 from .rules.errors import ConfigError, StoreError
 
 log = logging.getLogger("behest")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -67,6 +69,8 @@ class Meter(Doors):
         service_tier: the tier of your provider's project, if you know it; calls that name
             none are then bounded by its price and not by the dearest tier's.
         session, user, project, tenant: for calls that name none, in whatever thread they are.
+        require: what every call must say, or is refused: ``session``, ``user``, ``project``,
+            ``tenant``, ``tag:NAME``.
         clock: milliseconds since 1970 (for tests).
 
     Raises:
@@ -101,6 +105,7 @@ class Meter(Doors):
         user: str | None = None,
         project: str | None = None,
         tenant: str | None = None,
+        require: str | Iterable[str] = (),
         clock: Callable[[], int] | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -108,6 +113,7 @@ class Meter(Doors):
         if isinstance(allow_fields, str) or not all(isinstance(name, str) for name in allow_fields):
             raise ConfigError(f"allow_fields is a list of names of fields, not {allow_fields!r}")
         given["allow_fields"] = frozenset(allow_fields)
+        require = given["require"] = parse_required(require)
         self._given: Mapping[str, Any] = given
         planner = Planner(
             owner=self,
@@ -121,6 +127,7 @@ class Meter(Doors):
             service_tier=service_tier,
             defaults=_defaults(session, user, project, tenant),
             thresholds=thresholds,
+            require=require,
         )
         wait = _not_negative(wait, "wait")
         lease_ms = int(_not_negative(lease, "lease") * 1000)
@@ -167,6 +174,16 @@ class Meter(Doors):
     ) -> SessionScope:
         """Attribute every call made inside; see `behest_integrations.session`."""
         return who_module.session(session_id, user=user, project=project, tenant=tenant, tags=tags)
+
+    def bind(self, function: Callable[P, T]) -> Callable[P, T]:
+        """`function`, run in the sessions and stages of this place wherever it is called.
+
+            with meter.budget("$1", name="sum"):
+                pool.map(meter.bind(summarise), documents)
+
+        For threads, pools and callbacks; see `behest_integrations.bind`.
+        """
+        return bind(function)
 
     def budget(self, *budgets: str | Budget, name: str) -> StageScope:
         """Cap a block of code, within whatever already applies.
@@ -319,6 +336,8 @@ class Meter(Doors):
     def instrument(self) -> Undo:
         """Meter OpenAI clients, LangChain and LlamaIndex, each as soon as it is imported; and what
         doors of other packages say.
+
+        Threads and pools take sessions and stages along by themselves meanwhile.
 
         Returns:
             What ends it: `.remove()`, or `with`.

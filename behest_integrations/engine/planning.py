@@ -14,7 +14,7 @@ from ..ledger.admission import Ask
 from ..ledger.book import Bucket, Claim, Rows, Standing
 from ..prices import FEMTO_PER_NANO, ModelPricing, Pricing
 from ..prices.providers import multiplier_for_url
-from ..rules.attribution import NOBODY, Attribution, current
+from ..rules.attribution import NOBODY, Attribution, check_required, current, parse_required
 from ..rules.balance import Balance
 from ..rules.budgets import Budget, check_zone, describe_scope, parse_allowance
 from ..rules.errors import ConfigError, Unbounded, UnknownPrice
@@ -23,6 +23,7 @@ from ..rules.usage import Usage
 from ..wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
 from ..wire.fields import ONE, times
 from ..wire.overheads import Lessons
+from .contexts import warn_if_lost
 from .plan import TOOL, Cost, Outer, Plan, Shape, Sized, needed_unit
 from .stages import Stage, active
 
@@ -49,6 +50,7 @@ class Planner:
         service_tier: str | None,
         defaults: Attribution,
         thresholds: Sequence[int],
+        require: str | Iterable[str] = (),
     ) -> None:
         self._owner = owner
         self._shapes: dict[tuple[Any, ...], Shape] = {}
@@ -61,6 +63,7 @@ class Planner:
         self._lower = lower
         self._service_tier = service_tier
         self._defaults = defaults
+        self._required = parse_required(require)
         if any(isinstance(t, bool) or not isinstance(t, int) or t < 1 for t in thresholds):
             raise ConfigError(f"thresholds are whole percentages of at least 1: {thresholds!r}")
         self._thresholds = tuple(sorted(set(thresholds)))
@@ -81,18 +84,19 @@ class Planner:
 
     def who(self, explicit: Attribution, fallback: Attribution = NOBODY) -> Attribution:
         """Whom a call is for: said on the call, else the scope, else the client, else the meter."""
-        who = current()
-        if explicit is not NOBODY:
-            who = explicit.over(who)
-        if fallback is not NOBODY:
-            who = who.over(fallback)
+        who = _said(explicit, fallback)
         return who if self._defaults is NOBODY else who.over(self._defaults)
 
     def _shape(
         self, operation: str, model: str, provider: str | None, explicit: Attribution, fallback: Attribution
     ) -> Shape:
-        who = self.who(explicit, fallback)
+        who = _said(explicit, fallback)
         stages = active(self._owner)
+        warn_if_lost(self._owner, who, stages)
+        if self._defaults is not NOBODY:
+            who = who.over(self._defaults)
+        if self._required:
+            check_required(who, self._required)
         key = (operation, model, provider, who, *map(id, stages))
         found = self._shapes.get(key)
         if found is not None and found.stages == stages:
@@ -164,6 +168,7 @@ class Planner:
             fallback: attribution from the client or framework; the session scope wins.
 
         Raises:
+            Unattributed: it does not say all that the meter requires.
             UnknownPrice: a budget in dollars applies and the model has no price.
             Unbounded: a budget applies that something in the request cannot be bounded in.
         """
@@ -351,6 +356,14 @@ class Planner:
             standing.held,
             when(claim.end),
         )
+
+
+def _said(explicit: Attribution, fallback: Attribution) -> Attribution:
+    """Whom a call is for, as far as the call, its scope and its client say."""
+    who = current()
+    if explicit is not NOBODY:
+        who = explicit.over(who)
+    return who if fallback is NOBODY else who.over(fallback)
 
 
 def _needs(

@@ -24,6 +24,7 @@ from ..rules.errors import (
     ConfigError,
     MissingExtra,
     StoreError,
+    Unattributed,
     Unbounded,
     UnknownPrice,
 )
@@ -134,6 +135,12 @@ def problem_of(error: BehestError, *, tier: str | None = None) -> Problem:
                 "under [allow]."
             )
         return Problem(400, message, code="unbounded", details={"feature": error.feature}, retry=False)
+    if isinstance(error, Unattributed):
+        message = (
+            f"The call does not say its {' and '.join(error.missing)}, which is required here. A session "
+            "is named by X-Session-Id, an end user by X-End-User-Id, or by the key or token."
+        )
+        return Problem(400, message, code="unattributed", retry=False)
     if isinstance(error, StoreError):
         message = "The ledger cannot be written, so the call was refused before it reached the provider."
         return Problem(503, message, code="store_unavailable", retry=error.retryable, after=1)

@@ -1,21 +1,24 @@
 """Who a call is for: session, user, project, tenant and tags.
 
-The `session(...)` scope travels in a context variable, so it reaches coroutines, tasks
-and threads started by context-aware pools. Ids are data: they are checked for length and
-control characters and otherwise carried as they are.
+The `session(...)` scope travels in a context variable (see `nesting`), so it reaches
+coroutines, tasks and threads started by context-aware pools; others need `bind`. Ids are
+data: they are checked for length and control characters and otherwise carried as they are.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import unicodedata
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, TypeVar
 
-from .errors import ConfigError
+from .errors import ConfigError, Unattributed
+from .nesting import Nesting, Scope
 
 MAX_ID = 256
 """Longest id, tag name or tag value, in characters."""
@@ -90,12 +93,48 @@ class Attribution:
 
 
 NOBODY = Attribution()
-_current: ContextVar[Attribution] = ContextVar("behest_attribution", default=NOBODY)
+
+SESSIONS: Nesting[Attribution, Attribution] = Nesting("behest_attribution", NOBODY, Attribution.over)
+"""The `session(...)` scopes that the running code is in."""
+
+current = SESSIONS.inside
+"""The attribution of the innermost `session(...)` scope, and of those around it."""
 
 
-def current() -> Attribution:
-    """The attribution of the innermost `session(...)` scope."""
-    return _current.get()
+def parse_required(names: str | Iterable[str]) -> tuple[str, ...]:
+    """What every call must say: session, user, project, tenant, tag:NAME.
+
+    Raises:
+        ConfigError: something else is named.
+    """
+    required = (names,) if isinstance(names, str) else tuple(names)
+    for name in required:
+        is_tag = isinstance(name, str) and name.startswith("tag:") and len(name) > 4
+        if name not in _FIELDS and not is_tag:
+            raise ConfigError(f"require names {', '.join(_FIELDS)} or tag:NAME, not {name!r}")
+    return required
+
+
+def check_required(who: Attribution, required: Iterable[str]) -> None:
+    """Refuse a call that does not say all that is required.
+
+    Args:
+        required: as `parse_required` returns it.
+
+    Raises:
+        Unattributed: something is missing.
+    """
+    missing = tuple(name for name in required if _said(who, name) is None)
+    if missing:
+        raise Unattributed(missing)
+
+
+def _said(who: Attribution, name: str) -> str | None:
+    said: str | None = who.tags.get(name[4:]) if name.startswith("tag:") else getattr(who, _FIELDS[name])
+    return said
+
+
+_FIELDS = {"session": "session_id", "user": "user_id", "project": "project", "tenant": "tenant"}
 
 
 def from_headers(headers: Mapping[str, Any] | None) -> Attribution:
@@ -124,95 +163,135 @@ def from_headers(headers: Mapping[str, Any] | None) -> Attribution:
     return Attribution(session_id=found.get(SESSION_HEADER), user_id=found.get(USER_HEADER))
 
 
-class SessionScope:
+class SessionScope(Scope):
     """Everything inside is attributed; see `session`. Works as `with`, `async with`, decorator."""
 
     def __init__(self, attribution: Attribution) -> None:
+        super().__init__()
         self.attribution = attribution
-        self._tokens: list[Token[Attribution]] = []
 
     def __enter__(self) -> Attribution:
-        merged = self.attribution.over(_current.get())
-        self._tokens.append(_current.set(merged))
-        return merged
+        return SESSIONS.enter(self, self.attribution, sys._getframe(1))
 
     def __exit__(self, *exc: object) -> None:
-        _current.reset(self._tokens.pop())
+        SESSIONS.leave(self, sys._getframe(1))
 
     async def __aenter__(self) -> Attribution:
-        return self.__enter__()
+        return SESSIONS.enter(self, self.attribution, sys._getframe(1))
 
     async def __aexit__(self, *exc: object) -> None:
-        self.__exit__()
+        SESSIONS.leave(self, sys._getframe(1))
 
     def __call__(self, function: F) -> F:
         return decorate(function, lambda: SessionScope(self.attribution))
+
+    def __str__(self) -> str:
+        said = {name: _said(self.attribution, name) for name in _FIELDS}
+        return f"session({', '.join(f'{k}={v!r}' for k, v in said.items() if v is not None)})"
 
 
 def decorate(function: F, scope: Callable[[], Any]) -> F:
     """Run each call of `function` inside a fresh `scope()`; sync, async and generators."""
     wrapped: Any
     if inspect.isasyncgenfunction(function):
-
-        @functools.wraps(function)
-        async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            inner, entered = function(*args, **kwargs), scope()
-            # The scope is entered anew around each step: a generator shares its
-            # consumer's context, so it must not stay entered while suspended.
-            step: Callable[[Any], Any] = inner.asend
-            value: Any = None
-            try:
-                while True:
-                    with entered:
-                        try:
-                            item = await step(value)
-                        except StopAsyncIteration:
-                            return
-                    try:
-                        value = yield item
-                        step = inner.asend
-                    except Exception as error:
-                        value, step = error, inner.athrow
-            finally:
-                await inner.aclose()
-
+        wrapped = _asynchronous_generator(function, scope)
     elif inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with scope():
-                return await function(*args, **kwargs)
-
+        wrapped = _coroutine(function, scope)
     elif inspect.isgeneratorfunction(function):
+        wrapped = _generator(function, scope)
+    else:
+        wrapped = _plain(function, scope)
+    return wrapped  # type: ignore[no-any-return]
 
-        @functools.wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            inner, entered = function(*args, **kwargs), scope()
-            step: Callable[[Any], Any] = inner.send
-            value: Any = None
-            try:
-                while True:
-                    with entered:
-                        try:
-                            item = step(value)
-                        except StopIteration as stop:
-                            return stop.value
+
+def _plain(function: Callable[..., Any], scope: Callable[[], Any]) -> Any:
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        entered = scope()
+        with entered:
+            result = function(*args, **kwargs)
+        if isinstance(entered, Scope):
+            # A lambda that makes a coroutine, a wrapper of a coroutine function, an object with
+            # an asynchronous __call__: what it does is yet to come.
+            for kind, wrapper in _TO_COME.items():
+                if isinstance(result, kind):
+                    return wrapper(lambda: result, lambda: entered)()
+        return result
+
+    return wrapped
+
+
+def _coroutine(function: Callable[..., Any], scope: Callable[[], Any]) -> Any:
+    @functools.wraps(function)
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with scope():
+            return await function(*args, **kwargs)
+
+    return wrapped
+
+
+def _generator(function: Callable[..., Any], scope: Callable[[], Any]) -> Any:
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        inner, entered = function(*args, **kwargs), scope()
+        # The scope is entered anew around each step: a generator shares its consumer's
+        # context, so it must not stay entered while suspended.
+        step: Callable[[Any], Any] = inner.send
+        value: Any = None
+        try:
+            while True:
+                with entered:
                     try:
-                        value = yield item
-                        step = inner.send
-                    except Exception as error:
-                        value, step = error, inner.throw
-            finally:
+                        item = step(value)
+                    except StopIteration as stop:
+                        return stop.value
+                try:
+                    value = yield item
+                    step = inner.send
+                except Exception as error:
+                    value, step = error, inner.throw
+        finally:
+            with _at_end(entered):
                 inner.close()
 
-    else:
+    return wrapped
 
-        @functools.wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with scope():
-                return function(*args, **kwargs)
 
-    return wrapped  # type: ignore[no-any-return]
+def _asynchronous_generator(function: Callable[..., Any], scope: Callable[[], Any]) -> Any:
+    @functools.wraps(function)
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        inner, entered = function(*args, **kwargs), scope()
+        step: Callable[[Any], Any] = inner.asend
+        value: Any = None
+        try:
+            while True:
+                with entered:
+                    try:
+                        item = await step(value)
+                    except StopAsyncIteration:
+                        return
+                try:
+                    value = yield item
+                    step = inner.asend
+                except Exception as error:
+                    value, step = error, inner.athrow
+        finally:
+            with _at_end(entered):
+                await inner.aclose()
+
+    return wrapped
+
+
+def _at_end(entered: Any) -> Any:
+    """What a generator does at its end is inside as well; a cost is not had for that."""
+    return entered if isinstance(entered, Scope) else nullcontext()
+
+
+_TO_COME = {
+    CoroutineType: _coroutine,
+    GeneratorType: _generator,
+    AsyncGeneratorType: _asynchronous_generator,
+}
 
 
 def session(

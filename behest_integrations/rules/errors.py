@@ -7,7 +7,8 @@
     ├── CallRefused (RuntimeError)      the call was stopped before it reached the provider
     │   ├── BudgetExceeded              it does not fit in a budget
     │   ├── UnknownPrice                it has no price, and a budget in dollars applies
-    │   └── Unbounded                   its worst case cannot be known
+    │   ├── Unbounded                   its worst case cannot be known
+    │   └── Unattributed                it does not say whom it is for
     └── StoreError (RuntimeError)       the ledger cannot be read or written
 
 Refusals are `RuntimeError`s: frameworks that retry by default (LangGraph's
@@ -163,6 +164,32 @@ class Unbounded(CallRefused):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args, {"feature": self.feature}))
+
+
+class Unattributed(CallRefused):
+    """A call that does not say all that ``Meter(require=...)`` asks for.
+
+    Attributes:
+        missing: what it does not say: ``session``, ``user``, ``project``, ``tenant``, ``tag:NAME``.
+    """
+
+    def __init__(self, missing: tuple[str, ...]) -> None:
+        plain = [f"{name}=..." for name in missing if not name.startswith("tag:")]
+        tags = ", ".join(f"{name[4:]!r}: ..." for name in missing if name.startswith("tag:"))
+        scope = ", ".join([*plain, f"tags={{{tags}}}"] if tags else plain).replace("session=", "session_id=")
+        headers = {"session": "X-Session-Id", "user": "X-End-User-Id"}
+        named = " and ".join(headers[name] for name in missing if name in headers)
+        super().__init__(
+            f"The call does not say its {' and '.join(missing)}, which this meter requires, so it was "
+            f"refused before it reached the provider. Make it inside `with meter.session({scope}):`"
+            f"{f', or send {named} with it (extra_headers)' if named else ''}. If it is inside one: "
+            "threads and pools do not take that along by themselves; wrap what they run in "
+            "meter.bind(...), or use meter.instrument()."
+        )
+        self.missing = missing
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.missing,))
 
 
 class StoreError(BehestError, RuntimeError):

@@ -15,7 +15,16 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 from openai.types.chat import ChatCompletion
 from typing_extensions import assert_type
 
-from behest_integrations import Attribution, Balance, Budget, BudgetExceeded, Meter, Price, Usage
+from behest_integrations import (
+    Attribution,
+    Balance,
+    Budget,
+    BudgetExceeded,
+    ContextThreadPoolExecutor,
+    Meter,
+    Price,
+    Usage,
+)
 
 
 class House(OpenAI):
@@ -69,6 +78,10 @@ async def staged(x: int) -> str:
 
 assert_type(decorated(1), str)
 decorated("1")  # type: ignore[arg-type]
+assert_type(meter.bind(decorated)(1), str)
+meter.bind(decorated)("1")  # type: ignore[arg-type]
+with ContextThreadPoolExecutor(2) as pool:
+    assert_type(pool.submit(decorated, 1).result(), str)
 assert_type(meter.spend(), list[Balance])
 assert_type(meter.spend()[0].resets_at, datetime | None)
 assert_type(Usage(1, 2).total_tokens, int)

@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, TypeVar
 
+from .threads import carrying_threads
 from .undo import Undo
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,8 +42,11 @@ def marked(doors: Iterable[type]) -> dict[str, str]:
 
 
 def instrumented(methods: Iterable[tuple[str, Callable[[], Undo]]]) -> Undo:
-    """Call each method as soon as its module is imported: now, if it has been already."""
-    begun: list[Undo] = []
+    """Call each method as soon as its module is imported: now, if it has been already.
+
+    Threads and pools take sessions and stages along by themselves meanwhile.
+    """
+    begun: list[Undo] = [carrying_threads()]
     waiting: dict[str, list[Callable[[], Undo]]] = {}
     for module, method in methods:
         if module in sys.modules:
