@@ -51,7 +51,8 @@ class Meter(Doors):
         default_output_tokens: the output limit sent, and reserved, where the caller sets none.
         min_output_tokens: output limits are not lowered below this.
         lower_limits: whether output limits may be lowered near the cap at all.
-        wait: seconds to wait for calls in flight when the budget is busy. 0: refuse at once.
+        wait: seconds to wait for calls in flight when they hold what a call needs, first come, first
+            served. 0: refuse at once.
         lease: seconds after which a call whose process has died is booked as assumed.
         on_unknown: what to book where the outcome is unknown (a lost connection, a stream
             closed early, a reply without usage): ``assume`` the worst case; ``estimate``
@@ -91,7 +92,7 @@ class Meter(Doors):
         default_output_tokens: int = 4096,
         min_output_tokens: int = 16,
         lower_limits: bool = True,
-        wait: float = 0.0,
+        wait: float = 30.0,
         lease: float = 900.0,
         on_unknown: OnUnknown = "assume",
         on_store_error: OnStoreError = "refuse",

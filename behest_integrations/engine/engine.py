@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ..ledger.base import Ledger, Work
 from ..ledger.book import (
     Booked,
+    Claim,
     Refused,
     Reserved,
     Rows,
@@ -38,7 +38,8 @@ from .notices import Notices
 from .outcomes import Outcome
 from .plan import Outer, Plan
 from .planning import Planner
-from .steps import Pause, Steps, arun, run
+from .steps import Steps, arun, in_line, run
+from .waiting import Lines, Place
 from .writing import Unwritten, Writing, dropping
 
 log = logging.getLogger("behest")
@@ -54,7 +55,7 @@ class Engine:
     Args:
         ledger: where the books are kept.
         planner: what calls may come to, and which budgets they meet.
-        wait: seconds to wait for calls in flight when a budget is busy.
+        wait: seconds to wait for calls in flight when a budget is busy; 0: none.
         lease_ms: after how long a call whose process has died is booked as assumed.
         on_unknown, on_store_error, on_threshold: see `Meter`.
         clock: milliseconds since 1970.
@@ -96,6 +97,7 @@ class Engine:
         self._clock = clock
         self._next_sweep = 0
         self._unwritten = Unwritten(self._after)
+        self._lines = Lines()
 
     # ── planning ───────────────────────────────────────────────────────────────────────
 
@@ -171,64 +173,86 @@ class Engine:
         # processes, and children of a fork, never share one.
         call_id = f"{now:012x}{os.urandom(8).hex()}"
         replaces, plan.outer = plan.outer, None
-        deadline = time.monotonic() + self._wait if self._wait and wait else 0.0
-        pause = 0.005
-        sweep = False
         if self._unwritten:
             yield from self._unwritten.retrying()
-        while True:
-            sweep = sweep or now >= self._next_sweep
-            if sweep:
-                self._next_sweep = now + 1000
-            waiting = bool(deadline) and time.monotonic() < deadline
-            claims = self._planner.claims(plan, now)
-            try:
-                result: Reserved | Refused = yield self._reserve_work(
-                    call_id, claims, plan, now, sweep, waiting, replaces
-                )
-            except GeneratorExit:
-                # Cancelled while the store was asked, and it may have said yes: operations
-                # are run in order, so this one finds the hold if there is one.
-                self._ledger.post(lambda rows: cancel(rows, call_id=call_id), _log_failed)
-                raise
-            except StoreError as error:
-                if self._on_store_error == "refuse":
+        patience = self._wait if wait else 0.0
+        deadline: float | None = None
+        place: Place | None = None
+        sweep = swept = False
+        try:
+            if self._lines and patience and replaces is None:
+                # Who holds room for an outer layer of the same call must not wait for it.
+                place = self._lines.behind_others(self._planner.claims(plan, now))
+                if place is not None:
+                    deadline = yield from in_line(place, time.monotonic() + patience)
+                    now = self._clock()
+            while True:
+                if sweep or now >= self._next_sweep:
+                    self._next_sweep = now + 1000
+                    sweep = swept = True
+                waiting = patience > 0 if deadline is None else time.monotonic() < deadline
+                claims = self._planner.claims(plan, now)
+                ask = _Asking(call_id, plan, claims, now, sweep, swept, waiting, replaces, place)
+                try:
+                    result: Reserved | Refused = yield self._reserve_work(ask)
+                except GeneratorExit:
+                    # Cancelled while the store was asked, and it may have said yes: operations
+                    # are run in order, so this one finds the hold if there is one.
+                    self._ledger.post(self._dropping(call_id, claims), _log_failed)
                     raise
-                log.error("the call goes ahead unmetered for now, as you chose (on_store_error): %s", error)
+                except StoreError as error:
+                    if self._on_store_error == "refuse":
+                        raise
+                    log.error(
+                        "the call goes ahead unmetered for now, as you chose (on_store_error): %s", error
+                    )
+                    if replaces is not None:
+                        replaces.hand_over()
+                        self._unwritten.add(dropping(replaces.id))
+                    return Hold(self, plan, call_id, now, claims, None)
+                if isinstance(result, Reserved):
+                    hold = Hold(self, plan, call_id, now, claims, result)
+                    if replaces is not None:
+                        replaces.hand_over(hold)
+                        hold.lowered_from = hold.lowered_from or replaces.lowered_from
+                    return hold
                 if replaces is not None:
                     replaces.hand_over()
-                    self._unwritten.add(dropping(replaces.id))
-                return Hold(self, plan, call_id, now, claims, None)
-            if isinstance(result, Reserved):
-                hold = Hold(self, plan, call_id, now, claims, result)
-                if replaces is not None:
-                    replaces.hand_over(hold)
-                    hold.lowered_from = hold.lowered_from or replaces.lowered_from
-                return hold
-            if replaces is not None:
-                replaces.hand_over()
-                replaces = None
-            self._announce(result.events)
-            if not sweep:
-                sweep = True  # holds of the dead may be in the way
-            elif result.reason != "busy" or not waiting:
-                raise self._exceeded(result, plan)
-            else:
-                yield Pause(pause * (0.5 + random.random()))
-                pause = min(pause * 1.5, 0.1)
-                sweep = False
-            now = self._clock()
+                    replaces = None
+                self._announce(result.events)
+                worth_waiting = result.reason == "busy" and waiting
+                if worth_waiting:
+                    if deadline is None:
+                        deadline = time.monotonic() + patience
+                    if place is None:
+                        place = Place(self._lines, result.claim.key)
+                    else:
+                        place.move(result.claim.key)
+                if not swept:
+                    sweep = True  # holds of the dead may be in the way
+                elif not worth_waiting:
+                    raise self._exceeded(result, plan)
+                else:
+                    assert place is not None
+                    assert deadline is not None
+                    sweep = False
+                    deadline = yield from in_line(place, deadline)
+                now = self._clock()
+        finally:
+            if place is not None:
+                place.leave()
 
-    def _reserve_work(
-        self,
-        call_id: str,
-        claims: Sequence[Any],
-        plan: Plan,
-        now: int,
-        sweep: bool,
-        waiting: bool,
-        replaces: Outer | None,
-    ) -> Work[Reserved | Refused]:
+    def _dropping(self, call_id: str, claims: Sequence[Claim]) -> Work[bool]:
+        def work(rows: Rows) -> bool:
+            dropped = cancel(rows, call_id=call_id)
+            self._lines.wake(claims)
+            return dropped
+
+        return work
+
+    def _reserve_work(self, ask: _Asking) -> Work[Reserved | Refused]:
+        call_id, plan, claims, now, sweep, swept, waiting, replaces, place = ask
+
         def work(rows: Rows) -> Reserved | Refused:
             if sweep:
                 expire(rows, now=now, book=self.on_unknown != "release")
@@ -241,9 +265,10 @@ class Engine:
                 call=plan.shape.fields,
                 now=now,
                 lease=self.lease_ms,
-                count=sweep,
+                count=swept,
                 count_busy=not waiting,
                 replaces=replaces.id if replaces is not None else None,
+                sharing=place.behind if place is not None else 0,
             )
 
         return work
@@ -282,7 +307,15 @@ class Engine:
 
     def _end_work(self, hold: Hold, outcome: Outcome) -> Writing:
         release = self.on_unknown == "release"
-        return end_work(hold, outcome, self._planner, release=release, now=self._clock())
+        work = end_work(hold, outcome, self._planner, release=release, now=self._clock())
+
+        def waking(rows: Rows) -> Booked:
+            booked = work(rows)
+            if self._lines:
+                self._lines.wake(hold.claims)
+            return booked
+
+        return waking
 
     def _after(self, booked: Booked) -> None:
         if booked.over:
@@ -394,3 +427,23 @@ class Engine:
 
 def _log_failed(error: BaseException) -> None:
     log.error("a hold could not be dropped and will end by its lease: %s", error)
+
+
+class _Asking(NamedTuple):
+    """One attempt to reserve.
+
+    Attributes:
+        sweep, swept: whether holds of the dead are to be ended with it, and have been by its end.
+        waiting: whether a refusal that is only `busy` will be tried again.
+        place: in the line of a bucket.
+    """
+
+    call_id: str
+    plan: Plan
+    claims: Sequence[Claim]
+    now: int
+    sweep: bool
+    swept: bool
+    waiting: bool
+    replaces: Outer | None
+    place: Place | None

@@ -1,6 +1,6 @@
 """Logic written once for threads and event loops.
 
-A generator says which store operation or pause it needs next; `run` drives it blocking,
+A generator says which store operation it needs next, or that it has to wait; `run` drives it blocking,
 `arun` on an event loop.
 """
 
@@ -12,15 +12,20 @@ from collections.abc import Generator
 from typing import Any, NamedTuple, TypeVar
 
 from ..ledger.base import Ledger, Work
+from .waiting import Place, Waiter, until_next_look
 
 T = TypeVar("T")
 
 
-class Pause(NamedTuple):
+class Wait(NamedTuple):
+    """Sleep until the waiter is woken, or so long. Answered by False where nobody may sleep: in
+    blocking code on an event loop's own thread, which would keep from ending what is waited for."""
+
+    waiter: Waiter
     seconds: float
 
 
-Steps = Generator["Pause | Work[Any]", Any, T]
+Steps = Generator["Wait | Work[Any]", Any, T]
 
 
 def run(ledger: Ledger, steps: Steps[T]) -> T:
@@ -30,8 +35,10 @@ def run(ledger: Ledger, steps: Steps[T]) -> T:
         while True:
             try:
                 answer: Any = None
-                if isinstance(step, Pause):
-                    time.sleep(step.seconds)
+                if isinstance(step, Wait):
+                    answer = not in_loop()
+                    if answer:
+                        step.waiter.sleep(step.seconds)
                 else:
                     answer = ledger.submit(step)
             except Exception as error:
@@ -51,8 +58,9 @@ async def arun(ledger: Ledger, steps: Steps[T]) -> T:
         while True:
             try:
                 answer: Any = None
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
+                if isinstance(step, Wait):
+                    await step.waiter.asleep(step.seconds)
+                    answer = True
                 else:
                     answer = await ledger.asubmit(step)
             except Exception as error:
@@ -72,3 +80,18 @@ def in_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def in_line(place: Place, deadline: float) -> Steps[float]:
+    """Sleep until it is this call's turn to look whether there is room.
+
+    Returns:
+        The deadline (monotonic seconds); one that has passed where nobody may sleep.
+    """
+    while (left := deadline - time.monotonic()) > 0:
+        seconds = min(left, until_next_look()) if place.first else left
+        if not (yield Wait(place.waiter, seconds)):
+            return time.monotonic()
+        if place.first:
+            break
+    return deadline

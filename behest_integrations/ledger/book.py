@@ -332,6 +332,7 @@ def reserve(
     count: bool = True,
     count_busy: bool = True,
     replaces: str | None = None,
+    sharing: int = 0,
 ) -> Reserved | Refused:
     """Hold the worst case in every bucket, or refuse and say which said no.
 
@@ -339,6 +340,8 @@ def reserve(
         replaces: the hold of an outer layer of the same call: it ends here, either way.
         count, count_busy: whether a refusal (one that is only `busy`) is the caller's
             answer, and so counted, or will be tried again.
+        sharing: how many others wait for the same room: where the output must be lowered to fit,
+            the first does not take all that is left.
     """
     if replaces is not None:
         cancel(rows, call_id=replaces)
@@ -366,7 +369,7 @@ def reserve(
         if isinstance(decision, Denied):
             final = count and (count_busy or decision.reason != "busy")
             return _refuse(rows, there[decision.index], decision, call, now, final)
-        output = decision.output
+        output = max(ask.floor, decision.output // (sharing + 1))
         amounts = {unit: need.amount(output) for unit, need in ask.needs.items()}
     bookings = []
     tightest: Standing | None = None

@@ -72,8 +72,8 @@ class Shortfall(Balance):
             )
         elif reason == "busy":
             advice = (
-                "Calls in flight hold the rest: try again when they end, or let the meter wait: "
-                "Meter(wait=30)."
+                "Calls in flight hold the rest: try again when they end, or let the meter wait longer: "
+                "Meter(wait=60)."
             )
         elif self.resets_at is not None:
             seconds = max(0, round((self.resets_at - now).total_seconds()))
