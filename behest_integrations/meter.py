@@ -63,7 +63,8 @@ class Meter(Doors):
         store_timeout: seconds to wait for another process's write.
         durability: see `SQLiteLedger`.
         thresholds: percentages of a limit at which `on_threshold` is called, once a bucket.
-        on_threshold: called with a `ThresholdEvent`, on the thread that settled the call.
+        on_threshold: called with a `ThresholdEvent`, on a thread of its own; it may be a coroutine
+            function. `flush` returns when all have been told.
         stream_usage: whether streams are asked for their usage (`stream_options`). Without it, they are
             counted where the model is known to show all that it writes, and else booked at the
             worst case.

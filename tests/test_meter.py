@@ -25,6 +25,7 @@ from behest_integrations import (
 )
 from behest_integrations.engine.holds import Hold
 from behest_integrations.engine.outcomes import Outcome
+from behest_integrations.engine.plan import Plan
 from behest_integrations.ledger.admission import Ask, BucketState, Denied, Granted, Need, decide
 from behest_integrations.reports import stages
 from behest_integrations.wire import RequestBound
@@ -361,13 +362,56 @@ def test_thresholds_fire_once_per_bucket(store: str, caplog: pytest.LogCaptureFi
     assert 'budget "10 calls per user" for user ada has reached 80 %: 8 calls of 10 calls' in caplog.text
 
 
-def test_a_budget_with_too_little_left_for_any_call_has_been_reached(store: str) -> None:
+def test_a_refusal_is_no_crossing_but_for_the_last_twentieth(store: str) -> None:
+    """A call that was too large for what was left fired 50, 80 and 100 % at 35 % spent, and the true
+    crossings then never fired."""
     events: list[ThresholdEvent] = []
-    with Meter(store, budgets=["$0.0015"], prices=PRICES, on_threshold=events.append) as meter:
-        spend(meter)
-        with pytest.raises(BudgetExceeded):
-            hold(meter)
-    assert [e.percent for e in events] == [50, 80, 100]
+    with Meter(store, budgets=["100 tokens"], on_threshold=events.append) as meter:
+
+        def tokens(many: int) -> Plan:
+            return meter.plan("chat", "m", RequestBound(many, output_limit=0))
+
+        steps: list[tuple[int, int, list[int]]]
+        steps = [(35, 90, []), (20, 60, [50]), (30, 50, [50, 80]), (11, 9, [50, 80, 100])]
+        for spent, refused, so_far in steps:
+            meter.reserve(tokens(spent)).settle(Usage(spent))
+            with pytest.raises(BudgetExceeded):
+                meter.reserve(tokens(refused))
+            meter.flush()
+            assert [e.percent for e in events] == so_far
+        assert [e.spent for e in events] == [55, 85, 96]
+
+
+def test_an_event_says_in_parts_whom_it_is_for(store: str) -> None:
+    events: list[ThresholdEvent] = []
+    budgets = ["2 calls per user and session", "2 calls per project and model"]
+    with Meter(store, budgets=budgets, thresholds=[100], on_threshold=events.append) as meter:
+        with session("s", user="ada", tenant="acme", project="p"), meter.budget("2 calls", name="research"):
+            spend(meter)
+            spend(meter)
+        meter.flush()
+        parts = [(e.session, e.user, e.tenant, e.project, e.model, e.stage) for e in events]
+    assert parts == [
+        ("s", "ada", "acme", None, None, None),
+        (None, None, None, "p", "m", None),
+        (None, None, None, None, None, "research"),
+    ]
+
+
+async def test_telling_keeps_neither_a_caller_nor_a_loop(store: str) -> None:
+    told: list[tuple[int, str]] = []
+
+    async def tell(event: ThresholdEvent) -> None:
+        await asyncio.sleep(0.5)
+        told.append((event.percent, threading.current_thread().name))
+
+    with Meter(store, budgets=["2 calls"], on_threshold=tell) as meter:
+        began = time.monotonic()
+        plan = meter.plan("chat", "m", RequestBound(1, output_limit=0))
+        await (await meter.areserve(plan)).asettle(Usage(1))
+        assert time.monotonic() - began < 0.4
+        await asyncio.to_thread(meter.flush)
+    assert told == [(50, "behest-alerts")]
 
 
 def test_thresholds_fire_once_over_threads_and_processes_worth_of_meters(sqlite_store: str) -> None:
@@ -394,6 +438,7 @@ def test_a_callback_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) ->
 
     with Meter("memory://", budgets=["1 calls"], on_threshold=broken) as meter:
         spend(meter)
+        meter.flush()
         assert "on_threshold failed" in caplog.text
         assert_sound(meter)
 

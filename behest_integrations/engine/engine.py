@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from ..ledger.base import Ledger, Work
@@ -27,10 +26,10 @@ from ..ledger.book import (
 )
 from ..rules.attribution import NOBODY, Attribution
 from ..rules.balance import Balance, Shortfall
-from ..rules.budgets import Budget, describe_scope
+from ..rules.budgets import Budget
 from ..rules.errors import BudgetExceeded, StoreError
-from ..rules.units import format_amount
 from ..wire import RequestBound
+from .alerts import Alerts
 from .booking import end_work
 from .holds import Hold
 from .layers import take_offer
@@ -93,7 +92,7 @@ class Engine:
         """What doors would have the garbage collector do, done at exit if it has not been."""
         self._wait = wait
         self._on_store_error = on_store_error
-        self._on_threshold = on_threshold
+        self._alerts = Alerts(on_threshold)
         self._clock = clock
         self._next_sweep = 0
         self._unwritten = Unwritten(self._after)
@@ -219,7 +218,8 @@ class Engine:
                 if replaces is not None:
                     replaces.hand_over()
                     replaces = None
-                self._announce(result.events)
+                if result.events:
+                    self._alerts.tell(result.events)
                 worth_waiting = result.reason == "busy" and waiting
                 if worth_waiting:
                     if deadline is None:
@@ -325,24 +325,7 @@ class Engine:
                 ", ".join(booked.over),
             )
         if booked.events:
-            self._announce(booked.events)
-
-    def _announce(self, events: Iterable[ThresholdEvent]) -> None:
-        for raw in events:
-            event = replace(raw, scope=describe_scope(Budget.parse(raw.budget), raw.scope))
-            log.warning(
-                'budget "%s"%s has reached %d %%: %s of %s',
-                event.budget,
-                f" for {event.scope}" if event.scope else "",
-                event.percent,
-                format_amount(event.spent, event.unit),
-                format_amount(event.limit, event.unit),
-            )
-            if self._on_threshold is not None:
-                try:
-                    self._on_threshold(event)
-                except Exception:
-                    log.exception("on_threshold failed")
+            self._alerts.tell(booked.events)
 
     # ── balances ───────────────────────────────────────────────────────────────────────
 
@@ -391,6 +374,7 @@ class Engine:
             StoreError: the store is still out; nothing is lost, it is kept.
         """
         problem = "the store is out"
+        self._alerts.flush()
         try:
             self._ledger.flush()
             self._unwritten.hurry()

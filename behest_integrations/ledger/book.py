@@ -275,9 +275,11 @@ class ThresholdEvent:
     """A bucket has reached a share of its limit. Fires once per bucket and share.
 
     Attributes:
-        percent: which of the meter's thresholds.
+        percent: which of the meter's thresholds. 100 also where a call is refused because less than a
+            twentieth is left.
         budget: the budget's text; `scope` whom the bucket is for.
         unit, spent, limit: the bucket, in its unit (nano-dollars for ``usd``).
+        session, user, project, tenant, model, stage: whom it is for, in parts; None: for all of them.
     """
 
     percent: int
@@ -286,6 +288,12 @@ class ThresholdEvent:
     unit: str
     spent: int
     limit: int
+    session: str | None = None
+    user: str | None = None
+    project: str | None = None
+    tenant: str | None = None
+    model: str | None = None
+    stage: str | None = None
 
 
 class Booked(NamedTuple):
@@ -401,8 +409,9 @@ def _refuse(
             bucket = rows.new_bucket(*claim.key, claim.unit)
         rows.count_refusal(bucket.id, call, now)
         if denied.reason == "exhausted":
-            # What is left is too little for any call: the budget is used up.
-            events = _thresholds(rows, claim, bucket, limit, spent, full=True)
+            # A call may be refused for its size alone; of a twentieth there is little to be had.
+            full = spent * 20 >= limit * 19
+            events = _thresholds(rows, claim, bucket, limit, spent, full=full)
     return Refused(claim, limit, spent, held, denied.asked, denied.reason, events)
 
 

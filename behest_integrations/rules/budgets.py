@@ -262,6 +262,23 @@ def describe_scope_parts(per: tuple[str, ...], scope_key: str) -> str:
     return " and ".join(said)
 
 
+def scope_values(budget: Budget, scope_key: str) -> dict[str, str]:
+    """A scope key as what it names: ``session``, ``user``, ``project``, ``tenant``, ``model``, ``stage``;
+    what it names none of is left out."""
+    if not scope_key:
+        return {}
+    values = json.loads(scope_key)
+    found: dict[str, str] = {}
+    for name, value in zip(budget.per, values, strict=False):
+        if isinstance(value, list):
+            value, found["tenant"] = value
+        if value is not None and ":" not in name:
+            found[name] = value
+    if len(values) > len(budget.per):
+        found["stage"] = str(values[-1]).partition("#")[0]
+    return found
+
+
 def _describe(value: str | list[str] | None) -> str:
     if isinstance(value, list):
         return f"{value[0]} (tenant {value[1]})"
