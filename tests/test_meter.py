@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -340,6 +341,66 @@ def test_a_rolling_window_admits_no_more_in_any_interval(length: int, limit: int
         spend(meter, 1)
     for i, at in enumerate(admitted):
         assert sum(1 for other in admitted[i:] if other - at < length * 1000) <= limit
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 100_000),
+    spent=st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 9)), min_size=1, max_size=12),
+    asked=st.integers(1, 10),
+)
+def test_retry_after_is_when_it_fits_and_no_later(
+    length: int, spent: list[tuple[int, int]], asked: int
+) -> None:
+    clock = Clock(datetime(2026, 1, 1, 0, 20, tzinfo=timezone.utc))
+    budget = Budget(20, "tokens", rolling=timedelta(seconds=length))
+    with Meter("memory://", budgets=[budget], clock=clock) as meter:
+
+        def fits(many: int) -> float | None:
+            """None if it does, else seconds until it will."""
+            try:
+                held = meter.reserve(meter.plan("chat", "m", RequestBound(many, output_limit=0)))
+            except BudgetExceeded as error:
+                assert error.reason == "exhausted"
+                assert error.retry_after is not None
+                return error.retry_after
+            held.release()
+            return None
+
+        for pause, many in spent:
+            clock.now += pause * 100
+            if fits(many) is None:
+                meter.reserve(meter.plan("chat", "m", RequestBound(many, output_limit=0))).settle(Usage(many))
+        after = fits(asked)
+        if after is not None:
+            began, whole = clock.now, round(after * 1000)
+            clock.now = began + whole - 1
+            assert fits(asked) is not None
+            clock.now = began + whole
+            assert fits(asked) is None
+
+
+def test_retry_after_of_windows_of_calls_in_flight_and_of_what_only_more_helps(store: str) -> None:
+    clock = Clock(datetime(2026, 1, 1, 0, 20, tzinfo=timezone.utc))
+    with Meter(store, budgets=["2 calls/hour", "5 calls"], clock=clock, wait=0) as meter:
+        first = hold(meter)
+        hold(meter).settle(Usage(1))
+        with pytest.raises(BudgetExceeded) as caught:
+            hold(meter)
+        assert caught.value.retry_after == 1
+        assert pickle.loads(pickle.dumps(caught.value)).retry_after == 1
+        first.settle(Usage(1))
+        with pytest.raises(BudgetExceeded) as caught:
+            hold(meter)
+        assert caught.value.resets_at is not None
+        assert caught.value.retry_after == (caught.value.resets_at.timestamp() * 1000 - clock.now) / 1000
+        for _ in range(3):
+            clock.now += 3_600_000
+            hold(meter).settle(Usage(1))
+        clock.now += 3_600_000
+        with pytest.raises(BudgetExceeded) as caught:
+            hold(meter)
+        assert caught.value.retry_after is None
 
 
 # ── thresholds ─────────────────────────────────────────────────────────────────────────

@@ -36,7 +36,7 @@ from .layers import take_offer
 from .notices import Notices
 from .outcomes import Outcome
 from .plan import Outer, Plan
-from .planning import Planner
+from .planning import Planner, when
 from .steps import Steps, arun, in_line, run
 from .waiting import Lines, Place
 from .writing import Unwritten, Writing, dropping
@@ -281,7 +281,8 @@ class Engine:
     def _exceeded(self, refused: Refused, plan: Plan) -> BudgetExceeded:
         there = Standing(refused.claim, refused.limit, refused.spent, refused.held)
         balance = self._planner.balance(plan.budgets, there)
-        error = BudgetExceeded(Shortfall(**vars(balance), asked=refused.asked), refused.reason)
+        short = Shortfall(**vars(balance), asked=refused.asked, frees_at=when(refused.frees))
+        error = BudgetExceeded(short, refused.reason, now=when(self._clock()))
         log.info("%s", error)
         return error
 

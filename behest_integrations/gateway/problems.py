@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote
 
@@ -172,16 +171,13 @@ def _refusal(error: BudgetExceeded, tier: str | None) -> Problem:
         "resets_at": short.resets_at.isoformat() if short.resets_at is not None else None,
     }
     headers = budget_headers(short)
+    after = error.retry_after
     if error.busy:
-        return Problem(429, str(error), details=details, retry=True, after=1, headers=headers)
-    if error.reason == "exhausted" and _is_rate(short.budget, short.unit):
-        # A rolling window frees up bit by bit, nobody knows when: a client that waits is of no use.
-        wait, retry = float(_LONGEST_WAIT), False
-        if short.resets_at is not None:
-            wait = (short.resets_at - datetime.now(timezone.utc)).total_seconds()
-            retry = wait <= _LONGEST_WAIT
-        return Problem(429, str(error), details=details, retry=retry, after=wait, headers=headers)
-    return Problem(402, str(error), details=details, retry=False, headers=headers)
+        return Problem(429, str(error), details=details, retry=True, after=after, headers=headers)
+    if after is not None and _is_rate(short.budget, short.unit):
+        soon = after <= _LONGEST_WAIT
+        return Problem(429, str(error), details=details, retry=soon, after=after, headers=headers)
+    return Problem(402, str(error), details=details, retry=False, after=after, headers=headers)
 
 
 def number(amount: int, unit: str) -> float | int:

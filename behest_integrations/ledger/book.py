@@ -259,7 +259,11 @@ class Reserved(NamedTuple):
 
 @dataclass(frozen=True)
 class Refused:
-    """Nothing was written but the count of refusals."""
+    """Nothing was written but the count of refusals.
+
+    Attributes:
+        frees: when so much of a rolling window will have left it that the call fits, in ms.
+    """
 
     claim: Claim
     limit: int
@@ -268,6 +272,7 @@ class Refused:
     asked: int
     reason: Reason
     events: tuple[ThresholdEvent, ...] = ()
+    frees: int | None = None
 
 
 @dataclass(frozen=True)
@@ -412,7 +417,25 @@ def _refuse(
             # A call may be refused for its size alone; of a twentieth there is little to be had.
             full = spent * 20 >= limit * 19
             events = _thresholds(rows, claim, bucket, limit, spent, full=full)
-    return Refused(claim, limit, spent, held, denied.asked, denied.reason, events)
+    frees = _frees(rows, claim, limit - denied.asked, now) if denied.reason == "exhausted" else None
+    return Refused(claim, limit, spent, held, denied.asked, denied.reason, events, frees)
+
+
+def _frees(rows: Rows, claim: Claim, most: int, now: int) -> int | None:
+    """When no more than `most` of what is spent will be left in a rolling window, in ms."""
+    slot, length = claim.slot_ms, claim.rolling_ms
+    if not length:
+        return None
+    # The slots that count now, in the order in which they leave: at `start + length + slot`.
+    oldest = (now - length - slot) // slot * slot
+    few, many = 1, length // slot + 2
+    while few < many:
+        middle = (few + many) // 2
+        if rows.rolling_spent(claim.budget, claim.scope, oldest + middle * slot) <= most:
+            many = middle
+        else:
+            few = middle + 1
+    return oldest + few * slot + length + slot
 
 
 def _thresholds(

@@ -50,9 +50,11 @@ class Shortfall(Balance):
 
     Attributes:
         asked: the smallest amount with which the call could have gone ahead.
+        frees_at: when so much of a rolling window will have left it that the call fits.
     """
 
     asked: int
+    frees_at: datetime | None = None
 
     def say(self, reason: Reason, now: datetime) -> str:
         """The refusal for people: what happened, the numbers, what to do next."""
@@ -78,6 +80,9 @@ class Shortfall(Balance):
         elif self.resets_at is not None:
             seconds = max(0, round((self.resets_at - now).total_seconds()))
             advice = f"It resets at {self.resets_at:%Y-%m-%d %H:%M:%S %Z} (in {seconds} s)."
+        elif self.frees_at is not None:
+            seconds = max(0, round((self.frees_at - now).total_seconds()))
+            advice = f"Enough of it frees up at {self.frees_at:%Y-%m-%d %H:%M:%S %Z} (in {seconds} s)."
         else:
             advice = "Raise the budget to go on."
         return (

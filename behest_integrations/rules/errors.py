@@ -90,12 +90,20 @@ class BudgetExceeded(CallRefused):
             could help; ``exhausted`` when it could not until the window turns over;
             ``too_large`` when this call would not fit even in an untouched budget.
         shortfall: which budget, and its numbers.
+        retry_after: seconds after which the same call may fit: when the window turns over, or enough
+            of it has left; 1 where calls in flight hold what it needs; None where only a higher
+            budget helps.
     """
 
     def __init__(self, shortfall: Shortfall, reason: Reason, *, now: datetime | None = None) -> None:
+        now = now or datetime.now(timezone.utc)
         self.shortfall = shortfall
         self.reason = reason
-        super().__init__(shortfall.say(reason, now or datetime.now(timezone.utc)))
+        free = shortfall.resets_at or shortfall.frees_at if reason == "exhausted" else None
+        self.retry_after: float | None = 1.0 if reason == "busy" else None
+        if free is not None:
+            self.retry_after = max(0.0, (free - now).total_seconds())
+        super().__init__(shortfall.say(reason, now))
 
     def __reduce__(self) -> tuple[object, ...]:
         # The message is rebuilt from the parts, so the error survives process pools.
