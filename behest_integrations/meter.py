@@ -27,6 +27,7 @@ from .rules.attribution import NOBODY, Attribution, SessionScope, check_id, pars
 from .rules.balance import Balance
 from .rules.budgets import Budget, parse_allowance
 from .rules.errors import ConfigError, StoreError
+from .rules.units import format_amount
 
 log = logging.getLogger("behest")
 
@@ -241,7 +242,7 @@ class Meter(Doors):
         overrides = self._ledger.submit(lambda rows: dict(rows.overrides()))
         current = []
         for budget in self._planner.budgets:
-            amount = overrides.get(str(budget), budget.amount)
+            amount = overrides.get(budget.shape, budget.amount)
             if amount is not None:
                 current.append(replace(budget, amount=amount))
         return tuple(current)
@@ -257,18 +258,36 @@ class Meter(Doors):
         self._begin()
         return added
 
-    def set_limit(self, budget: str | Budget, amount: str | int) -> None:
+    def set_limit(
+        self,
+        budget: str | Budget,
+        amount: str | int,
+        *,
+        session: str | None = None,
+        user: str | None = None,
+        project: str | None = None,
+        tenant: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        model: str | None = None,
+    ) -> None:
         """Raise or lower a budget, at once and for every process on the same store.
 
-        Below what is already spent it simply admits no more. What was spent stays.
+            meter.set_limit("$5/day per user", "$20")                               # for all
+            meter.set_limit("$5/day per user", "$20", user="ada", tenant="acme")    # for one
+
+        Below what is already spent it simply admits no more. What was spent stays. What one has of
+        its own is kept when the limit of all is changed.
 
         Args:
-            budget: the budget as it was configured.
+            budget: the budget as it was configured, or as `budgets` or a `Balance` shows it.
             amount: as text (``"$10"``, ``"50k tokens"``), or in the budget's unit
                 (nano-dollars for ``usd``).
+            session, user, project, tenant, tags, model: whose limit alone it is: all that the budget is
+                `per`, and the tenant that sessions and users are of. Ids are taken as they are: ``a*``
+                is nobody but ``a*``.
 
         Raises:
-            ConfigError: no such budget, or not an amount of its unit.
+            ConfigError: no such budget, not an amount of its unit, or not one of its scopes.
         """
         found = self._configured(budget)
         if isinstance(amount, str):
@@ -276,38 +295,89 @@ class Meter(Doors):
             if found.unit not in amounts:
                 raise ConfigError(f"{amount!r} is not an amount of {found.unit}")
             amount = amounts[found.unit]
-        checked = replace(found, amount=amount)
-        self._ledger.submit(lambda rows: rows.set_override(str(found), checked.amount))
+        limit = replace(found, amount=amount).amount
+        scope = _scope(found, session, user, project, tenant, tags, model)
+        if scope is None:
+            self._ledger.submit(lambda rows: rows.set_override(found.shape, limit))
+        else:
+            self._ledger.submit(lambda rows: rows.set_own_limit(found.shape, scope, limit))
 
     def remove_budget(self, budget: str | Budget) -> None:
-        """Stop enforcing a budget, at once and for every process on the same store."""
-        found = self._configured(budget)
-        self._ledger.submit(lambda rows: rows.set_override(str(found), None))
+        """Stop enforcing a budget, at once and for every process on the same store.
 
-    def reset_limit(self, budget: str | Budget) -> None:
-        """Go back to the limit that was configured."""
+        Also for meters that are made later, which say so; until `reset_limit`.
+        """
         found = self._configured(budget)
-        self._ledger.submit(lambda rows: rows.drop_override(str(found)))
+        self._ledger.submit(lambda rows: rows.set_override(found.shape, None))
+
+    def reset_limit(
+        self,
+        budget: str | Budget,
+        *,
+        session: str | None = None,
+        user: str | None = None,
+        project: str | None = None,
+        tenant: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        model: str | None = None,
+    ) -> None:
+        """Go back to the limit that was configured; of one, if it is named as for `set_limit`."""
+        found = self._configured(budget)
+        scope = _scope(found, session, user, project, tenant, tags, model)
+        if scope is None:
+            self._ledger.submit(lambda rows: rows.drop_override(found.shape))
+        else:
+            self._ledger.submit(lambda rows: rows.set_own_limit(found.shape, scope, None))
 
     def _configured(self, budget: str | Budget) -> Budget:
-        wanted = as_budget(budget)
+        wanted = as_budget(budget).counted
         for candidate in self._planner.budgets:
-            if candidate == wanted:
+            if candidate.counted == wanted:
                 return candidate
         known = ", ".join(f'"{b}"' for b in self._planner.budgets) or "none"
-        raise ConfigError(f'no budget "{wanted}" in this meter; configured: {known}')
+        raise ConfigError(f'no budget "{budget}" in this meter; configured: {known}')
 
     def _begin(self) -> None:
         """Tell the store which budgets are in force, and hear what others have learnt."""
         listed = [(b.shape, str(b), b.zone or self._planner.zone) for b in self._planner.budgets]
         try:
             if listed:
+                self._say_changed()
                 self._ledger.remember_budgets(listed, self._clock())
             self.recall()
         except StoreError as error:
             if self._on_store_error == "refuse":
                 raise
             log.warning("%s", error)
+
+    def _say_changed(self) -> None:
+        """Say where the ledger has it otherwise than this meter's configuration."""
+        known = self._ledger.known_budgets()
+        overrides = self._ledger.submit(lambda rows: dict(rows.overrides()))
+        for budget in self._planner.budgets:
+            shape = budget.shape
+            if shape in overrides and overrides[shape] is None:
+                log.warning(
+                    'the budget "%s" is configured, and not in force: it was switched off with '
+                    "remove_budget. reset_limit brings it back.",
+                    budget,
+                )
+            elif overrides.get(shape, budget.amount) != budget.amount:
+                set_to = format_amount(overrides[shape] or 0, budget.unit)
+                log.warning(
+                    'the budget "%s" has been set to %s with set_limit, and that is in force. reset_limit '
+                    "goes back to what is configured.",
+                    budget,
+                    set_to,
+                )
+            elif shape in known and known[shape] != str(budget):
+                log.warning(
+                    'the ledger knows the budget "%s" as "%s", of another configuration: both count the same '
+                    "calls, and each process holds its own calls to the amount that it was configured with. "
+                    "set_limit sets one for all.",
+                    budget,
+                    known[shape],
+                )
 
     def spend(
         self,
@@ -386,6 +456,35 @@ class Meter(Doors):
 def _defaults(session: str | None, user: str | None, project: str | None, tenant: str | None) -> Attribution:
     who = Attribution(session_id=session, user_id=user, project=project, tenant=tenant)
     return NOBODY if who == NOBODY else who
+
+
+def _scope(
+    budget: Budget,
+    session: str | None,
+    user: str | None,
+    project: str | None,
+    tenant: str | None,
+    tags: Mapping[str, str] | None,
+    model: str | None,
+) -> str | None:
+    """The key of one scope of a budget; None: of all.
+
+    Raises:
+        ConfigError: it names more or less than the budget is per.
+    """
+    said = {"session": session, "user": user, "project": project, "tenant": tenant, "model": model}
+    named = {name for name, value in said.items() if value is not None} | {f"tag:{n}" for n in tags or ()}
+    if not named:
+        return None
+    per = set(budget.per)
+    of_tenant = {"tenant"} if per & {"session", "user"} else set()
+    if not per <= named or named - per - of_tenant:
+        raise ConfigError(
+            f'"{budget}" is {"per " + " and ".join(budget.per) if per else "for everybody together"}: name '
+            f"{'that' if per else 'nobody'}, not {', '.join(sorted(named))}"
+        )
+    who = Attribution(session_id=session, user_id=user, project=project, tenant=tenant, tags=tags or {})
+    return budget.scope_key(who, model or "")
 
 
 def _not_negative(value: float, name: str) -> float:

@@ -221,6 +221,25 @@ class StoreSuite:
             ("", "n", *two),
         ]
 
+    def test_limits_of_one_scope_alone(self, ledger: Ledger, url: str) -> None:
+        def write(rows: Rows) -> None:
+            assert rows.own_limited() == frozenset()
+            rows.set_own_limit("b", '["u"]', 5)
+            rows.set_own_limit("b", '["v"]', 2**62)
+            rows.set_own_limit("b", '["v"]', 6)
+            rows.set_own_limit("c", '["u"]', 7)
+            rows.set_own_limit("c", '["u"]', None)
+            assert "b" in rows.own_limited()
+            assert [rows.own_limit("b", s) for s in ('["u"]', '["v"]', '["w"]')] == [5, 6, None]
+            assert rows.own_limit("c", '["u"]') is None
+
+        ledger.submit(write)
+        assert ledger.submit(lambda rows: rows.own_limit("b", '["v"]')) == 6
+        with ledger.reading().connect() as connection:
+            own = sa.select(schema.own_limits).where(schema.own_limits.c.scope != "")
+            found = connection.execute(own.order_by("scope")).fetchall()
+        assert [tuple(row) for row in found] == [('["u"]', "b", 5), ('["v"]', "b", 6)]
+
     def test_whose_a_stored_response_is(self, ledger: Ledger) -> None:
         def write(rows: Rows) -> None:
             for user, tokens in (("u", 1), ("v", 2)):

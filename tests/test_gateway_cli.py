@@ -77,6 +77,7 @@ def test_a_ledger_of_before_there_were_keys_is_brought_up_to_date(folder: Path) 
     with sqlite3.connect("behest.db") as old:
         old.execute("DROP TABLE api_keys")
         old.execute("DROP TABLE lessons")
+        old.execute("DROP TABLE own_limits")
         old.execute("DROP INDEX entries_response")
         old.execute("UPDATE alembic_version SET version_num = '0001'")
     old.close()

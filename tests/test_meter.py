@@ -29,6 +29,7 @@ from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.engine.plan import Plan
 from behest_integrations.ledger.admission import Ask, BucketState, Denied, Granted, Need, decide
 from behest_integrations.reports import stages
+from behest_integrations.reports.budgets import buckets
 from behest_integrations.wire import RequestBound
 
 # $1 per million tokens: a token costs 1,000 nano-dollars.
@@ -253,7 +254,7 @@ def test_a_changed_amount_in_the_configuration_keeps_what_was_spent(sqlite_store
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.set_limit("9 calls", "1 calls"), 'configured: "5 calls"'),
+        (lambda m: m.set_limit("9 calls per user", "1 calls"), 'configured: "5 calls"'),
         (lambda m: m.set_limit("5 calls", "$5"), "not an amount of calls"),
         (lambda m: m.set_limit("5 calls", -1), "amount"),
         (lambda m: m.add_budget("7 calls"), "count the same thing"),
@@ -401,6 +402,114 @@ def test_retry_after_of_windows_of_calls_in_flight_and_of_what_only_more_helps(s
         with pytest.raises(BudgetExceeded) as caught:
             hold(meter)
         assert caught.value.retry_after is None
+
+
+# ── limits of one's own ────────────────────────────────────────────────────────────────
+
+
+def uses(meter: Meter, most: int = 12, **who: str) -> int:
+    """How many calls are let through for somebody."""
+    with session(**who):
+        for done in range(most):
+            try:
+                spend(meter)
+            except BudgetExceeded:
+                return done
+    return most
+
+
+def test_one_user_has_a_limit_of_their_own(store: str) -> None:
+    budget = "2 calls/day per user"
+    with Meter(store, budgets=[budget]) as meter:
+        meter.set_limit(budget, "5 calls", user="ada", tenant="acme")
+        meter.set_limit(budget, "3 calls", user="a*")
+        assert uses(meter, user="ada", tenant="acme") == 5
+        assert uses(meter, user="ada") == 2  # another tenant's, and so another user
+        assert uses(meter, user="a*") == 3
+        assert uses(meter, user="abc") == 2  # an id is no pattern
+        with session(user="ada", tenant="acme"), pytest.raises(BudgetExceeded) as caught:
+            hold(meter)
+        assert caught.value.shortfall.limit == 5
+        assert caught.value.budget == "5 calls/day per user"
+        # What one has of its own is kept when the limit of all is changed.
+        meter.set_limit(budget, "4 calls")
+        assert (uses(meter, user="ada"), uses(meter, user="ada", tenant="acme")) == (2, 0)
+        meter.reset_limit(budget, user="ada", tenant="acme")
+        meter.reset_limit(budget)
+        assert uses(meter, user="ada", tenant="acme") == 0
+        assert meter.spend(user="a*")[0].limit == 3
+        assert [
+            (line.scope, line.limit) for line in buckets(meter.ledger, now_ms=int(time.time() * 1000))
+        ] == [
+            ("user a*", 3),
+            ("user abc", 2),
+            ("user ada", 2),
+            ("user ada (tenant acme)", 2),
+        ]
+        assert_sound(meter)
+
+
+def test_a_limit_of_ones_own_holds_in_every_process(sqlite_store: str) -> None:
+    with (
+        Meter(sqlite_store, budgets=["2 calls per user"]) as one,
+        Meter(sqlite_store, budgets=["2 calls per user"]) as other,
+    ):
+        assert uses(other, user="ada") == 2
+        one.set_limit("2 calls per user", "4 calls", user="ada")
+        assert uses(other, user="ada") == 2
+        one.set_limit("2 calls per user", 1, user="bob")
+        assert uses(other, user="bob") == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "who", "said"),
+    [
+        ("2 calls per user", {"session": "s"}, "per user: name that, not session"),
+        ("2 calls per user", {"user": "u", "project": "p"}, "name that, not project, user"),
+        ("2 calls per user and project", {"user": "u"}, "per user and project"),
+        ("2 calls", {"user": "u"}, "for everybody together"),
+        ("2 calls per project", {"project": "p", "tenant": "t"}, "per project"),
+    ],
+)
+def test_a_scope_that_is_none_of_the_budgets(budget: str, who: dict[str, str], said: str) -> None:
+    with Meter("memory://", budgets=[budget]) as meter:
+        for change in (lambda: meter.set_limit(budget, 5, **who), lambda: meter.reset_limit(budget, **who)):  # type: ignore[arg-type]
+            with pytest.raises(ConfigError, match=said):
+                change()
+
+
+def test_a_limit_is_changed_by_the_text_that_is_shown(store: str) -> None:
+    budget = "2 calls/day per user for model gpt-* for project p as mine"
+    with Meter(store, budgets=[budget]) as meter:
+        meter.set_limit(budget, "5 calls")
+        (shown,) = meter.budgets
+        meter.set_limit(shown, "6 calls")
+        meter.set_limit(str(meter.budgets[0]), "7 calls")
+        with session(user="u", project="p"):
+            (balance,) = meter.spend(model="gpt-4o")
+        meter.set_limit(balance.budget, "8 calls")
+        meter.set_limit("2 calls/day per user for project p for model gpt-* as mine", "9 calls")
+        assert meter.budgets[0].amount == 9
+        meter.reset_limit(balance.budget)
+        assert str(meter.budgets[0]) == budget
+
+
+def test_what_the_ledger_has_otherwise_is_said_at_start(
+    sqlite_store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Meter(sqlite_store, budgets=["$5", "3 calls"]) as meter:
+        assert not caplog.records
+        meter.remove_budget("$5")
+        meter.set_limit("3 calls", 4)
+    with Meter(sqlite_store, budgets=["$5", "3 calls"]) as meter:
+        assert 'budget "$5" is configured, and not in force' in caplog.text
+        assert 'budget "3 calls" has been set to 4 calls' in caplog.text
+        meter.reset_limit("$5")
+        meter.reset_limit("3 calls")
+        caplog.clear()
+    with Meter(sqlite_store, budgets=["$9", "3 calls"]) as meter:
+        (record,) = caplog.records
+        assert 'the ledger knows the budget "$9" as "$5", of another configuration' in record.getMessage()
 
 
 # ── thresholds ─────────────────────────────────────────────────────────────────────────

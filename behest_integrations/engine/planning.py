@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..ledger.admission import Ask
-from ..ledger.book import Bucket, Claim, Rows, Standing
+from ..ledger.book import Bucket, Claim, Limits, Rows, Standing
 from ..prices import FEMTO_PER_NANO, ModelPricing, Pricing
 from ..prices.providers import multiplier_for_url
 from ..rules.attribution import NOBODY, Attribution, check_required, current, parse_required
@@ -328,11 +328,11 @@ class Planner:
         self, rows: Rows, budgets: Iterable[Budget], who: Attribution, model: str, now: int
     ) -> list[Balance]:
         """The buckets of `budgets` for `who`, as they stand."""
-        overrides = rows.overrides()
+        limits = Limits(rows)
         found = []
         for budget in budgets:
             claim = self.claim(budget, who, model, now)
-            limit = overrides.get(claim.text, claim.limit)
+            limit = limits.of(claim)
             if limit is None:
                 continue
             bucket = rows.bucket(*claim.key) or Bucket(0, *claim.key, claim.unit)

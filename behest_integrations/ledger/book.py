@@ -147,7 +147,8 @@ class Books:
 
     Attributes:
         refusals: ``bucket``, what `REFUSED` names, ``count`` and ``at`` (the last one's time).
-        limits: by a budget's text: the limit that was set since; None: removed.
+        limits: by a budget's shape: the limit that was set since; None: removed.
+        own_limits: by a budget's shape and a scope key: the limit of that scope alone.
         lessons: what bills have taught of models.
     """
 
@@ -158,6 +159,7 @@ class Books:
     limits: dict[str, int | None]
     budgets: list[KnownBudget]
     lessons: Lessons
+    own_limits: Mapping[tuple[str, str], int]
 
 
 ADDITIVE = (
@@ -180,10 +182,19 @@ class Rows(Protocol):
     """
 
     def overrides(self) -> Mapping[str, int | None]:
-        """The limits that were set since they were configured, by a budget's text; None: removed."""
+        """The limits that were set since they were configured, by a budget's shape; None: removed."""
 
-    def set_override(self, text: str, amount: int | None) -> None: ...
-    def drop_override(self, text: str) -> None: ...
+    def set_override(self, budget: str, amount: int | None) -> None: ...
+    def drop_override(self, budget: str) -> None: ...
+    def own_limited(self) -> frozenset[str]:
+        """The shapes of the budgets in which some scope has a limit of its own."""
+
+    def own_limit(self, budget: str, scope: str) -> int | None:
+        """The limit of one scope alone, if it has one."""
+
+    def set_own_limit(self, budget: str, scope: str, amount: int | None) -> None:
+        """None: it has none any more."""
+
     def load(self, claims: Sequence[Claim]) -> None:
         """Say which buckets will be asked for, so that they can be fetched at once."""
 
@@ -224,6 +235,7 @@ class Rows(Protocol):
     def remember_budget(self, budget: KnownBudget) -> None:
         """Keep it, in place of what was kept of the same shape."""
 
+    def known_budgets(self) -> Iterable[KnownBudget]: ...
     def lessons(self) -> Lessons:
         """What bills have taught; another mapping than before where somebody has taught more."""
 
@@ -320,9 +332,23 @@ _There = tuple[Claim, Bucket | None, int, int, int]
 """A claim, its bucket if there is one yet, and the limit, what is spent and held there."""
 
 
-def _limit(claim: Claim, overrides: Mapping[str, int | None]) -> int | None:
-    """The limit in force; None if the budget has been removed."""
-    return overrides.get(claim.text, claim.limit) if overrides else claim.limit
+class Limits:
+    """The limits in force, read once for an operation."""
+
+    __slots__ = ("_overrides", "_own", "_rows")
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._overrides = rows.overrides()
+        self._own = rows.own_limited()
+
+    def of(self, claim: Claim) -> int | None:
+        """The limit of a claim's bucket; None if the budget has been removed."""
+        limit = self._overrides.get(claim.budget, claim.limit) if self._overrides else claim.limit
+        if limit is None or not self._own or claim.budget not in self._own:
+            return limit
+        own = self._rows.own_limit(claim.budget, claim.scope)
+        return limit if own is None else own
 
 
 def _spent(rows: Rows, claim: Claim, bucket: Bucket, now: int) -> int:
@@ -358,13 +384,13 @@ def reserve(
     """
     if replaces is not None:
         cancel(rows, call_id=replaces)
-    overrides = rows.overrides()
+    limits = Limits(rows)
     rows.load(claims)
     amounts = {unit: need.amount(ask.want) for unit, need in ask.needs.items()}
     there: list[_There] = []
     fits = True
     for claim in claims:
-        limit = _limit(claim, overrides)
+        limit = limits.of(claim)
         if limit is None:
             continue
         bucket = rows.bucket(claim.budget, claim.scope, claim.start)
@@ -507,12 +533,12 @@ def settle(
 
 def _events_after(rows: Rows, claims: Sequence[Claim], now: int) -> tuple[ThresholdEvent, ...]:
     events: tuple[ThresholdEvent, ...] = ()
-    overrides = rows.overrides()
+    limits = Limits(rows)
     for claim in claims:
         if not claim.thresholds:
             continue
         bucket = rows.bucket(claim.budget, claim.scope, claim.start)
-        limit = _limit(claim, overrides)
+        limit = limits.of(claim)
         if bucket is not None and limit is not None:
             events += _thresholds(rows, claim, bucket, limit, _spent(rows, claim, bucket, now))
     return events

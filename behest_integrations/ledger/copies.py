@@ -28,6 +28,7 @@ def copy_into_database(books: Books) -> sa.Engine:
         (schema.refusals, list(_refusals(books.refusals))),
         (schema.limits, [{"text": text, "amount": amount} for text, amount in books.limits.items()]),
         (schema.budgets, [b._asdict() for b in books.budgets]),
+        (schema.own_limits, list(_own_limits(books.own_limits))),
         (schema.lessons, [_lesson(*key, values) for key, values in books.lessons.items()]),
     ]
     with engine.begin() as connection:
@@ -35,6 +36,11 @@ def copy_into_database(books: Books) -> sa.Engine:
             if values:
                 connection.execute(sa.insert(table), values)
     return engine
+
+
+def _own_limits(limits: Mapping[tuple[str, str], int]) -> Iterable[dict[str, Any]]:
+    for (budget, scope), amount in limits.items():
+        yield {"budget": budget, "scope": scope, "amount": amount}
 
 
 def _lesson(server: str, model: str, values: Sequence[int]) -> dict[str, Any]:

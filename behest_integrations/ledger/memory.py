@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
@@ -30,15 +30,30 @@ class _MemoryRows:
         self.responses: dict[str, list[Entry]] = {}
         self.budgets: dict[str, KnownBudget] = {}
         self.taught: dict[tuple[str, str], tuple[int, ...]] = {}
+        self.own: dict[tuple[str, str], int] = {}
+        self.having_own: frozenset[str] = frozenset()
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
 
-    def set_override(self, text: str, amount: int | None) -> None:
-        self.limits[text] = amount
+    def set_override(self, budget: str, amount: int | None) -> None:
+        self.limits[budget] = amount
 
-    def drop_override(self, text: str) -> None:
-        self.limits.pop(text, None)
+    def drop_override(self, budget: str) -> None:
+        self.limits.pop(budget, None)
+
+    def own_limited(self) -> frozenset[str]:
+        return self.having_own
+
+    def own_limit(self, budget: str, scope: str) -> int | None:
+        return self.own.get((budget, scope))
+
+    def set_own_limit(self, budget: str, scope: str, amount: int | None) -> None:
+        if amount is None:
+            self.own.pop((budget, scope), None)
+        else:
+            self.own[budget, scope] = amount
+            self.having_own |= {budget}
 
     def load(self, claims: Sequence[Claim]) -> None:
         pass  # all of it is here
@@ -110,6 +125,9 @@ class _MemoryRows:
     def remember_budget(self, budget: KnownBudget) -> None:
         self.budgets[budget.shape] = budget
 
+    def known_budgets(self) -> Iterable[KnownBudget]:
+        return list(self.budgets.values())
+
     def lessons(self) -> Lessons:
         return self.taught
 
@@ -126,6 +144,7 @@ class _MemoryRows:
                 self.limits,
                 list(self.budgets.values()),
                 self.taught,
+                self.own,
             )
         )
 

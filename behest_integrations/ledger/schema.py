@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration."""
 
 metadata = MetaData()
@@ -37,8 +37,18 @@ budgets = Table(
 limits = Table(
     "limits",
     metadata,
+    # The budget's shape.
     Column("text", Text, primary_key=True),
     Column("amount", BigInteger),
+)
+
+# Of one user, session, … alone. A row of the scope "" says that the budget has any.
+own_limits = Table(
+    "own_limits",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("budget", Text, primary_key=True),
+    Column("amount", BigInteger, nullable=False),
 )
 
 buckets = Table(

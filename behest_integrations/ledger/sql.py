@@ -1,17 +1,15 @@
-"""The books in an SQL database: statements and rows, whichever database it is.
+"""The books in an SQL database: its rows, whichever database it is.
 
-Statements are written once as SQLAlchemy Core expressions and compiled once for a database into
-its driver's SQL; the writer runs them on a connection of its own, because compiling and wrapping
-results each time would cost several times what the database itself does. What a database has of
-its own (how it is opened, waited for, and what its errors mean) is in a file of its name.
+The writer runs statements that were compiled once (`statements`) on a connection of its own, because
+compiling and wrapping results each time would cost several times what the database itself does. What a
+database has of its own (how it is opened, waited for, and what its errors mean) is in a file of its name.
 """
 
 from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,141 +23,13 @@ from . import schema
 from .base import Ledger
 from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget, Lessons, encode
 from .keys import SQLKeys
+from .statements import ENTRY_ORDER, Statements
 
-_b, _h, _e, _l, _r, _g, _t = (
-    schema.buckets, schema.holds, schema.entries, schema.limits, schema.refusals, schema.budgets,
-    schema.lessons,
-)  # fmt: skip
-_P = sa.bindparam
-_ENTRY_NAMES = {f.name for f in fields(Entry)}
-_ENTRY_ORDER = tuple(c.name for c in _e.columns if c.name in _ENTRY_NAMES)
-_TAGS, _BOOKINGS = _ENTRY_ORDER.index("tags"), _ENTRY_ORDER.index("bookings")
-_entry_fields = attrgetter(*_ENTRY_ORDER)
+_TAGS, _BOOKINGS = ENTRY_ORDER.index("tags"), ENTRY_ORDER.index("bookings")
+_entry_fields = attrgetter(*ENTRY_ORDER)
 _MOST_IDS = 100_000
 _MOST_BUCKETS = 20_000
 _MOST_HOLDS = 20_000
-
-
-class Statements:
-    """Every statement as driver SQL.
-
-    Args:
-        dialect: of the database and its driver; parameters must be positional.
-        insert: the database's own ``INSERT``, which knows ``ON CONFLICT``.
-    """
-
-    def __init__(self, dialect: sa.Dialect, insert: Callable[[sa.Table], Any]) -> None:
-        self._dialect = dialect
-        self._by_ids: dict[int, str] = {}
-        zero: sa.ColumnClause[int] = sa.literal_column("0")
-        one: sa.ColumnClause[int] = sa.literal_column("1")
-        compiled = self._compiled
-        self.overrides = compiled(sa.select(_l.c.text, _l.c.amount))
-        self.bucket = compiled(
-            sa.select(_b).where(
-                _b.c.budget == _P("budget"), _b.c.scope == _P("scope"), _b.c.start == _P("start")
-            ),
-            "budget", "scope", "start",
-        )  # fmt: skip
-        self.new_bucket = compiled(
-            sa.insert(_b).values(
-                budget=_P("budget"), scope=_P("scope"), start=_P("start"), unit=_P("unit"),
-                spent=zero, held=zero, notified=zero,
-            ).returning(_b.c.id),
-            "budget", "scope", "start", "unit",
-        )  # fmt: skip
-        self.set_bucket = compiled(
-            sa.update(_b).where(_b.c.id == _P("key")).values(spent=_P("s"), held=_P("h"), notified=_P("n")),
-            "s", "h", "n", "key",
-        )  # fmt: skip
-        self.rolling = compiled(
-            sa.select(sa.func.coalesce(sa.func.sum(_b.c.spent), zero)).where(
-                _b.c.budget == _P("budget"), _b.c.scope == _P("scope"),
-                _b.c.start > _P("after"), _b.c.start > zero,
-            ),
-            "budget", "scope", "after",
-        )  # fmt: skip
-        self.add_hold = compiled(
-            sa.insert(_h).values(id=_P("i"), expires=_P("x"), bookings=_P("b"), call=_P("c")),
-            "i", "x", "b", "c",
-        )  # fmt: skip
-        self.take_hold = compiled(
-            sa.delete(_h).where(_h.c.id == _P("i")).returning(_h.c.expires, _h.c.bookings, _h.c.call), "i"
-        )
-        self.drop_hold = compiled(sa.delete(_h).where(_h.c.id == _P("i")), "i")
-        self.expired = compiled(
-            sa.select(_h.c.id).where(_h.c.expires <= _P("now")).order_by(_h.c.expires), "now"
-        )
-        self.add_entry = compiled(
-            sa.insert(_e).values({name: _P(f"v_{name}", type_=sa.Text()) for name in _ENTRY_ORDER}),
-            *(f"v_{name}" for name in _ENTRY_ORDER),
-        )
-        # As the text that they are: decoding them is ours to do, and only where it is needed.
-        whole = [sa.type_coerce(_e.c[name], sa.Text()).label(name) for name in _ENTRY_ORDER]
-        self.last_entry = compiled(
-            sa.select(*whole).where(_e.c.call_id == _P("i"), _e.c.reversal == zero).order_by(_e.c.id.desc()),
-            "i",
-        )
-        self.response = compiled(
-            sa.select(_e.c.input_tokens, _e.c.output_tokens, _e.c.tenant, _e.c.project, _e.c.user_id)
-            .where(
-                _e.c.provider_id == _P("i"),
-                # As in the index's condition, or it would not be used.
-                _e.c.operation == sa.literal_column("'responses'"),
-                _e.c.reversal == zero,
-            )
-            .order_by(_e.c.id.desc()),
-            "i",
-        )
-        self.set_override = compiled(
-            _upsert(insert(_l).values(text=_P("t"), amount=_P("a")), "text"), "t", "a"
-        )
-        self.drop_override = compiled(sa.delete(_l).where(_l.c.text == _P("t")), "t")
-        refusal = insert(_r).values(
-            bucket=_P("b"), who=_P("w"), session_id=_P("s"), user_id=_P("u"), project=_P("p"),
-            tenant=_P("t"), model=_P("m"), count=one, at=_P("at"),
-        )  # fmt: skip
-        self.count_refusal = compiled(
-            refusal.on_conflict_do_update(
-                index_elements=["bucket", "who"], set_={"count": _r.c.count + one, "at": refusal.excluded.at}
-            ),
-            "b", "w", "s", "u", "p", "t", "m", "at",
-        )  # fmt: skip
-        self.remember_budget = compiled(
-            _upsert(insert(_g).values(shape=_P("s"), text=_P("t"), zone=_P("z"), seen=_P("at")), "shape"),
-            "s", "t", "z", "at",
-        )  # fmt: skip
-        names = [c.name for c in _t.columns]
-        kept = insert(_t).values({name: _P(f"v_{name}") for name in names})
-        self.keep_lesson = compiled(_upsert(kept, "server", "model"), *(f"v_{name}" for name in names))
-        self.lessons = compiled(sa.select(_t))
-        self.all_buckets = compiled(sa.select(_b).order_by(_b.c.id))
-        self.all_holds = compiled(sa.select(_h.c.id, _h.c.expires, _h.c.bookings, _h.c.call))
-        self.all_entries = compiled(sa.select(*whole).order_by(_e.c.id))
-        self.all_refusals = compiled(sa.select(_r.c.bucket, *(_r.c[n] for n in REFUSED), _r.c.count, _r.c.at))
-        self.all_budgets = compiled(sa.select(_g.c.shape, _g.c.text, _g.c.zone, _g.c.seen))
-
-    def by_ids(self, count: int) -> str:
-        """Select so many buckets by their ids."""
-        found = self._by_ids.get(count)
-        if found is None:
-            names = [f"k{i}" for i in range(count)]
-            found = self._compiled(sa.select(_b).where(_b.c.id.in_([_P(n) for n in names])), *names)
-            self._by_ids[count] = found
-        return found
-
-    def _compiled(self, statement: sa.sql.ClauseElement, *names: str) -> str:
-        made = statement.compile(dialect=self._dialect)
-        order = tuple(made.positiontup or ())  # type: ignore[attr-defined]
-        if order != names:
-            raise AssertionError(f"parameters come as {order}, not {names}: {made}")
-        return str(made)
-
-
-def _upsert(insert: Any, *keys: str) -> Any:
-    """Insert, or where there is a row of those `keys`, set all the rest."""
-    rest = {name: insert.excluded[name] for name in insert.table.c.keys() if name not in keys}  # noqa: SIM118
-    return insert.on_conflict_do_update(index_elements=keys, set_=rest)
 
 
 class SQLRows:
@@ -185,6 +55,8 @@ class SQLRows:
         self._by_id: dict[int, Bucket] = {}
         self._limits: dict[str, int | None] | None = None
         self._lessons: Lessons | None = None
+        self._own_limited: frozenset[str] | None = None
+        self._own_limits: dict[tuple[str, str], int | None] = {}
         self._own_holds: dict[str, HoldRecord] = {}
         """Holds that were written here and are there, because nobody else has written since."""
         self._old_holds: dict[str, HoldRecord] = {}
@@ -203,7 +75,7 @@ class SQLRows:
         if not alone or len(self._by_key) > _MOST_BUCKETS:
             self._by_key.clear()
             self._by_id.clear()
-            self._limits = self._lessons = None
+            self._forget_settings()
         if not alone:
             self._old_holds.update(self._own_holds)
         if not alone or len(self._own_holds) > _MOST_HOLDS:
@@ -218,7 +90,11 @@ class SQLRows:
             self._changed, self._new_holds, self._taken, self._new_entries,
         ):  # fmt: skip
             known.clear()
-        self._limits = self._lessons = None
+        self._forget_settings()
+
+    def _forget_settings(self) -> None:
+        self._limits = self._lessons = self._own_limited = None
+        self._own_limits.clear()
 
     def flush(self) -> None:
         """Write what has been changed, before it is read with SQL or committed."""
@@ -252,13 +128,36 @@ class SQLRows:
             self._limits = dict(self._run(self._sql.overrides))
         return self._limits
 
-    def set_override(self, text: str, amount: int | None) -> None:
-        self._run(self._sql.set_override, (text, amount))
+    def set_override(self, budget: str, amount: int | None) -> None:
+        self._run(self._sql.set_override, (budget, amount))
         self._limits = None
 
-    def drop_override(self, text: str) -> None:
-        self._run(self._sql.drop_override, (text,))
+    def drop_override(self, budget: str) -> None:
+        self._run(self._sql.drop_override, (budget,))
         self._limits = None
+
+    def own_limited(self) -> frozenset[str]:
+        if self._own_limited is None:
+            self._own_limited = frozenset(budget for (budget,) in self._run(self._sql.own_limited))
+        return self._own_limited
+
+    def own_limit(self, budget: str, scope: str) -> int | None:
+        key = (budget, scope)
+        if key not in self._own_limits:
+            row = self._run(self._sql.own_limit, (scope, budget)).fetchone()
+            if len(self._own_limits) >= _MOST_BUCKETS:
+                self._own_limits.clear()
+            self._own_limits[key] = None if row is None else row[0]
+        return self._own_limits[key]
+
+    def set_own_limit(self, budget: str, scope: str, amount: int | None) -> None:
+        if amount is None:
+            self._run(self._sql.drop_own_limit, (scope, budget))
+        else:
+            self._run(self._sql.set_own_limit, (scope, budget, amount))
+            self._run(self._sql.set_own_limit, ("", budget, 0))
+        self._own_limited = None
+        self._own_limits.clear()
 
     def load(self, claims: Sequence[Claim]) -> None:
         known, ids = self._by_key, self._ids
@@ -379,6 +278,9 @@ class SQLRows:
     def remember_budget(self, budget: KnownBudget) -> None:
         self._run(self._sql.remember_budget, budget)
 
+    def known_budgets(self) -> Iterable[KnownBudget]:
+        return [KnownBudget(*row) for row in self._run(self._sql.all_budgets)]
+
     def lessons(self) -> Lessons:
         if self._lessons is None:
             self._lessons = _lessons(self._run, self._sql)
@@ -401,7 +303,7 @@ def _entry_values(entry: Entry) -> list[Any]:
 
 
 def _entry(row: Sequence[Any]) -> Entry:
-    values = dict(zip(_ENTRY_ORDER, row, strict=True))
+    values = dict(zip(ENTRY_ORDER, row, strict=True))
     for name in ("tags", "bookings"):
         if isinstance(values[name], str):
             values[name] = json.loads(values[name])
@@ -423,6 +325,7 @@ def read_books(run: Callable[[str], Any], sql: Statements) -> Books:
         dict(run(sql.overrides)),
         [KnownBudget(*row) for row in run(sql.all_budgets)],
         _lessons(run, sql),
+        {(budget, scope): amount for scope, budget, amount in run(sql.all_own_limits)},
     )
 
 

@@ -19,7 +19,8 @@ from sqlalchemy.pool import NullPool
 from ..rules.errors import ConfigError, StoreError
 from . import schema
 from .base import Durability
-from .sql import SQLLedger, SQLRows, Statements, schema_version, upgrade
+from .sql import SQLLedger, SQLRows, schema_version, upgrade
+from .statements import Statements
 
 _COMMITS_TO_COPY = 400
 """Commits after which the write-ahead log is copied into the file: some 4,000 pages of it."""

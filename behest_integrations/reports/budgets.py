@@ -39,13 +39,15 @@ class _Books:
     """What the ledger says of budgets, at one moment.
 
     Attributes:
-        rules: the budgets last in force, by shape. limits: their amounts as changed since, by text.
+        rules: the budgets last in force, by shape. limits: their amounts as changed since.
+        own: the limits of some scopes alone, by shape and scope.
         refused: by bucket.
     """
 
     buckets: Sequence[sa.Row[Any]]
     rules: Mapping[str, sa.Row[Any]]
     limits: Mapping[str, int | None]
+    own: Mapping[tuple[str, str], int]
     refused: Mapping[int, int]
 
 
@@ -70,12 +72,14 @@ def buckets(ledger: Ledger, *, now_ms: int, everything: bool = False) -> list[Bu
 
 def _read(ledger: Ledger) -> _Books:
     b, r, known, limits = schema.buckets, schema.refusals, schema.budgets, schema.limits
+    own = schema.own_limits
     refused = sa.select(r.c.bucket, sa.func.sum(r.c.count).label("n")).group_by(r.c.bucket)
     with reading(ledger) as connection:
         return _Books(
             buckets=list(connection.execute(sa.select(b).order_by(b.c.budget, b.c.scope, b.c.start))),
             rules={row.shape: row for row in connection.execute(sa.select(known))},
             limits={row.text: row.amount for row in connection.execute(sa.select(limits))},
+            own={(row.budget, row.scope): row.amount for row in connection.execute(sa.select(own))},
             refused={row.bucket: row.n for row in connection.execute(refused)},
         )
 
@@ -88,7 +92,9 @@ def _line(
     limit: int | None
     if rule is not None:
         budget = Budget.parse(rule.text)
-        limit = books.limits.get(rule.text, budget.amount)
+        limit = books.limits.get(row.budget, budget.amount)
+        if limit is not None:
+            limit = books.own.get((row.budget, row.scope), limit)
         text = str(budget if limit is None else replace(budget, amount=limit))
     else:
         # A stage's budget, or one that is configured no more: its shape says what it counts.

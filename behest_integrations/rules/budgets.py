@@ -71,7 +71,10 @@ def to_nano(amount: Decimal | int | str, *, rounding: str = ROUND_DOWN) -> int:
 
 @dataclass(frozen=True)
 class Filter:
-    """One condition on the calls that a budget counts; `*` and `?` match as in a shell."""
+    """One condition on the calls that a budget counts.
+
+    In a model's name and a tag's value `*` and `?` match as in a shell; an id is taken as it is.
+    """
 
     attribute: str
     pattern: str
@@ -83,7 +86,9 @@ class Filter:
 
     def matches(self, who: Attribution, model: str) -> bool:
         value = _attribute(f"tag:{self.tag}" if self.tag else self.attribute, who, model)
-        return value is not None and fnmatch.fnmatchcase(value, self.pattern)
+        if value is None or self.tag or self.attribute == "model":
+            return value is not None and fnmatch.fnmatchcase(value, self.pattern)
+        return value == self.pattern
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,11 @@ class Budget:
         """
         text = str(replace(self, amount=0, stage=None))
         return "usd" + text[2:] if self.unit == "usd" else text[2:]
+
+    @cached_property
+    def counted(self) -> str:
+        """`shape`, whatever order its filters are in: two that are the same count the same."""
+        return replace(self, filters=tuple(sorted(self.filters, key=str))).shape
 
     def applies_to(self, who: Attribution, model: str) -> bool:
         """Whether a call of `who` to `model` counts in this budget."""

@@ -34,15 +34,27 @@ class ToyRows:
         self.refusals: dict[tuple[Any, ...], dict[str, Any]] = {}
         self.budgets: dict[str, KnownBudget] = {}
         self.taught: dict[tuple[str, str], tuple[int, ...]] = {}
+        self.own: dict[tuple[str, str], int] = {}
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
 
-    def set_override(self, text: str, amount: int | None) -> None:
-        self.limits[text] = amount
+    def set_override(self, budget: str, amount: int | None) -> None:
+        self.limits[budget] = amount
 
-    def drop_override(self, text: str) -> None:
-        self.limits.pop(text, None)
+    def drop_override(self, budget: str) -> None:
+        self.limits.pop(budget, None)
+
+    def own_limited(self) -> frozenset[str]:
+        return frozenset(budget for budget, _scope in self.own)
+
+    def own_limit(self, budget: str, scope: str) -> int | None:
+        return self.own.get((budget, scope))
+
+    def set_own_limit(self, budget: str, scope: str, amount: int | None) -> None:
+        self.own.pop((budget, scope), None)
+        if amount is not None:
+            self.own[budget, scope] = amount
 
     def load(self, claims: Sequence[Claim]) -> None:
         """All of it is here."""
@@ -115,6 +127,9 @@ class ToyRows:
     def remember_budget(self, budget: KnownBudget) -> None:
         self.budgets[budget.shape] = budget
 
+    def known_budgets(self) -> list[KnownBudget]:
+        return list(self.budgets.values())
+
     def lessons(self) -> Lessons:
         return self.taught
 
@@ -124,8 +139,8 @@ class ToyRows:
     def everything(self) -> Books:
         refusals, budgets = list(self.refusals.values()), list(self.budgets.values())
         holds = list(self.holds.values())
-        books = Books(self.buckets, holds, self.entries, refusals, self.limits, budgets, self.taught)
-        return copy.deepcopy(books)
+        kept = (self.limits, budgets, self.taught, self.own)
+        return copy.deepcopy(Books(self.buckets, holds, self.entries, refusals, *kept))
 
 
 class ToyLedger(Ledger):
