@@ -14,9 +14,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from support import ANSWER, HELLO, MODEL, PEOPLE, assert_each_within, assert_sound, client, entries
+from support import ANSWER, HELLO, MODEL, PEOPLE, assert_each_within, assert_sound, client, entries, holds
 
 from behest_integrations import BudgetExceeded, Meter, StoreError, Usage
+from behest_integrations.engine.owners import _started, has_died, this_process
 from behest_integrations.reports import report, verify
 from behest_integrations.sandbox import Sandbox
 from behest_integrations.wire import RequestBound
@@ -193,3 +194,71 @@ def test_the_price_of_being_late_is_nothing(sqlite_store: str) -> None:
         other.settle(Usage(10, 10))
         assert meter.spend()[0].spent == 2 * (10 * 30_000 + 10 * 60_000)
         assert_sound(meter)
+
+
+# ── what a neighbour does about it ─────────────────────────────────────────────────────
+
+HOLDING = """
+import sys, time
+from behest_integrations import Meter
+from behest_integrations.wire import RequestBound
+
+meter = Meter(sys.argv[1], budgets=["3 calls"])
+hold = meter.reserve(meter.plan("chat", "m", RequestBound(1, output_limit=0)))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_holds_of_a_killed_process_end_at_once_on_the_same_machine(tmp_path: Path) -> None:
+    """And not when their lease runs out, in a quarter of an hour; those of the living stay."""
+    store = f"sqlite:///{tmp_path}/b.db"
+    command = [sys.executable, "-c", HOLDING, store]
+    with Meter(store, budgets=["3 calls"]) as meter:
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        try:
+            for process in running:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "held\n"
+            assert meter.sweep() == 0
+            dead, alive = running
+            dead.kill()
+            began = time.monotonic()
+            while not entries(meter):  # whoever makes calls looks once a second
+                meter.reserve(meter.plan("chat", "m", RequestBound(1, output_limit=0))).release()
+                assert time.monotonic() - began < 10
+                time.sleep(0.05)
+            took = time.monotonic() - began
+            assert took < 5, took
+            (entry,) = entries(meter)
+            assert (entry.status, entry.flags) == ("assumed", "process_died")
+            assert holds(meter) == 1
+            assert meter.sweep() == 0
+            assert (meter.spend()[0].spent, meter.spend()[0].held) == (1, 1)
+            alive.kill()
+            alive.wait()
+            assert meter.sweep() == 1
+            assert_sound(meter)
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+
+
+def test_whose_a_hold_is() -> None:
+    mine = this_process()
+    assert not has_died(mine)
+    assert this_process() == mine
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    first, second, _pid, *_ = mine.split(" ")
+    name = f"{first} {second} {child.pid} {_started(child.pid)}"
+    assert not has_died(name)
+    assert has_died(f"{first} {second} {child.pid} 1")  # the number was given to another since
+    assert not has_died(f"elsewhere {second} {child.pid} 1")  # nobody here can know
+    assert not has_died("")
+    child.kill()
+    deadline = time.monotonic() + 10
+    while not has_died(name):  # also as long as nobody has waited for it
+        assert time.monotonic() < deadline
+    child.wait()
+    assert has_died(name)

@@ -354,7 +354,9 @@ def test_an_exhausted_budget_is_402_and_reaches_no_provider(tmp_path: Path) -> N
 def test_a_busy_budget_is_429_until_the_call_ends(tmp_path: Path) -> None:
     with (
         Sandbox(latency=1.0) as sandbox,
-        Gateway(tmp_path, sandbox, budgets=["1 calls per session", "5 calls/day per user"]) as gateway,
+        Gateway(
+            tmp_path, sandbox, budgets=["1 calls per session", "5 calls/day per user"], top="wait = 0"
+        ) as gateway,
     ):
         http = gateway.http(gateway.key(), **{"X-End-User-Id": "u"})
         sandbox.fault("status", status=400)  # it will be given back
@@ -370,6 +372,31 @@ def test_a_busy_budget_is_429_until_the_call_ends(tmp_path: Path) -> None:
         assert busy.headers["retry-after"] == "1"
         assert busy.headers["x-should-retry"] == "true"
         assert http.post("/chat/completions", json=HELLO).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_busy_budget_is_waited_for_as_long_as_the_client_waits(tmp_path: Path, stream: bool) -> None:
+    with (
+        Sandbox(latency=1.5) as sandbox,
+        Gateway(tmp_path, sandbox, budgets=["1 calls per session", "5 calls/day per user"]) as gateway,
+    ):
+        http = gateway.http(gateway.key(), **{"X-End-User-Id": "u"})
+        sandbox.fault("status", status=400)  # it will be given back
+        first = threading.Thread(target=lambda: http.post("/chat/completions", json=HELLO))
+        first.start()
+        while not sandbox.requests:
+            time.sleep(0.01)
+        body = {**HELLO, "stream": stream}
+        with pytest.raises(httpx.ReadTimeout):  # who hangs up leaves nothing behind
+            gateway.http(gateway.key(), **{"X-End-User-Id": "u"}).post(
+                "/chat/completions", json=body, timeout=0.4
+            )
+        assert http.post("/chat/completions", json=body).status_code == 200
+        first.join()
+        assert sandbox.requests == 2
+        with gateway.meter() as meter:
+            assert [e.status for e in entries(meter)] == ["failed", "settled"]
+            assert_sound(meter)
 
 
 @pytest.mark.parametrize(

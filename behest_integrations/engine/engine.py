@@ -35,6 +35,7 @@ from .holds import Hold
 from .layers import take_offer
 from .notices import Notices
 from .outcomes import Outcome
+from .owners import has_died, this_process
 from .plan import Outer, Plan
 from .planning import Planner, when
 from .steps import Steps, arun, in_line, run
@@ -252,10 +253,11 @@ class Engine:
 
     def _reserve_work(self, ask: _Asking) -> Work[Reserved | Refused]:
         call_id, plan, claims, now, sweep, swept, waiting, replaces, place = ask
+        owner = this_process()
 
         def work(rows: Rows) -> Reserved | Refused:
             if sweep:
-                expire(rows, now=now, book=self.on_unknown != "release")
+                expire(rows, now=now, book=self.on_unknown != "release", has_died=has_died)
                 self._planner.lessons.recall(rows.lessons())
             return reserve(
                 rows,
@@ -269,6 +271,7 @@ class Engine:
                 count_busy=not waiting,
                 replaces=replaces.id if replaces is not None else None,
                 sharing=place.behind if place is not None else 0,
+                owner=owner,
             )
 
         return work
@@ -362,7 +365,9 @@ class Engine:
         while True:
             now = self._clock()
             ended = self._ledger.submit(
-                lambda rows, now=now: expire(rows, now=now, book=self.on_unknown != "release")  # type: ignore[misc]
+                lambda rows, now=now: expire(  # type: ignore[misc]
+                    rows, now=now, book=self.on_unknown != "release", has_died=has_died
+                )
             )
             total += len(ended)
             if not ended:

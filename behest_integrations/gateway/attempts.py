@@ -39,6 +39,8 @@ _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 10.0
 """Seconds: a provider that asks for a longer pause is given up, or left for a fallback."""
 _MOST_ERROR = 64 * 1024
+_SOON = 0.1
+"""Seconds of waiting for a busy budget, after which the client's hanging up is listened for."""
 # In the answers of a provider these speak of the gateway's own account, not of its caller's.
 _OURS = {401: "refused the gateway's key", 402: "refused the gateway's account", 403: "refused the gateway"}
 
@@ -156,7 +158,7 @@ class Attempts:
             )
 
         exchange = await anyio.to_thread.run_sync(plan) if job.large else plan()
-        hold = await self._meter.areserve(exchange.plan)
+        hold = await self._reserve(job, exchange)
         sent = False
         try:
             standing = self._meter.standing(hold)
@@ -184,6 +186,34 @@ class Attempts:
             return Answer(response, exchange, hold)
         await hold.aend(outcome)
         raise await _refused(provider.name, response, repeated=provider.settings.retries > 0)
+
+    async def _reserve(self, job: Job, exchange: Exchange) -> Hold:
+        """Hold the call's worst case. A busy budget is waited for, as long as the client waits.
+
+        Raises:
+            Problem: the client has hung up meanwhile.
+            BehestError: the call was refused.
+        """
+        if job.body.get("stream"):  # whose hanging up is heard all the time
+            return await self._meter.areserve(exchange.plan)
+        listening: list[asyncio.Task[None]] = []
+        with anyio.CancelScope() as hung_up:
+
+            async def hear() -> None:
+                while (await job.receive())["type"] != "http.disconnect":
+                    pass
+                hung_up.cancel()
+
+            # Nearly always there is room, and nothing to listen for.
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(_SOON, lambda: listening.append(loop.create_task(hear())))
+            try:
+                return await self._meter.areserve(exchange.plan)
+            finally:
+                timer.cancel()
+                for task in listening:
+                    task.cancel()
+        raise Problem(499, "The client hung up before there was room in its budget.", retry=False)
 
 
 async def read_at_most(response: aiohttp.ClientResponse, most: int) -> bytes:

@@ -12,7 +12,7 @@ Over 500 lines, so that all that may be done to the books is read in one place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -84,12 +84,14 @@ class HoldRecord:
     Attributes:
         bookings: (bucket id, unit, amount, rolling slot length in ms or 0).
         call: the fields of the entry that are known before the call.
+        owner: names the process that will end it.
     """
 
     id: str
     expires: int
     bookings: list[tuple[int, str, int, int]]
     call: dict[str, Any]
+    owner: str = ""
 
 
 @dataclass(slots=True)
@@ -222,6 +224,12 @@ class Rows(Protocol):
 
     def expired_holds(self, now: int, most: int) -> list[str]:
         """At most so many ids of holds whose time is up, the longest over first."""
+
+    def owners(self) -> Iterable[str]:
+        """The processes that have holds; none where no process outlives the store."""
+
+    def holds_of(self, owner: str, most: int) -> list[str]:
+        """At most so many ids of holds of a process."""
 
     def add_entry(self, entry: Entry) -> None: ...
     def last_entry(self, call_id: str) -> Entry | None:
@@ -372,6 +380,7 @@ def reserve(
     count_busy: bool = True,
     replaces: str | None = None,
     sharing: int = 0,
+    owner: str = "",
 ) -> Reserved | Refused:
     """Hold the worst case in every bucket, or refuse and say which said no.
 
@@ -381,6 +390,7 @@ def reserve(
             answer, and so counted, or will be tried again.
         sharing: how many others wait for the same room: where the output must be lowered to fit,
             the first does not take all that is left.
+        owner: names the process that will end the hold.
     """
     if replaces is not None:
         cancel(rows, call_id=replaces)
@@ -426,7 +436,7 @@ def reserve(
     record = {**call, "started": now, "held": amounts, "output_limit": output if ask.want else None}
     if output < ask.want:
         record["lowered_from"] = ask.want
-    rows.add_hold(HoldRecord(call_id, now + lease, bookings, record))
+    rows.add_hold(HoldRecord(call_id, now + lease, bookings, record, owner))
     return Reserved(output, amounts, now + lease, tightest)
 
 
@@ -584,14 +594,22 @@ def cancel(rows: Rows, *, call_id: str) -> bool:
     return True
 
 
-def expire(rows: Rows, *, now: int, book: bool, most: int = 200) -> list[str]:
-    """End holds whose lease has run out; the call ids.
+def expire(
+    rows: Rows, *, now: int, book: bool, most: int = 200, has_died: Callable[[str], bool] | None = None
+) -> list[str]:
+    """End holds whose lease has run out, or whose process is gone; the call ids.
 
     Args:
         book: whether the worst case is booked (`assumed`), or nothing.
+        has_died: whether a process is known to be gone.
     """
     ids = rows.expired_holds(now, most)
-    for call_id in ids:
+    why = dict.fromkeys(ids, ("the lease ran out before the outcome was known", "expired"))
+    for owner in rows.owners() if has_died is not None else ():
+        if owner and has_died is not None and has_died(owner):
+            for call_id in rows.holds_of(owner, most):
+                why.setdefault(call_id, ("its process ended before the outcome was known", "process_died"))
+    for call_id, (note, flag) in why.items():
         hold = rows.take_hold(call_id)
         if hold is None:
             continue
@@ -605,12 +623,12 @@ def expire(rows: Rows, *, now: int, book: bool, most: int = 200) -> list[str]:
             status="assumed",
             cost=cost,
             calls=amounts.get("calls", 0),
-            note="the lease ran out before the outcome was known",
-            flags="expired",
+            note=note,
+            flags=flag,
         )
         _end(rows, hold, entry, amounts, now)
         rows.add_entry(entry)
-    return ids
+    return list(why)
 
 
 def unknown(held: Mapping[str, int], *, book: bool) -> tuple[Mapping[str, int], dict[str, Any], int | None]:

@@ -18,7 +18,13 @@ def copy_into_database(books: Books) -> sa.Engine:
     engine = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     schema.metadata.create_all(engine)
     holds = [
-        {"id": h.id, "expires": h.expires, "bookings": encode(h.bookings), "call": encode(h.call)}
+        {
+            "id": h.id,
+            "expires": h.expires,
+            "bookings": encode(h.bookings),
+            "call": encode(h.call),
+            "owner": h.owner,
+        }
         for h in books.holds
     ]
     rows: list[tuple[sa.Table, list[dict[str, Any]]]] = [

@@ -103,6 +103,12 @@ class _MemoryRows:
         due = sorted((h.expires, h.id) for h in self.holds.values() if h.expires <= now)
         return [id for _, id in due[:most]]
 
+    def owners(self) -> Iterable[str]:
+        return ()
+
+    def holds_of(self, owner: str, most: int) -> list[str]:
+        return []
+
     def add_entry(self, entry: Entry) -> None:
         self.entries.append(entry)
         if not entry.reversal:

@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration."""
 
 metadata = MetaData()
@@ -72,6 +72,7 @@ holds = Table(
     Column("expires", BigInteger, nullable=False),
     Column("bookings", Text, nullable=False),
     Column("call", Text, nullable=False),
+    Column("owner", Text, nullable=False, server_default=""),
     # One tree instead of two, and no index on `expires`: each page that a call touches is
     # written to the log, and looking for expired holds walks only what is in flight.
     sqlite_with_rowid=False,

@@ -109,7 +109,8 @@ class SQLRows:
         if self._new_holds:
             holds = self._new_holds.values()
             self._write(
-                self._sql.add_hold, [(h.id, h.expires, encode(h.bookings), encode(h.call)) for h in holds]
+                self._sql.add_hold,
+                [(h.id, h.expires, encode(h.bookings), encode(h.call), h.owner) for h in holds],
             )
             self._own_holds.update(self._new_holds)
             self._new_holds.clear()
@@ -257,6 +258,14 @@ class SQLRows:
         self.flush()
         return [id for (id,) in self._run(self._sql.expired, (now,)).fetchmany(most)]
 
+    def owners(self) -> Iterable[str]:
+        self.flush()
+        return [owner for (owner,) in self._run(self._sql.owners)]
+
+    def holds_of(self, owner: str, most: int) -> list[str]:
+        self.flush()
+        return [id for (id,) in self._run(self._sql.holds_of, (owner,)).fetchmany(most)]
+
     def add_entry(self, entry: Entry) -> None:
         self._new_entries.append(entry)
 
@@ -317,8 +326,8 @@ def read_books(run: Callable[[str], Any], sql: Statements) -> Books:
     return Books(
         [Bucket(*row) for row in run(sql.all_buckets)],
         [
-            HoldRecord(id, expires, [tuple(b) for b in from_json(bookings)], from_json(call))
-            for id, expires, bookings, call in run(sql.all_holds)
+            HoldRecord(id, expires, [tuple(b) for b in from_json(bookings)], from_json(call), owner)
+            for id, expires, bookings, call, owner in run(sql.all_holds)
         ],
         [_entry(row) for row in run(sql.all_entries)],
         [dict(zip(names, row, strict=True)) for row in run(sql.all_refusals)],

@@ -63,12 +63,16 @@ class Statements:
             "budget", "scope", "after",
         )  # fmt: skip
         self.add_hold = compiled(
-            sa.insert(_h).values(id=_P("i"), expires=_P("x"), bookings=_P("b"), call=_P("c")),
-            "i", "x", "b", "c",
+            sa.insert(_h).values(
+                id=_P("i"), expires=_P("x"), bookings=_P("b"), call=_P("c"), owner=_P("o")
+            ),
+            "i", "x", "b", "c", "o",
         )  # fmt: skip
         self.take_hold = compiled(
             sa.delete(_h).where(_h.c.id == _P("i")).returning(_h.c.expires, _h.c.bookings, _h.c.call), "i"
         )
+        self.owners = compiled(sa.select(_h.c.owner).distinct())
+        self.holds_of = compiled(sa.select(_h.c.id).where(_h.c.owner == _P("o")), "o")
         self.drop_hold = compiled(sa.delete(_h).where(_h.c.id == _P("i")), "i")
         self.expired = compiled(
             sa.select(_h.c.id).where(_h.c.expires <= _P("now")).order_by(_h.c.expires), "now"
@@ -127,7 +131,7 @@ class Statements:
         self.keep_lesson = compiled(_upsert(kept, "server", "model"), *(f"v_{name}" for name in names))
         self.lessons = compiled(sa.select(_t))
         self.all_buckets = compiled(sa.select(_b).order_by(_b.c.id))
-        self.all_holds = compiled(sa.select(_h.c.id, _h.c.expires, _h.c.bookings, _h.c.call))
+        self.all_holds = compiled(sa.select(_h.c.id, _h.c.expires, _h.c.bookings, _h.c.call, _h.c.owner))
         self.all_entries = compiled(sa.select(*whole).order_by(_e.c.id))
         self.all_refusals = compiled(sa.select(_r.c.bucket, *(_r.c[n] for n in REFUSED), _r.c.count, _r.c.at))
         self.all_budgets = compiled(sa.select(_g.c.shape, _g.c.text, _g.c.zone, _g.c.seen))

@@ -103,6 +103,12 @@ class ToyRows:
             :most
         ]
 
+    def owners(self) -> set[str]:
+        return {h.owner for h in self.holds.values()}
+
+    def holds_of(self, owner: str, most: int) -> list[str]:
+        return [h.id for h in self.holds.values() if h.owner == owner][:most]
+
     def add_entry(self, entry: Entry) -> None:
         self.entries.append(entry)
 
