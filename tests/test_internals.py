@@ -40,6 +40,16 @@ def test_llama_index_keeps_an_events_id_in_a_local_variable() -> None:
     )
 
 
+def test_langchain_logs_what_a_handler_raises() -> None:
+    manager = pytest.importorskip("langchain_core.callbacks.manager")
+    from behest_integrations.integrations.langchain.quiet import FORMAT, LOGGER
+
+    assert manager.logger.name == LOGGER
+    assert f'"{FORMAT}"' in inspect.getsource(manager), (
+        f"{LOGGER} words it otherwise: integrations/langchain/quiet.py keeps no line back"
+    )
+
+
 def test_langchain_looks_methods_up_where_it_calls_them() -> None:
     """`langchain/twofold.py` tells by who looks a method up whether it is awaited."""
     manager = pytest.importorskip("langchain_core.callbacks.manager")

@@ -939,6 +939,21 @@ def test_a_tool_that_fails(sandbox: Sandbox) -> None:
         assert_sound(meter)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_refusal_is_told_once(
+    asynchronous: bool, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each parallel branch logged an "Error in BehestCallbackHandler" of its own."""
+    with Meter("memory://", budgets=["$0.0000001"]) as meter:
+        branches = RunnableParallel(**{f"b{i}": chat(sandbox, **SMALL) for i in range(5)})
+        with pytest.raises(BudgetExceeded, match=r"limit \$0.0000001"):
+            if asynchronous:
+                arun(branches.ainvoke(HELLO, {"callbacks": [meter.langchain()]}))
+            else:
+                branches.invoke(HELLO, {"callbacks": [meter.langchain()]})
+    assert [r.message for r in caplog.records if r.levelno >= 30 and r.name.startswith("langchain")] == []
+
+
 @tool
 def approved(q: str) -> str:
     """Ask somebody first."""

@@ -32,6 +32,7 @@ from ..kit.generation import Generation, Heard
 from ..kit.metered import METERED_BY
 from ..kit.runs import Runs
 from ..kit.settings import output_limit
+from .quiet import tell_refusals_once
 from .translate import Chunks, attribution_of, cached, hear, name_model, request_as_wire
 from .twofold import Twofold
 
@@ -100,6 +101,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
         self._run_tags = run_tags
         self._metadata_tags = tuple(metadata_tags)
         self._tool_prices = dict(tool_prices)
+        tell_refusals_once()
         self._runs = RUNS.of(engine)
         self._batches = _BATCHES.of(engine)
 
