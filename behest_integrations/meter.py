@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from .engine.contexts import bind
 from .engine.costs import CostScope
-from .engine.engine import OnStoreError, OnUnknown
+from .engine.engine import OnStoreError, OnUnknown, now_ms
 from .engine.living import register, revive
 from .engine.planning import Planner, as_budget, distinct
 from .engine.stages import StageScope
@@ -146,7 +145,7 @@ class Meter(Doors):
             on_unknown=unknown,
             on_store_error=store_error,
             on_threshold=on_threshold,
-            clock=clock or (lambda: int(time.time() * 1000)),
+            clock=clock or now_ms,
             allow_fields=given["allow_fields"],
             stream_usage=_one_of(stream_usage, (True, False), "stream_usage"),
         )

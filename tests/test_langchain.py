@@ -946,11 +946,13 @@ def test_a_refusal_is_told_once(
     """Each parallel branch logged an "Error in BehestCallbackHandler" of its own."""
     with Meter("memory://", budgets=["$0.0000001"]) as meter:
         branches = RunnableParallel(**{f"b{i}": chat(sandbox, **SMALL) for i in range(5)})
+        config: Any = {"callbacks": [meter.langchain()]}
+
+        def go() -> None:
+            arun(branches.ainvoke(HELLO, config)) if asynchronous else branches.invoke(HELLO, config)
+
         with pytest.raises(BudgetExceeded, match=r"limit \$0.0000001"):
-            if asynchronous:
-                arun(branches.ainvoke(HELLO, {"callbacks": [meter.langchain()]}))
-            else:
-                branches.invoke(HELLO, {"callbacks": [meter.langchain()]})
+            go()
     assert [r.message for r in caplog.records if r.levelno >= 30 and r.name.startswith("langchain")] == []
 
 

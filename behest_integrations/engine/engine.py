@@ -49,6 +49,11 @@ OnUnknown = Literal["assume", "estimate", "release"]
 OnStoreError = Literal["refuse", "allow"]
 
 
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
 class Engine:
     """Meters calls and holds them to budgets.
 
