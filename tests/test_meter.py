@@ -512,6 +512,25 @@ def test_what_the_ledger_has_otherwise_is_said_at_start(
         assert 'the ledger knows the budget "$9" as "$5", of another configuration' in record.getMessage()
 
 
+def test_a_hold_for_a_tier_that_may_not_be_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """gpt-4o is $2.50 and $10, in the priority tier more: https://platform.openai.com/docs/pricing"""
+    bound = RequestBound(100, output_limit=100)  # $0.00125 at its ordinary price
+    with Meter("memory://", budgets=["$0.0013"]) as meter:
+        for _ in range(2):
+            with pytest.raises(BudgetExceeded):
+                meter.reserve(meter.plan("chat", "gpt-4o", bound))
+        assert caplog.text.count("would have fitted at its ordinary price") == 1
+        assert 'Meter(service_tier="default")' in caplog.text
+        caplog.clear()
+        with pytest.raises(BudgetExceeded):
+            meter.reserve(meter.plan("chat", "gpt-4o", bound._replace(output_limit=200)))
+    with Meter("memory://", budgets=["$0.0013"], service_tier="default") as meter:
+        meter.reserve(meter.plan("chat", "gpt-4o", bound)).release()
+        with pytest.raises(BudgetExceeded):
+            meter.reserve(meter.plan("chat", "gpt-4o", bound._replace(output_limit=200)))
+    assert "ordinary price" not in caplog.text
+
+
 # ── thresholds ─────────────────────────────────────────────────────────────────────────
 
 

@@ -242,6 +242,7 @@ class Engine:
                     assert place is not None
                     assert deadline is not None
                     sweep = False
+                    self._say_tier(result, plan)
                     deadline = yield from in_line(place, deadline)
                 now = self._clock()
         finally:
@@ -287,12 +288,31 @@ class Engine:
         return None if tightest is None else self._planner.balance(hold.plan.budgets, tightest)
 
     def _exceeded(self, refused: Refused, plan: Plan) -> BudgetExceeded:
+        self._say_tier(refused, plan)
         there = Standing(refused.claim, refused.limit, refused.spent, refused.held)
         balance = self._planner.balance(plan.budgets, there)
         short = Shortfall(**vars(balance), asked=refused.asked, frees_at=when(refused.frees))
         error = BudgetExceeded(short, refused.reason, now=when(self._clock()))
         log.info("%s", error)
         return error
+
+    def _say_tier(self, refused: Refused, plan: Plan) -> None:
+        """Say once that a call would have fitted at the ordinary tier's price."""
+        if refused.claim.unit != "usd" or plan.pricing is None or plan.tier not in (None, "auto"):
+            return
+        dearest, ordinary = plan.pricing.over_ordinary()
+        if (
+            dearest > ordinary
+            and refused.spent + refused.held + refused.asked * ordinary // dearest <= refused.limit
+        ):
+            self.notices.once(
+                ("tier", plan.model),
+                "a call to %r waits, or is refused, that would have fitted at its ordinary price: it is held "
+                "at %.3g times that, since your project at the provider might be on the priority tier. If it is "
+                'not, say so: Meter(service_tier="default"), or service_tier = "default" in behest.toml.',
+                plan.model,
+                dearest / ordinary,
+            )
 
     # ── ending ─────────────────────────────────────────────────────────────────────────
 

@@ -100,12 +100,13 @@ class Plan:
         multiplier: what the price of its tokens is multiplied by; None: by nothing.
         search_context: the size that it pins, of a model that searches by itself.
         models: others that it has said may answer.
+        tier: the service tier that it pins, or that the meter was told; None: it may be any.
         sized: what its bill can teach, of a model whose tokenizer is not known.
     """
 
     __slots__ = (
         "allowance", "ask", "model", "models", "multiplier", "operation", "outer", "provider",
-        "search_context", "sends_limit", "shape", "sized",
+        "search_context", "sends_limit", "shape", "sized", "tier",
     )  # fmt: skip
 
     def __init__(
@@ -122,7 +123,9 @@ class Plan:
         search_context: str | None = None,
         sized: Sized | None = None,
         models: tuple[str, ...] = (),
+        tier: str | None = None,
     ) -> None:
+        self.tier = tier
         self.models = models
         self.multiplier = multiplier
         self.search_context = search_context

@@ -228,6 +228,7 @@ class Planner:
             bound.search_context,
             sized,
             bound.models,
+            bound.service_tier or self._service_tier,
         )
 
     def _cost(

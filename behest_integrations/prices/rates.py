@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import NamedTuple
 
 from ..rules.errors import ConfigError, UnknownPrice
@@ -436,6 +437,14 @@ class ModelPricing:
             return request + input_tokens * per_input, per_output
         over, under = multiplier
         return request - (-input_tokens * per_input * over // under), -(-per_output * over // under)
+
+    def over_ordinary(self) -> tuple[int, int]:
+        """How much dearer the dearest tier that a call may fall in is than the ordinary one, at most: a
+        numerator and a denominator."""
+        keys: tuple[tuple[str | None, bool, bool], ...] = ((None, False, False), ("default", False, False))
+        dearest, ordinary = (self._ceilings.get(key) or self._ceiling(key) for key in keys)
+        pairs = ((dearest[1], ordinary[1]), (dearest[2], ordinary[2]))
+        return min(((d, o) for d, o in pairs if o), key=lambda pair: Fraction(*pair), default=(1, 1))
 
     def _ceiling(self, key: tuple[str | None, bool, bool]) -> _Ceiling:
         """The dearest of all that could apply, from each length of the prompt on."""
