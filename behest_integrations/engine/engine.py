@@ -308,8 +308,8 @@ class Engine:
             self.notices.once(
                 ("tier", plan.model),
                 "a call to %r waits, or is refused, that would have fitted at its ordinary price: it is held "
-                "at %.3g times that, since your project at the provider might be on the priority tier. If it is "
-                'not, say so: Meter(service_tier="default"), or service_tier = "default" in behest.toml.',
+                "at %.3g times that, since your project at the provider might be on the priority tier. If it "
+                'is not, say so: Meter(service_tier="default"), or service_tier = "default" in behest.toml.',
                 plan.model,
                 dearest / ordinary,
             )
