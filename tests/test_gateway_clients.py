@@ -137,7 +137,7 @@ def test_a_rate_is_a_rate_limit_error_that_says_when(there: There) -> None:
 def test_a_busy_budget_is_waited_for_by_the_client_itself(tmp_path: Path) -> None:
     with (
         Sandbox(latency=0.7) as sandbox,
-        Gateway(tmp_path, sandbox, budgets=["1 calls per session"]) as gateway,
+        Gateway(tmp_path, sandbox, budgets=["1 calls per session"], top="wait = 0") as gateway,
     ):
         client = OpenAI(base_url=gateway.base_url, api_key=gateway.key())
         sandbox.fault("status", status=400)
