@@ -46,7 +46,7 @@ class Passing:
     @property
     def drainable(self) -> bool:
         """Whether reading on costs nothing: all is generated (and billed), its usage is not in."""
-        if self.over:
+        if self.over or self._reader.done:
             return False
         return self.reader is None or (self.exchange.generated and not self.exchange.reply.final_usage)
 

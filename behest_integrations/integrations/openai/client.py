@@ -268,7 +268,7 @@ class _MeteredSync(Metered):
             response = send(request, stream=stream, **kwargs)
             again = call.again(request, response)  # type: ignore[union-attr]
             if again is not None:
-                response.close()
+                response.read()
                 response = send(again, stream=stream, **kwargs)
                 call.again(again, response)  # type: ignore[union-attr]
         except BaseException as error:
@@ -308,7 +308,7 @@ class _MeteredAsync(Metered):
             response = await send(request, stream=stream, **kwargs)
             again = call.again(request, response)  # type: ignore[union-attr]
             if again is not None:
-                await response.aclose()
+                await response.aread()
                 response = await send(again, stream=stream, **kwargs)
                 call.again(again, response)  # type: ignore[union-attr]
         except BaseException as error:
