@@ -351,8 +351,9 @@ class Meter(Doors):
 
     def _say_changed(self) -> None:
         """Say where the ledger has it otherwise than this meter's configuration."""
-        known = self._ledger.known_budgets()
-        overrides = self._ledger.submit(lambda rows: dict(rows.overrides()))
+        overrides, known = self._ledger.submit(
+            lambda rows: (dict(rows.overrides()), {b.shape: b.text for b in rows.known_budgets()})
+        )
         for budget in self._planner.budgets:
             shape = budget.shape
             if shape in overrides and overrides[shape] is None:

@@ -31,7 +31,7 @@ from ..wire import (
     without_stream_usage,
 )
 from ..wire.replies import parse_json
-from ..wire.tokens import bound_tokens, estimate_tokens
+from ..wire.tokens import estimate_tokens
 
 _NEWER_FIELD = ("openai", "azure")
 """Providers that take an output limit as `max_completion_tokens`; others read `max_tokens`."""
@@ -94,13 +94,12 @@ class Exchange:
             where=where,
         )
         self.hold: Hold | None = None
-        self._hide_usage = False
-        self._untold = False
-        """Whether the reply will tell no usage, because it was not asked to."""
         self._new_reply()
 
     def _new_reply(self) -> None:
-        self._hide_usage = self._untold = False
+        self._hide_usage = False
+        self._untold = False
+        """Whether the reply will tell no usage, because it was not asked to."""
         self.reply = Reply(keep_text=self.engine.on_unknown == "estimate", choices=self._bound.choices)
 
     def reserved(self, hold: Hold) -> dict[str, Any]:
@@ -220,12 +219,10 @@ class Exchange:
         return judge(evidence, estimate=self.engine.on_unknown == "estimate")
 
     def _counted(self) -> Usage:
-        ask, text = self.plan.ask, "".join(self.reply.text)
-        inputs = max(0, ask.needs["input_tokens"].amount(0) - self._bound.slack)
+        plan, text, slack = self.plan, "".join(self.reply.text), self._bound.slack
         if self.engine.on_unknown == "estimate":
-            return Usage(inputs, estimate_tokens(text, self.plan.model))
-        most = ask.needs["output_tokens"].amount(ask.want)
-        return Usage(inputs, min(most, bound_tokens(text, self.plan.model)))
+            return Usage(plan.counted_input(slack), estimate_tokens(text, plan.model))
+        return plan.counted(text, slack)
 
 
 def unasked(content: bytes) -> bytes:

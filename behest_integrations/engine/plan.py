@@ -12,7 +12,9 @@ from ..rules.attribution import Attribution
 from ..rules.budgets import Budget
 from ..rules.errors import ConfigError
 from ..rules.units import Unit, unit_of
+from ..rules.usage import Usage
 from ..wire.sizes import Size
+from ..wire.tokens import bound_tokens
 from .stages import Stage
 
 TOOL = "tool"
@@ -138,6 +140,21 @@ class Plan:
         self.allowance = allowance
         self.sends_limit = sends_limit
         self.outer = outer
+
+    def counted(self, text: str, slack: int) -> Usage:
+        """What an answer of this text consumed, from above: the tokenizer's count or the bytes, and never
+        more than was reserved.
+
+        Args:
+            slack: how much of the input's bound is caution about what surrounds the texts.
+        """
+        most = self.ask.needs["output_tokens"].amount(self.ask.want)
+        output = min(most, bound_tokens(text, self.model)) if text else 0
+        return Usage(self.counted_input(slack), output)
+
+    def counted_input(self, slack: int) -> int:
+        """The tokens of the request, as we count them."""
+        return max(0, self.ask.needs["input_tokens"].amount(0) - slack)
 
     @property
     def who(self) -> Attribution:

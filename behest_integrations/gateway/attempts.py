@@ -200,8 +200,7 @@ class Attempts:
         with anyio.CancelScope() as hung_up:
 
             async def hear() -> None:
-                while (await job.receive())["type"] != "http.disconnect":
-                    pass
+                await hanging_up(job.receive)
                 hung_up.cancel()
 
             # Nearly always there is room, and nothing to listen for.
@@ -214,6 +213,12 @@ class Attempts:
                 for task in listening:
                     task.cancel()
         raise Problem(499, "The client hung up before there was room in its budget.", retry=False)
+
+
+async def hanging_up(receive: Receive) -> None:
+    """Until the client hangs up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def read_at_most(response: aiohttp.ClientResponse, most: int) -> bytes:

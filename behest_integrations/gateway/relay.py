@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from ..calls.passing import Passing
 from ..engine.holds import Hold
 from ..meter import Meter
-from .attempts import Answer, Attempts, Job, read_at_most
+from .attempts import Answer, Attempts, Job, hanging_up, read_at_most
 from .bodies import Bodies, Held, parse
 from .callers import Caller, Gate
 from .metrics import Metrics
@@ -244,8 +244,7 @@ def _hearing(job: Job, receive: Receive, hung_up: anyio.CancelScope, patience: f
     """
 
     async def hear() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await hanging_up(receive)
         if not job.answered:  # servers say the same of a response that is complete
             hung_up.cancel()
 

@@ -341,10 +341,6 @@ class Ledger(ABC):
 
         self.submit(write)
 
-    def known_budgets(self) -> dict[str, str]:
-        """The budgets that were in force when a meter was last made: their texts, by shape."""
-        return self.submit(lambda rows: {b.shape: b.text for b in rows.known_budgets()})
-
     def _write_for_loops(self) -> None:
         while self._queue:
             with self._alone():

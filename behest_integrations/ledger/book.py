@@ -595,7 +595,12 @@ def cancel(rows: Rows, *, call_id: str) -> bool:
 
 
 def expire(
-    rows: Rows, *, now: int, book: bool, most: int = 200, has_died: Callable[[str], bool] | None = None
+    rows: Rows,
+    *,
+    now: int,
+    book: bool,
+    most: int = 200,
+    has_died: Callable[[str], bool] = lambda owner: False,
 ) -> list[str]:
     """End holds whose lease has run out, or whose process is gone; the call ids.
 
@@ -605,8 +610,8 @@ def expire(
     """
     ids = rows.expired_holds(now, most)
     why = dict.fromkeys(ids, ("the lease ran out before the outcome was known", "expired"))
-    for owner in rows.owners() if has_died is not None else ():
-        if owner and has_died is not None and has_died(owner):
+    for owner in rows.owners():
+        if owner and has_died(owner):
             for call_id in rows.holds_of(owner, most):
                 why.setdefault(call_id, ("its process ended before the outcome was known", "process_died"))
     for call_id, (note, flag) in why.items():

@@ -142,16 +142,14 @@ lessons = Table(
     metadata,
     Column("server", Text, primary_key=True),
     Column("model", Text, primary_key=True),
-    Column("request", BigInteger, nullable=False),
-    Column("message", BigInteger, nullable=False),
-    Column("tool", BigInteger, nullable=False),
-    Column("kilobyte", BigInteger, nullable=False),
-    Column("distrusted", BigInteger, nullable=False),
-    Column("seen_tokens", BigInteger, nullable=False),
-    Column("seen_systems", BigInteger, nullable=False),
-    Column("seen_users", BigInteger, nullable=False),
-    Column("seen_assistants", BigInteger, nullable=False),
-)
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in (
+            "request", "message", "tool", "kilobyte", "distrusted",
+            "seen_tokens", "seen_systems", "seen_users", "seen_assistants",
+        )
+    ),
+)  # fmt: skip
 
 api_keys = Table(
     "api_keys",

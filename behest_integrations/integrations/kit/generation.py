@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...engine.engine import Engine
@@ -20,7 +21,6 @@ from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import Usage
 from ...wire import RequestBound, bound_request
 from ...wire.fields import CONTAINERS
-from ...wire.tokens import bound_tokens
 from .settings import LIMIT_NAMES
 
 # Asked to think, any model may do so in tokens that are billed and not shown.
@@ -169,13 +169,7 @@ class Generation:
         error: BaseException | None = None,
     ) -> Outcome:
         has_output = self.bound.output_limit != 0
-
-        def counting() -> Usage:
-            """From above: the tokenizer's count or the bytes, and never more than was reserved."""
-            most = self.plan.ask.needs["output_tokens"].amount(self.plan.ask.want)
-            output = min(most, bound_tokens(heard.text, self.plan.model)) if heard.text else 0
-            return Usage(self._input, output)
-
+        slack = self.bound.slack
         evidence = Evidence(
             usage=heard.usage,
             counted=heard.counted,
@@ -183,10 +177,10 @@ class Generation:
             error=error,
             note=note,
             flag=flag,
-            counting=counting if heard.text or not has_output else None,
+            counting=partial(self.plan.counted, heard.text, slack) if heard.text or not has_output else None,
             shows_all=not self._thinks and self._shows_all(),
             may_count=True,
-            input_tokens=self._input,
+            input_tokens=self.plan.counted_input(slack),
             has_output=has_output,
             model=heard.model,
             service_tier=heard.service_tier,
@@ -197,11 +191,6 @@ class Generation:
     def _shows_all(self) -> bool:
         """Whether all that this model is billed for as output is seen by us."""
         return self.engine.pricing.shows_all_it_writes(self.plan.model, self.plan.provider)
-
-    @property
-    def _input(self) -> int:
-        """The tokens of the request, as we count them."""
-        return max(0, self.plan.ask.needs["input_tokens"].amount(0) - self.bound.slack)
 
 
 def _lowered(values: Mapping[str, Any], names: set[str], limit: int) -> dict[str, Any]:

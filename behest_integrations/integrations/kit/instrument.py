@@ -10,7 +10,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, TypeVar
 
-from .threads import carrying_threads
 from .undo import Undo
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,6 +45,8 @@ def instrumented(methods: Iterable[tuple[str, Callable[[], Undo]]]) -> Undo:
 
     Threads and pools take sessions and stages along by themselves meanwhile.
     """
+    from .threads import carrying_threads  # here: it takes pools' modules with it
+
     begun: list[Undo] = [carrying_threads()]
     waiting: dict[str, list[Callable[[], Undo]]] = {}
     for module, method in methods:
