@@ -65,7 +65,7 @@ def spend(meter: Meter, tokens: int = 1000) -> None:
 
 
 def test_what_is_held_counts_until_the_truth_is_known(store: str) -> None:
-    with Meter(store, budgets=["$0.003"], prices=PRICES) as meter:
+    with Meter(store, budgets=["$0.003"], prices=PRICES, wait=0) as meter:
         first, _second = hold(meter), hold(meter)
         with pytest.raises(BudgetExceeded) as caught:
             hold(meter, 1001)

