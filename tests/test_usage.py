@@ -175,6 +175,16 @@ TABLE: list[tuple[str, dict[str, Any], Usage | None]] = [
         Usage(350, 240, 100, reasoning_tokens=200),
     ),
     # Numbers are numbers however they are written; what cannot be one is no usage.
+    # xAI: as many thoughts as cached tokens, by chance.
+    (
+        "https://docs.x.ai/docs/guides/reasoning",
+        {
+            "prompt_tokens": 71, "completion_tokens": 2, "total_tokens": 79,
+            "prompt_tokens_details": {"cached_tokens": 6},
+            "completion_tokens_details": {"reasoning_tokens": 6},
+        },
+        Usage(71, 8, 6, reasoning_tokens=6),
+    ),
     (OPENAI, {"prompt_tokens": 100.0, "completion_tokens": "7", "total_tokens": "107.0"}, Usage(100, 7)),
     (OPENAI, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, None),
     (OPENAI, {"prompt_tokens": 5, "completion_tokens": -1, "total_tokens": 4}, None),

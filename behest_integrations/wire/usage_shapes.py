@@ -464,7 +464,8 @@ class _Reader:
         hour = _first(said, self._written_1h) or 0
         # The parts by lifetime may come in the place of the whole, or be less than it.
         written = max(_first(said, self._written) or 0, hour + (_first(said, self._written_5m) or 0))
-        if self._is_beside(prompt, cached + written, total - prompt - output):
+        thought = _first(said, self._reasoning) or 0
+        if self._is_beside(prompt, cached + written, total - prompt - output, thought):
             prompt += cached + written
         # What is billed and in the total alone, as some endpoints' thoughts are, is output.
         output = max(output, total - prompt)
@@ -477,21 +478,25 @@ class _Reader:
             output_tokens=output,
             cached_input_tokens=cached,
             cache_write_tokens=written,
-            reasoning_tokens=min(_first(said, self._reasoning) or 0, output),
+            reasoning_tokens=min(thought, output),
             input_audio_tokens=min(_first(said, self._input_audio) or 0, prompt),
             output_audio_tokens=min(_first(said, self._output_audio) or 0, output),
             cache_write_1h_tokens=min(hour, written),
         )
 
-    def _is_beside(self, prompt: int, cache: int, more: int) -> bool:
+    def _is_beside(self, prompt: int, cache: int, more: int, thought: int) -> bool:
         """Whether what was read from and written to a cache is not in `prompt`.
 
         Args:
-            more: what the total has more than input and output: the cache then, and not output.
+            more: what the total has more than input and output: the cache then, or thoughts.
+            thought: as many as `more` (and by chance as many as the cache), they are what it is:
+                the cache is within by the provider's word.
         """
         if not cache or self.cache == "beside":
             return cache > 0
-        return more == cache or (self.cache == "by total" and (more > cache or cache > prompt))
+        if self.cache == "by total":
+            return more >= cache or cache > prompt
+        return more == cache and more != thought
 
 
 @lru_cache(maxsize=256)
