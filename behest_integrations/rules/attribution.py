@@ -13,7 +13,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, TypeVar
 
@@ -84,12 +84,13 @@ class Attribution:
             return self
         if self is NOBODY:
             return other
-        merged = {
-            f.name: getattr(self, f.name) if getattr(self, f.name) is not None else getattr(other, f.name)
-            for f in fields(self)
-            if f.name != "tags"
-        }
-        return Attribution(**merged, tags={**other.tags, **self.tags})
+        return Attribution(
+            self.session_id if self.session_id is not None else other.session_id,
+            self.user_id if self.user_id is not None else other.user_id,
+            self.project if self.project is not None else other.project,
+            self.tenant if self.tenant is not None else other.tenant,
+            {**other.tags, **self.tags},
+        )
 
 
 NOBODY = Attribution()

@@ -24,7 +24,9 @@ from ...wire.fields import CONTAINERS
 from .settings import LIMIT_NAMES
 
 # Asked to think, any model may do so in tokens that are billed and not shown.
-_THINKING_ASKED = ("reasoning", "reasoning_effort", "thinking", "thinking_budget", "thinking_level")
+_THINKING_ASKED = frozenset(
+    {"reasoning", "reasoning_effort", "thinking", "thinking_budget", "thinking_level"}
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Generation:
         self.bound = _bound(engine, operation, request, provider, can_limit=can_limit, choices=choices)
         if input_tokens is not None:
             self.bound = self.bound._replace(input_tokens=input_tokens, slack=0)
-        self._thinks = any(request.get(name) for name in _THINKING_ASKED)
+        self._thinks = any(map(request.get, _THINKING_ASKED.intersection(request)))
         self.plan: Plan = engine.plan(
             operation,
             str(request.get("model") or ""),

@@ -8,7 +8,7 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index_instrumentation.dispatcher import active_instrument_tags
 
-from ...rules.attribution import Attribution
+from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import Usage, believable
 from ...wire.usage_shapes import as_mapping, find_usage, read_usage
 from ..kit.generation import Heard
@@ -99,6 +99,8 @@ def attribution() -> Attribution:
         ConfigError: something there cannot be an id.
     """
     tags = active_instrument_tags.get()
+    if not tags:
+        return NOBODY
     ids = {name: str(value) for name, value in tags.items() if value not in (None, "")}
     return Attribution(
         session_id=ids.get("session_id"),
