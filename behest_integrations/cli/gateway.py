@@ -60,20 +60,124 @@ def keys() -> None:
     show_default=True,
     help="Whether it may speak for any end user (X-End-User-Id, and tokens for them).",
 )
+@click.option("--prefix", help="How it begins: behest_sk_live_ (default) or bh_live_.")
+@click.option("--days", type=float, help="How long it lives. Default: until it is revoked.")
+@click.option("--model", "models", multiple=True, help="What it may call alone, e.g. 'gpt-4o*'; repeatable.")
+@click.option("--address", "addresses", multiple=True, help="From where alone, e.g. 10.0.0.0/8; repeatable.")
+@click.option(
+    "--budget", "budgets", multiple=True, help="What it is held to besides, e.g. '$5/day'; repeatable."
+)
 def create(
-    store: str | None, tenant: str, project: str, tier: str | None, name: str, end_users: bool
+    store: str | None,
+    tenant: str,
+    project: str,
+    tier: str | None,
+    name: str,
+    end_users: bool,
+    prefix: str | None,
+    days: float | None,
+    models: tuple[str, ...],
+    addresses: tuple[str, ...],
+    budgets: tuple[str, ...],
 ) -> None:
     """Make a key. It is shown once: the ledger has its hash alone."""
-    from ..gateway.keys import KeyStore
+    from ..gateway.keys import PREFIX, KeyStore
     from ..gateway.settings import GatewaySettings
 
     known = GatewaySettings.of(stores.config().gateway).tier_texts
     if tier is not None and tier not in known:
         raise ConfigError(f"the tier {tier!r} is not known{say_near(tier, known)}; known: {', '.join(known)}")
-    made = KeyStore(stores.make(store))
-    key, text = made.create(tenant=tenant, project=project, tier=tier, end_users=end_users, name=name)
+    key, text = KeyStore(stores.make(store)).create(
+        tenant=tenant,
+        project=project,
+        tier=tier,
+        end_users=end_users,
+        name=name,
+        prefix=prefix or PREFIX,
+        seconds=days * 86_400 if days is not None else None,
+        models=models or None,
+        addresses=addresses or None,
+        budgets=budgets,
+    )
     click.echo(f"Key {key.id}, for project {key.project} of {key.tenant}. It is shown this once:", err=True)
     click.echo(text)
+
+
+@keys.command("rotate")
+@store_option
+@click.argument("id")
+@click.option("--hours", default=24.0, show_default=True, help="How long the old one works beside it.")
+def rotate(store: str | None, id: str, hours: float) -> None:
+    """Make a key that may do what the key ID may, and let that one end. Its budgets go on."""
+    from ..gateway.keys import KeyStore, id_in
+
+    old = id_in(id) or id
+    key, text = KeyStore(stores.existing(store)).rotate(old, overlap=hours * 3600)
+    until = f"works for {hours:g} hours more" if hours else "has ended"
+    click.echo(f"Key {key.id} takes the place of {old}, which {until}. It is shown this once:", err=True)
+    click.echo(text)
+
+
+@keys.command("expire")
+@store_option
+@click.argument("id")
+@click.option("--hours", required=True, type=float, help="From now.")
+def expire(store: str | None, id: str, hours: float) -> None:
+    """Let the key ID end in some hours."""
+    from ..gateway.keys import KeyStore, id_in
+
+    key = KeyStore(stores.existing(store)).expire(id_in(id) or id, hours * 3600)
+    click.echo(f"Key {key.id} ends in {hours:g} hours.")
+
+
+@keys.command("add-signing")
+@store_option
+@click.option("--tenant", required=True, help="Whose users it signs for.")
+@click.option("--project", help="The only one that it signs for. Default: any of the tenant's.")
+@click.option("--kid", help="What its tokens name it by. Default: a new one.")
+@click.option("--name", default="", help="For people.")
+@click.argument("pem", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def add_signing(
+    store: str | None, tenant: str, project: str | None, kid: str | None, name: str, pem: Path
+) -> None:
+    """Believe tokens that a tenant signs itself (RS256). Of a private key the public half is kept."""
+    from ..gateway.keys import KeyStore
+
+    keys = KeyStore(stores.make(store))
+    key = keys.add_signing(pem.read_bytes(), tenant=tenant, project=project, kid=kid, name=name)
+    whose = f"project {key.project} of {key.tenant}" if key.project else key.tenant
+    click.echo(f"Tokens for users of {whose} are believed that name this key id (kid):", err=True)
+    click.echo(key.kid)
+
+
+@keys.command("list-signing")
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON; times in ms since 1970.")
+def list_signing(store: str | None, as_json: bool) -> None:
+    """All public keys with which tenants' tokens are checked."""
+    from ..gateway.keys import KeyStore
+
+    ledger = stores.find(store)
+    found = KeyStore(ledger).all_signing() if ledger is not None else []
+    if as_json:
+        click.echo(json.dumps([vars(key) for key in found], indent=2, ensure_ascii=False))
+        return
+    for key in found:
+        state = "revoked" if key.revoked is not None else "believed"
+        click.echo(f"{key.kid}  {key.tenant}/{key.project or '*'}  {state}  {key.name}".rstrip())
+    if not found:
+        click.echo("No signing keys yet: 'behest keys add-signing --tenant T key.pem' adds one.")
+
+
+@keys.command("revoke-signing")
+@store_option
+@click.argument("kid")
+def revoke_signing(store: str | None, kid: str) -> None:
+    """Believe no more what is signed with the key KID."""
+    from ..gateway.keys import KeyStore
+
+    KeyStore(stores.existing(store)).revoke_signing(kid)
+    click.echo(f"Signing key {kid} is revoked, and every token that it signed.")
 
 
 @keys.command("list")
@@ -106,4 +210,4 @@ def revoke(store: str | None, id: str) -> None:
 
     # Whoever gives the whole key means it, and it is said nowhere again.
     key = KeyStore(stores.existing(store)).revoke(id_in(id) or id)
-    click.echo(f"Key {key.id} is revoked. Gateways that run refuse it within 5 seconds.")
+    click.echo(f"Key {key.id} is revoked: gateways that run refuse it at once.")

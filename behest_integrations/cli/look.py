@@ -31,9 +31,20 @@ def key_table(keys: Iterable[Mapping[str, Any]]) -> Table:
             "any" if key["end_users"] else "none",
             Text(key["name"]),
             f"{made:%Y-%m-%d}",
-            Text("revoked", style="red") if key["revoked"] else Text("in use", style="green"),
+            _state(key),
         )
     return table
+
+
+def _state(key: Mapping[str, Any]) -> Text:
+    if key["revoked"]:
+        return Text("revoked", style="red")
+    if key["expires"] is None:
+        return Text("in use", style="green")
+    ends = datetime.fromtimestamp(key["expires"] / 1000, timezone.utc)
+    if ends <= datetime.now(timezone.utc):
+        return Text("expired", style="red")
+    return Text(f"in use until {ends:%Y-%m-%d %H:%M}Z", style="green")
 
 
 def price_facts(found: ModelPricing) -> Iterator[str]:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from ..meter import Meter
 from ..reports import Line, Report, report
 from ..rules.attribution import Attribution
-from ..rules.errors import ConfigError
+from ..rules.errors import ConfigError, UnknownPrice
 from ..rules.units import to_usd
 from .bodies import Bodies, parse
 from .callers import Caller, Gate
@@ -118,7 +118,7 @@ class Accounts:
         return JSON(billing.model_dump(mode="json", by_alias=True), headers=await self._budget(caller, user))
 
     async def _reader(self, request: Request, *known: str) -> Caller:
-        caller = await self._gate.admit(request.scope["headers"])
+        caller = await self._gate.admit(request.scope)
         caller.require("usage")
         given = [name for name, _value in request.query_params.multi_items()]
         for name in given:
@@ -133,7 +133,11 @@ class Accounts:
         if caller.admin:
             return asked
         if asked is not None and asked != caller.user:
-            raise Problem(403, "A token tells what its own user has spent.", param="user_id")
+            message = (
+                "A token tells what its own user has spent. Of other users an API key tells, or a token that "
+                "was minted with the role 'admin'."
+            )
+            raise Problem(403, message, param="user_id")
         return caller.user
 
     async def _report(
@@ -167,7 +171,7 @@ class Accounts:
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`: what routes name, and what their providers list."""
-        caller = await self._gate.admit(request.scope["headers"])
+        caller = await self._gate.admit(request.scope)
         listed = ModelList(data=await self._models())
         return JSON(listed.model_dump(mode="json"), headers=await self._budget(caller, caller.user))
 
@@ -197,11 +201,31 @@ class Accounts:
             self._listed = (time.monotonic() + _LIST_SECONDS, list(found.values()))
             return self._listed[1]
 
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/ID`: one of those, or one that a route takes and that has a price."""
+        caller = await self._gate.admit(request.scope)
+        id = request.path_params["id"]
+        found = next((model for model in await self._models() if model.id == id), None)
+        targets = self._routes.targets(id)
+        if found is None and targets and self._priced(id, targets[0].provider):
+            found = Model(id=id, owned_by=targets[0].provider.name)
+        if found is None:
+            message = f"No model {id!r}; GET /v1/models lists those there are."
+            raise Problem(404, message, code="model_not_found", param="model", retry=False)
+        return JSON(found.model_dump(mode="json"), headers=await self._budget(caller, caller.user))
+
+    def _priced(self, model: str, provider: Provider) -> bool:
+        try:
+            self._meter.planner.pricing.find(model, provider.prices)
+        except UnknownPrice:
+            return False
+        return True
+
     # ── tokens ─────────────────────────────────────────────────────────────────────────
 
     async def mint(self, request: Request) -> Response:
         """`POST /v1/auth/mint`: a token with which one user can call."""
-        caller = await self._gate.admit(request.scope["headers"])
+        caller = await self._gate.admit(request.scope)
         if not caller.may_mint or caller.tenant is None or caller.project is None:
             raise Problem(403, "Tokens are minted with an API key that may speak for end users.")
         with self._bodies.reading() as held:
@@ -210,10 +234,11 @@ class Accounts:
         longest = self._settings.tokens.max_ttl
         if asked.ttl > longest:
             raise Problem(400, f"ttl is at most {longest} seconds.", param="ttl")
-        tier = asked.tier or caller.tier
-        if asked.tier is not None and asked.tier not in self._settings.tier_texts:
-            raise Problem(400, f"The tier {asked.tier!r} is not known here.", param="tier")
-        if caller.tier is not None and tier != caller.tier:
+        try:
+            named = self._settings.tier_named(asked.tier)
+        except ConfigError as error:
+            raise Problem(400, str(error), param="tier") from None
+        if caller.tier is not None and named not in (None, caller.tier):
             raise Problem(403, f"This key mints tokens of the tier {caller.tier!r} alone.", param="tier")
         try:
             claims = Claims(
@@ -222,19 +247,29 @@ class Accounts:
                 user=Attribution(user_id=asked.user_id).user_id or "",
                 session=Attribution(session_id=asked.session_id or uuid.uuid4().hex).session_id,
                 role=asked.role,
-                tier=tier,
+                # As it was asked for: Behest's clients name tiers by number, and read the token.
+                tier=asked.tier if asked.tier is not None else caller.tier,
                 key=caller.key,
             )
             token, expires = self._tokens.mint(claims, asked.ttl)
         except ConfigError as error:
             raise Problem(400, str(error)) from None
         minted = MintedToken(
+            access_token=token,
+            jwt=token,
             token=token,
+            project_id=claims.project,
             session_id=claims.session or "",
             ttl=asked.ttl,
+            expires_in=asked.ttl,
             expires_at=datetime.fromtimestamp(expires, timezone.utc),
         )
         return JSON(minted.model_dump(mode="json"), headers={"Cache-Control": "no-store"})
+
+    async def published(self, request: Request) -> Response:
+        """`GET /.well-known/jwks.json`: the keys with which others can check our tokens."""
+        headers = {"Cache-Control": "public, max-age=300"}
+        return JSON({"keys": self._tokens.published()}, headers=headers)
 
 
 async def _ask(provider: Provider) -> list[Mapping[str, Any]]:

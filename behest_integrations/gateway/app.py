@@ -7,6 +7,7 @@ import logging
 import os
 import traceback
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -20,10 +21,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..meter import Meter
+from ..rules.budgets import Budget
 from ..rules.errors import BehestError, ConfigError, StoreError
 from . import openapi
 from .accounts import Accounts
-from .callers import Gate
+from .callers import Caller, Gate
 from .keys import KeyStore
 from .metrics import Metrics
 from .problems import JSON, Problem, problem_of
@@ -55,7 +57,7 @@ def create_app(meter: Meter, settings: GatewaySettings, *, keyless: bool = False
         if not keyless:
             raise
     tokens = Tokens(settings.tokens)
-    gate = Gate(settings, keys, tokens, keyless=keyless)
+    gate = Gate(settings, keys, tokens, keyless=keyless, budgets=partial(_add_budgets, meter))
     routes, metrics = Routes(settings), Metrics(meter)
     relay = Relay(meter, gate, routes, settings.limits, metrics)
     accounts = Accounts(meter, gate, routes, tokens, settings, relay.bodies)
@@ -92,9 +94,11 @@ def create_app(meter: Meter, settings: GatewaySettings, *, keyless: bool = False
         routes=[
             *(Route(f"/v1{path}", _Door(relay, name), methods=["POST"]) for name, path in PATHS.items()),
             Route("/v1/models", accounts.models),
+            Route("/v1/models/{id:path}", accounts.model),
             Route("/v1/usage", accounts.usage),
             Route("/v1/billing/usage", accounts.billing),
             Route("/v1/auth/mint", accounts.mint, methods=["POST"]),
+            Route("/.well-known/jwks.json", accounts.published),
             Route("/healthz", state.health),
             Route("/readyz", state.ready),
             Route("/metrics", state.metrics),
@@ -113,6 +117,14 @@ def gateway_meter(arguments: Mapping[str, Any], settings: GatewaySettings) -> Me
         ConfigError: something cannot be used as given.
     """
     return Meter(**{**arguments, "budgets": [*arguments.get("budgets", ()), *settings.tier_budgets()]})
+
+
+def _add_budgets(meter: Meter, budgets: list[Budget]) -> None:
+    """What a key's calls are held to besides, from its first one on."""
+    known = {budget.shape for budget in meter.planner.budgets}
+    for budget in budgets:
+        if budget.shape not in known:
+            meter.add_budget(budget)
 
 
 class _State:
@@ -176,7 +188,9 @@ class _Envelope:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), *ours]
+                caller: Caller | None = scope["state"].get("caller")
+                tier = [(b"x-tier", caller.tier.encode())] if caller is not None and caller.tier else []
+                message["headers"] = [*message.get("headers", ()), *ours, *tier]
             await send(message)
 
         try:

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import hashlib
+import ipaddress
 import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import anyio.to_thread
+from starlette.types import Scope
 
 from ..rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
+from ..rules.budgets import Budget
 from ..rules.errors import ConfigError
-from .keys import Key, KeyStore, id_in
+from .keys import KEY_TAG, Key, KeyStore, SigningKey, id_in, key_budgets
 from .problems import Problem
 from .settings import TIER_TAG, GatewaySettings
 from .tokens import SCOPES, Claims, InvalidToken, Tokens
 
 KEY_SECONDS = 5.0
-"""How long a key is believed before the store is asked again: how long a revoked one lives on."""
+"""How long a key is believed before the store is asked again, if it does not say that keys have changed."""
 _MOST_REMEMBERED = 10_000
 _LOCAL = re.compile(r"(localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?\Z")
 
 T = TypeVar("T")
+R = TypeVar("R", Key, SigningKey)
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -38,7 +43,10 @@ class Caller:
         key: the id of the API key, or of the one that minted the token.
         user, session: bound by a token: headers that say otherwise are refused.
         any_user: whether headers may name any end user.
+        any_session: whether they may name any session.
         admin: whether it may see what others of its project have spent.
+        models: patterns of what it may call; None: anything.
+        line: by which its key's own budgets find its calls.
     """
 
     tenant: str | None = None
@@ -51,6 +59,9 @@ class Caller:
     any_user: bool = False
     admin: bool = False
     may_mint: bool = False
+    any_session: bool = True
+    models: tuple[str, ...] | None = None
+    line: str | None = None
 
     def require(self, scope: str) -> None:
         """Raises a 403 if the caller's token is not for that."""
@@ -67,7 +78,7 @@ class Caller:
         """
         said = said_in(headers)
         return Attribution(
-            session_id=_bound(self.session, said.session_id, "X-Session-Id", self.session is None),
+            session_id=_bound(self.session, said.session_id, "X-Session-Id", self.any_session),
             user_id=_bound(self.user, said.user_id, "X-End-User-Id", self.any_user),
             project=self.project,
             tenant=self.tenant,
@@ -76,8 +87,17 @@ class Caller:
 
     @property
     def tags(self) -> dict[str, str]:
-        """By which the budgets of its tier find it."""
-        return {TIER_TAG: self.tier} if self.tier else {}
+        """By which the budgets of its tier, and of its key, find it."""
+        found = {TIER_TAG: self.tier} if self.tier else {}
+        if self.line is not None:
+            found[KEY_TAG] = self.line
+        return found
+
+    def may_call(self, model: str) -> None:
+        """Raises a 403 if the caller's key is not for that model."""
+        if self.models is not None and not any(fnmatch.fnmatchcase(model, p) for p in self.models):
+            message = f"This key may not call {model!r}; it is for {', '.join(self.models)}."
+            raise Problem(403, message, code="model_not_allowed", param="model", retry=False)
 
 
 def _bound(own: str | None, said: str | None, header: str, free: bool) -> str | None:
@@ -115,6 +135,10 @@ def said_in(headers: Headers) -> Attribution:
 _NAMES = {name.encode(): name for name in (SESSION_HEADER, USER_HEADER)}
 
 
+_KEY_HEADERS = (b"api-key", b"x-api-key")
+"""Where Azure's and Anthropic's clients put the key."""
+
+
 class _Remembered(Generic[T]):
     """A few answers, each for a while."""
 
@@ -132,6 +156,9 @@ class _Remembered(Generic[T]):
         while len(self._items) > self._most:
             self._items.popitem(last=False)
 
+    def clear(self) -> None:
+        self._items.clear()
+
 
 class Gate:
     """Lets callers in.
@@ -139,6 +166,7 @@ class Gate:
     Args:
         keys: None: there are none, because the store keeps none.
         keyless: let in who comes without a key.
+        budgets: told the budgets of a key before its first call.
     """
 
     def __init__(
@@ -148,96 +176,174 @@ class Gate:
         tokens: Tokens,
         *,
         keyless: bool = False,
+        budgets: Callable[[list[Budget]], None] = lambda budgets: None,
     ) -> None:
         self._settings = settings
         self._keys = keys
         self._tokens = tokens
         self._keyless = keyless
+        self._budgets = budgets
+        self._revision: int | None = None
         self._known: _Remembered[Key] = _Remembered(_MOST_REMEMBERED)
-        self._alive: _Remembered[bool] = _Remembered(_MOST_REMEMBERED)
+        self._by_id: _Remembered[Key] = _Remembered(_MOST_REMEMBERED)
+        self._signing: _Remembered[SigningKey] = _Remembered(_MOST_REMEMBERED)
         self._read: _Remembered[Claims] = _Remembered(_MOST_REMEMBERED)
         # Secrets are not kept as they came, and a hash that an attacker can predict is not used.
         self._salt = secrets.token_bytes(16)
 
-    async def admit(self, headers: Headers) -> Caller:
-        """The caller of a request.
+    async def admit(self, scope: Scope) -> Caller:
+        """The caller of a request; it is noted in the request's state, too.
 
         Raises:
-            Problem: 401, it is nobody that is known here; 403, its tier is not.
+            Problem: 401, it is nobody that is known here; 403, its tier is not, or not from there.
         """
-        given = [value for name, value in headers if name == b"authorization"]
-        host = next((value.decode("latin-1") for name, value in headers if name == b"host"), "")
-        if len(given) > 1:
-            raise _unknown("Authorization is given twice")
-        scheme, _, text = (given[0].decode("latin-1") if given else "").partition(" ")
-        text = text.strip()
-        if scheme.lower() == "bearer" and text.isascii():
+        headers: Headers = scope["headers"]
+        text = _credential(headers)
+        self._look()
+        caller = None
+        if text is not None and text.isascii():
             if id_in(text) is not None:
-                return self._checked(_of_key(await self._key(text)))
-            if text.count(".") == 2:
-                return self._checked(await self._token(text))
-        if self._keyless:
+                caller = _of_key(_from_there(await self._key(text), scope))
+            elif text.count(".") == 2:
+                caller = await self._token(text)
+        if caller is None:
+            if not self._keyless:
+                raise _unknown("No API key" if text is None else "Not an API key or token")
+            host = next((value.decode("latin-1") for name, value in headers if name == b"host"), "")
             if not _LOCAL.match(host):
                 # A page on the web can make a browser ask here, under a name of its own.
                 raise Problem(403, "Without keys the gateway answers to 'localhost' alone.")
-            return self._checked(Caller(any_user=True, admin=True, tier=self._settings.default_tier))
-        raise _unknown("No API key" if not given else "Not an API key or token")
-
-    def _checked(self, caller: Caller) -> Caller:
-        if caller.tier is not None and caller.tier not in self._settings.tier_texts:
-            raise Problem(403, f"The tier {caller.tier!r} is not known here.")
-        if caller.tier is None and self._settings.default_tier is not None:
-            return Caller(**{**vars(caller), "tier": self._settings.default_tier})
+            caller = Caller(any_user=True, admin=True)
+        if caller.tier is None:
+            caller = replace(caller, tier=self._settings.default_tier)
+        scope["state"]["caller"] = caller
         return caller
+
+    def _look(self) -> None:
+        """Forget what was remembered, if keys have changed since."""
+        if self._keys is None:
+            return
+        revision = self._keys.revision()
+        if revision != self._revision:
+            self._revision = revision
+            for remembered in (self._known, self._by_id, self._signing):
+                remembered.clear()
 
     def _name(self, text: str) -> str:
         return hashlib.blake2b(text.encode(), key=self._salt, digest_size=16).hexdigest()
 
     async def _key(self, text: str) -> Key:
-        name, now = self._name(text), time.time()
-        key = self._known.get(name, now)
+        name = self._name(text)
+        find = functools.partial(self._keys.find, text) if self._keys is not None else None
+        key = await self._remembered(self._known, name, find)
         if key is None:
-            find = functools.partial(self._keys.find, text) if self._keys is not None else lambda: None
-            key = await anyio.to_thread.run_sync(find)
-            if key is None:
-                raise _unknown("Not a key that is known here, or one that was revoked")
-            self._known.put(name, key, now + KEY_SECONDS)
+            raise _unknown("Not a key that is known here, or one that has ended")
         return key
+
+    async def _remembered(
+        self, where: _Remembered[R], name: str, find: Callable[[], R | None] | None
+    ) -> R | None:
+        """What the store says of a key, which is not asked again for a while."""
+        now = time.time()
+        found = where.get(name, now)
+        if found is None and find is not None:
+            revision = self._revision
+            found = await anyio.to_thread.run_sync(find)
+            if isinstance(found, Key) and found.budgets:
+                await anyio.to_thread.run_sync(self._budgets, key_budgets(found))
+            if found is not None and revision == self._revision:
+                where.put(name, found, now + KEY_SECONDS)
+        if isinstance(found, Key) and not found.lives(int(now * 1000)):
+            return None
+        return found
 
     async def _token(self, text: str) -> Caller:
         name, now = self._name(text), time.time()
         claims = self._read.get(name, now)
-        if claims is None:
-            try:
-                claims, expires = self._tokens.read(text)
-            except InvalidToken as error:
-                raise _unknown(f"The token is not valid: {error}") from None
-            self._read.put(name, claims, expires)
-        if claims.key is not None and not await self._lives(claims.key):
-            raise _unknown("The key that minted this token was revoked")
-        return Caller(
+        try:
+            if claims is None:
+                kid = self._tokens.stranger(text)
+                signed = await self._signer(kid) if kid is not None else None
+                claims, expires = self._tokens.read(text, signed)
+                self._read.put(name, claims, expires)
+            elif claims.kid is not None and await self._signer(claims.kid) is None:
+                raise InvalidToken("the key that signed it was revoked")
+        except InvalidToken as error:
+            raise _unknown(f"The token is not valid: {error}") from None
+        try:
+            tier = self._settings.tier_named(claims.tier)
+        except ConfigError as error:
+            raise Problem(403, str(error)) from None
+        caller = Caller(
             tenant=claims.tenant,
             project=claims.project,
             user=claims.user,
             session=claims.session,
-            tier=claims.tier,
-            key=claims.key,
+            tier=tier,
             scopes=claims.scopes,
             admin=claims.role == "admin",
+            # Behest's second client signs no session, and says it by a header.
+            any_session=claims.session is None,
         )
+        if claims.key is None:
+            return caller
+        find = functools.partial(self._keys.by_id, claims.key) if self._keys is not None else None
+        key = await self._remembered(self._by_id, claims.key, find)
+        if key is None:
+            raise _unknown("The key that minted this token has ended")
+        return replace(caller, key=key.id, models=key.models, line=_line(key))
 
-    async def _lives(self, id: str) -> bool:
-        now = time.time()
-        lives = self._alive.get(id, now)
-        if lives is None:
-            by_id = functools.partial(self._keys.by_id, id) if self._keys is not None else lambda: None
-            key = await anyio.to_thread.run_sync(by_id)
-            lives = key is not None and key.revoked is None
-            self._alive.put(id, lives, now + KEY_SECONDS)
-        return lives
+    async def _signer(self, kid: str) -> SigningKey | None:
+        find = functools.partial(self._keys.signing, kid) if self._keys is not None else None
+        return await self._remembered(self._signing, kid, find)
+
+
+def _credential(headers: Headers) -> str | None:
+    """The key or token that a request has.
+
+    Raises:
+        Problem: it has two.
+    """
+    found: list[str] = []
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, text = value.decode("latin-1").partition(" ")
+            # Another scheme is an attempt all the same.
+            found.append(text.strip() if scheme.lower() == "bearer" else "")
+        elif name in _KEY_HEADERS:
+            found.append(value.decode("latin-1").strip())
+    if len(found) > 1 and len(set(found)) > 1:
+        raise _unknown("Two keys are given that are not the same")
+    return found[0] if found else None
+
+
+def _from_there(key: Key, scope: Scope) -> Key:
+    """The key, if it may be used from where the request comes from."""
+    if key.addresses is not None:
+        client = scope.get("client")
+        try:
+            address = ipaddress.ip_address(client[0]) if client else None
+        except ValueError:
+            address = None
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        if address is None or not any(address in network for network in _networks(key.addresses)):
+            raise Problem(403, f"This key may not be used from {address or 'an unknown address'}.")
+    return key
+
+
+@functools.lru_cache(maxsize=1000)
+def _networks(texts: tuple[str, ...]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(map(ipaddress.ip_network, texts))
+
+
+def _line(key: Key) -> str | None:
+    return (key.line or key.id) if key.budgets else None
 
 
 def _of_key(key: Key) -> Caller:
+    if key.role == "admin":
+        raise Problem(403, "This key administers (/admin/v1), and calls nothing: use one of a project.")
     return Caller(
         tenant=key.tenant,
         project=key.project,
@@ -246,6 +352,8 @@ def _of_key(key: Key) -> Caller:
         any_user=key.end_users,
         admin=True,
         may_mint=key.end_users,
+        models=key.models,
+        line=_line(key),
     )
 
 

@@ -57,6 +57,7 @@ def _answers(
 ) -> dict[str, Any]:
     headers = {"X-Trace-Id": {"$ref": "#/components/headers/X-Trace-Id"}}
     if budgets:
+        headers["X-Tier"] = {"$ref": "#/components/headers/X-Tier"}
         headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in _BUDGET_HEADERS}
     content: dict[str, Any] = {"application/json": {"schema": _ref(ok)}}
     if streams:
@@ -149,6 +150,13 @@ def _paths() -> dict[str, Any]:
         "/v1/models": _get(
             "listModels", "The models there are", "Calls", _answers(shapes.ModelList, ("401", "403", "503"))
         ),
+        "/v1/models/{id}": _get(
+            "getModel",
+            "One model",
+            "Calls",
+            _answers(shapes.Model, ("400", "401", "403", "404", "503")),
+            {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},
+        ),
         "/v1/usage": _get(
             "getUsage",
             "What was spent, over time",
@@ -180,6 +188,13 @@ def _paths() -> dict[str, Any]:
                 ),
             }
         },
+        "/.well-known/jwks.json": _get(
+            "getPublishedKeys",
+            "The keys with which tokens can be checked",
+            "Access",
+            _answers(shapes.PublishedKeys, (), budgets=False),
+            open=True,
+        ),
         "/healthz": _get(
             "getHealth", "Whether it runs", "Operation", _answers(shapes.Health, (), budgets=False), open=True
         ),
@@ -250,6 +265,7 @@ def document() -> dict[str, Any]:
             },
             "headers": {
                 "X-Trace-Id": _header("Names this answer: in the ledger it is the tag `trace`."),
+                "X-Tier": _header("The caller's tier, if it has one."),
                 **{name: _header(text) for name, text in _BUDGET_HEADERS.items()},
             },
             "responses": {

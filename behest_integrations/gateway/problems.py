@@ -47,7 +47,7 @@ _CODES = {
 }
 CODES = frozenset(
     {*_CODES.values(), "server_error", "store_unavailable", "unknown_price", "unbounded", "model_not_found",
-     "payload_too_large", "unsupported_media_type"}
+     "model_not_allowed",      "payload_too_large", "unsupported_media_type"}
 )  # fmt: skip
 """Every code of our own."""
 _LONGEST_WAIT = 60

@@ -66,7 +66,7 @@ class Relay:
     async def serve(self, operation: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as an ASGI application."""
         try:
-            caller = await self.gate.admit(scope["headers"])
+            caller = await self.gate.admit(scope)
             caller.require("inference")
             with self._slot(), self.bodies.reading() as held:
                 job = await self._read(operation, caller, scope, receive, held)
@@ -96,6 +96,8 @@ class Relay:
             body, checked = await anyio.to_thread.run_sync(parse, raw, model, self.limits)
         else:
             body, checked = parse(raw, model, self.limits)
+        for name in (checked.model, *_others(body)):
+            caller.may_call(name)
         job = Job(operation, body, who, caller, scope["headers"], large, held, receive)
         if isinstance(checked, ResponseRequest):
             await self._check_stored(job, checked)
@@ -260,6 +262,12 @@ def _hearing(job: Job, receive: Receive, hung_up: anyio.CancelScope, patience: f
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _others(body: Mapping[str, Any]) -> list[str]:
+    """The models that may answer besides, by the fields of those who route again."""
+    given = body.get("models")
+    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
 
 
 def _refers(given: object) -> bool:

@@ -30,6 +30,7 @@ from .keys import KeyStore
 from .metrics import FOLDER
 from .problems import Problem
 from .settings import GatewaySettings, LimitSettings, ProviderSettings
+from .tokens import Tokens
 
 if TYPE_CHECKING:
     from asyncio import Transport
@@ -125,13 +126,14 @@ def serve(
     said, settings = plan.load()
     with ExitStack() as stack:
         if not settings.providers:
-            plan = Plan(plan.config, plan.store, keyless, stack.enter_context(_sandbox()))
+            plan = Plan(plan.config, plan.store, keyless, stack.enter_context(_sandbox(said)))
             settings = plan.load()[1]
         _check(said, settings, plan, workers)
         os.environ[_PLAN] = json.dumps(asdict(plan))
         if settings.tokens.algorithm == "HS256" and not os.environ.get(settings.tokens.secret_env):
             os.environ[settings.tokens.secret_env] = secrets.token_hex(32)
             say(f"Tokens: valid until this ends; set {settings.tokens.secret_env} to keep them.")
+        Tokens(settings.tokens)  # says what is wrong with its keys
         if workers > 1:
             os.environ[FOLDER] = stack.enter_context(_folder())
         for line in _describe(said, settings, plan, host, port):
@@ -182,10 +184,13 @@ def _describe(said: Config, settings: GatewaySettings, plan: Plan, host: str, po
 
 
 @contextmanager
-def _sandbox() -> Iterator[str]:
+def _sandbox(said: Config) -> Iterator[str]:
+    """The provider that answers where none is configured: what has a price, by the list or by the file."""
     from ..sandbox import Sandbox
 
-    with Sandbox(latency=0.05, chunk_delay=0.01) as provider:
+    latest = {m: given[-1] if isinstance(given, list) else given for m, given in said.prices.items()}
+    prices = {model: (str(price.input), str(price.output or 0)) for model, price in latest.items()}
+    with Sandbox(latency=0.05, chunk_delay=0.01, prices=prices, aliases=said.aliases) as provider:
         yield provider.base_url
 
 

@@ -16,10 +16,12 @@ fallback = [{ provider = "gemini", model = "gemini-2.5-flash" }]
 
 [gateway.tiers]
 trial = ["$0.20 per user", "5 calls/minute per user"]
+team = { number = 4, budgets = ["$5/day per user"] }
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -51,6 +53,10 @@ TIERS: Mapping[str, tuple[str, ...]] = {
     )
 }
 """Behest's own tiers. A tier of the same name in the file takes the place of one of these."""
+TIER_NUMBERS: Mapping[str, int] = {"free": 1, "pro": 2, "max": 3}
+"""How Behest's clients name those tiers, in a request for a token and in a token."""
+ISSUERS = ("behest", "https://api.behest.ai")
+"""Whom Behest's own clients name as the issuer of the tokens that they sign."""
 
 
 class _Strict(BaseModel):
@@ -117,17 +123,29 @@ class RouteSettings(TargetSettings):
     fallback: list[TargetSettings] = Field(default_factory=list)
 
 
+class TierSettings(_Strict):
+    """A tier's budgets, and the number that tokens may name it by."""
+
+    budgets: list[str]
+    number: int | None = Field(default=None, ge=0, le=1_000_000)
+
+
 class TokenSettings(_Strict):
     """How end-user tokens are signed and checked.
+
+    What is said here is for tokens of the gateway's own, and for those who sign for all tenants. A
+    tenant's own public keys are in the ledger (`behest keys add-signing`), and always RS256.
 
     Attributes:
         algorithm: ``HS256`` with a secret of at least 32 bytes, or ``RS256`` with key files.
         secret_env: the environment variable that has the secret. Where it is not set, a
             secret is made at each start.
         private_key_file: PEM, to mint with; without it tokens are only checked.
-        public_key_files: PEM, by key id (`kid`), to check with.
+        public_key_files: PEM, by key id (`kid`), to check with. To change the private key, give the
+            new one a new `kid` and leave the old one's public half here until its tokens have expired.
         kid: the key id that minted tokens name.
-        issuer, audience: the claims that a token must carry.
+        issuer: whom minted tokens name. issuers: whom else a token may name.
+        audience: the claim that a token must carry.
         max_ttl: seconds that a minted token may live.
     """
 
@@ -136,7 +154,8 @@ class TokenSettings(_Strict):
     private_key_file: Path | None = None
     public_key_files: dict[str, Path] = Field(default_factory=dict)
     kid: str = "behest"
-    issuer: str = "behest"
+    issuer: str = ISSUERS[0]
+    issuers: list[str] = Field(default_factory=lambda: list(ISSUERS))
     audience: str = "behest"
     max_ttl: int = Field(default=86_400, ge=1)
 
@@ -171,7 +190,7 @@ class GatewaySettings(_Strict):
 
     providers: dict[str, ProviderSettings] = Field(default_factory=dict)
     routes: list[RouteSettings] = Field(default_factory=list)
-    tiers: dict[str, list[str]] = Field(default_factory=dict)
+    tiers: dict[str, list[str] | TierSettings] = Field(default_factory=dict)
     default_tier: str | None = None
     tokens: TokenSettings = Field(default_factory=TokenSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
@@ -203,12 +222,46 @@ class GatewaySettings(_Strict):
         if settings.default_tier is not None and settings.default_tier not in settings.tier_texts:
             raise ConfigError(f"[gateway] default_tier {settings.default_tier!r} is not a tier")
         settings.tier_budgets()
+        _ = settings.tier_numbers  # says which two have the same
         return settings
 
-    @property
+    @functools.cached_property
     def tier_texts(self) -> Mapping[str, tuple[str, ...]]:
         """Budgets by tier: the built-in ones, and the file's over them."""
-        return {**TIERS, **{name: tuple(texts) for name, texts in self.tiers.items()}}
+        return {
+            **TIERS,
+            **{n: tuple(t.budgets if isinstance(t, TierSettings) else t) for n, t in self.tiers.items()},
+        }
+
+    @functools.cached_property
+    def tier_numbers(self) -> Mapping[int, str]:
+        """Tiers by the number that tokens may name them by.
+
+        Raises:
+            ConfigError: two have the same.
+        """
+        numbers: dict[str, int] = dict(TIER_NUMBERS)
+        for name, tier in self.tiers.items():
+            if isinstance(tier, TierSettings) and tier.number is not None:
+                numbers[name] = tier.number
+        found: dict[int, str] = {}
+        for name, number in numbers.items():
+            if found.setdefault(number, name) != name:
+                raise ConfigError(f"[gateway.tiers] {found[number]!r} and {name!r} both have number {number}")
+        return found
+
+    def tier_named(self, said: str | int | None) -> str | None:
+        """The tier that a name or number stands for.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if said is None:
+            return None
+        name = self.tier_numbers.get(said) if isinstance(said, int) else said
+        if name is None or name not in self.tier_texts:
+            raise ConfigError(f"The tier {said!r} is not known here.")
+        return name
 
     def tier_budgets(self) -> list[Budget]:
         """All tiers' budgets, each for the calls of its tier."""

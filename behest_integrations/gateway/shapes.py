@@ -140,24 +140,47 @@ class ModelList(BaseModel):
 
 
 class MintRequest(BaseModel):
-    """For whom a token is to be, and for how long (`ttl`, seconds)."""
+    """For whom a token is to be, and for how long (`ttl`, seconds). A tier has a name, or its number."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     user_id: Id
     role: Id = "user"
     ttl: Positive = 3600
-    tier: Id | None = None
+    tier: Id | Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     session_id: Id | None = None
 
 
 class MintedToken(BaseModel):
-    """`expires_at`: ISO 8601, UTC."""
+    """`access_token`, `jwt` and `token` are the same: Behest's clients read the one or the other.
+    `ttl` and `expires_in`: seconds. `expires_at`: ISO 8601, UTC."""
 
+    access_token: str
+    jwt: str
     token: str
+    token_type: Literal["Bearer"] = "Bearer"
+    project_id: str
     session_id: str
     ttl: int
+    expires_in: int
     expires_at: datetime
+
+
+class PublishedKey(BaseModel):
+    """https://www.rfc-editor.org/rfc/rfc7517"""
+
+    kty: Literal["RSA"]
+    kid: str
+    use: Literal["sig"]
+    alg: Literal["RS256"]
+    n: str
+    e: str
+
+
+class PublishedKeys(BaseModel):
+    """None, where tokens are signed with a secret."""
+
+    keys: list[PublishedKey]
 
 
 class TimeWindow(BaseModel):

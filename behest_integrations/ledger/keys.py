@@ -1,7 +1,8 @@
-"""The gateway's API keys, beside the books: what a store does with them."""
+"""Who may call the gateway, beside the books: API keys, and tenants' public keys, and what a store does."""
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +10,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ..rules.errors import StoreError
 from . import schema
 
-_k = schema.api_keys
+_k, _s, _r = schema.api_keys, schema.signing_keys, schema.revisions
+_ACCESS = "access"
+_LISTS = ("models", "addresses", "budgets")
+_RENEW_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -20,10 +25,17 @@ class Key:
 
     Attributes:
         id: what it is known by; a part of the key that is no secret.
-        tenant, project: what its calls are attributed to.
+        tenant, project: what its calls are attributed to; of an admin key: what it may
+            administer, and empty for everything.
         tier: whose budgets its calls are held to as well.
         end_users: whether it may speak for any end user.
         created, revoked: milliseconds since 1970.
+        role: ``project``: it calls; ``admin``: it administers, and calls nothing.
+        expires: milliseconds since 1970, from which on it is none.
+        models: patterns; what else it may not call. None: any.
+        addresses: networks from which alone it may be used. None: any.
+        budgets: texts; what its calls are held to besides.
+        line: the id of the first of those that it was rotated from: its budgets are that one's.
     """
 
     id: str
@@ -34,6 +46,36 @@ class Key:
     end_users: bool
     created: int
     revoked: int | None
+    role: str = "project"
+    expires: int | None = None
+    models: tuple[str, ...] | None = None
+    addresses: tuple[str, ...] | None = None
+    budgets: tuple[str, ...] = ()
+    line: str | None = None
+
+    def lives(self, now: int) -> bool:
+        """Whether it is neither revoked nor expired at `now` (ms)."""
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A public key of a tenant's, with which it signs tokens for its users.
+
+    Attributes:
+        kid: the id that its tokens name.
+        project: the only one that it signs for; None: any of the tenant's.
+        pem: the public key.
+        created, revoked: milliseconds since 1970.
+    """
+
+    kid: str
+    tenant: str
+    project: str | None
+    name: str
+    pem: str
+    created: int
+    revoked: int | None
 
 
 class Keys(ABC):
@@ -42,6 +84,13 @@ class Keys(ABC):
     Raises:
         StoreError: the store is out.
     """
+
+    @abstractmethod
+    def revision(self) -> int:
+        """A number that is another after each change of what may be called by whom.
+
+        It is asked for with every request, by one thread, and must take microseconds.
+        """
 
     @abstractmethod
     def add(self, key: Key, hash: str) -> None:
@@ -59,19 +108,72 @@ class Keys(ABC):
     def revoke(self, id: str, now: int) -> bool:
         """End a key; False if there is none of that id that is not revoked."""
 
+    @abstractmethod
+    def expire(self, id: str, at: int) -> bool:
+        """Let a key end at `at`, if it does not end before; False if it has ended or there is none."""
+
+    @abstractmethod
+    def add_signing(self, key: SigningKey) -> bool:
+        """Keep a tenant's public key; False if its id is taken."""
+
+    @abstractmethod
+    def all_signing(self) -> list[SigningKey]:
+        """Every public key, the oldest first."""
+
+    @abstractmethod
+    def signing(self, kid: str) -> SigningKey | None:
+        """The public key of that id, revoked or not."""
+
+    @abstractmethod
+    def revoke_signing(self, kid: str, now: int) -> bool:
+        """End a public key; False if there is none of that id that is not revoked."""
+
 
 class SQLKeys(Keys):
-    """Keys in a table of a ledger's database.
+    """Keys in tables of a ledger's database.
 
     Args:
         engine: the database, as `Ledger.reading` gives it.
+        at_once: the same, without waiting for what is being written.
     """
 
-    def __init__(self, engine: Callable[[], sa.Engine]) -> None:
+    def __init__(self, engine: Callable[[], sa.Engine], at_once: sa.Engine) -> None:
         self._engine = engine
+        self._at_once = at_once
+        self._quick: Any = None
+        """A connection of the driver's own."""
+        self._renew = 0.0
+
+    def revision(self) -> int:
+        now = time.monotonic()
+        try:
+            if self._quick is None or now > self._renew:
+                # The file may be another by now.
+                self._close()
+                pooled = self._at_once.raw_connection()
+                self._quick, self._renew = pooled.driver_connection, now + _RENEW_SECONDS
+                pooled.detach()
+            cursor = self._quick.cursor()
+            cursor.execute("SELECT number FROM revisions WHERE name = 'access'")
+            row = cursor.fetchone()
+            cursor.close()
+        except (sa.exc.SQLAlchemyError, self._errors()) as error:
+            self._close()
+            raise StoreError("The ledger cannot be read, so it is not known whose a key is") from error
+        return int(row[0]) if row is not None else 0
+
+    def _errors(self) -> Any:
+        return self._at_once.dialect.loaded_dbapi.Error
+
+    def _close(self) -> None:
+        if self._quick is not None:
+            self._quick.close()
+            self._quick = None
 
     def add(self, key: Key, hash: str) -> None:
         values = {**vars(key), "end_users": int(key.end_users), "hash": hash}
+        for name in _LISTS:
+            values[name] = list(values[name]) if values[name] is not None else None
         self._write(sa.insert(_k).values(values))
 
     def all(self) -> list[Key]:
@@ -87,12 +189,50 @@ class SQLKeys(Keys):
     def revoke(self, id: str, now: int) -> bool:
         return self._write(sa.update(_k).where(_k.c.id == id, _k.c.revoked.is_(None)).values(revoked=now)) > 0
 
+    def expire(self, id: str, at: int) -> bool:
+        later = sa.or_(_k.c.expires.is_(None), _k.c.expires > at)
+        mine = sa.and_(_k.c.id == id, _k.c.revoked.is_(None), later)
+        return self._write(sa.update(_k).where(mine).values(expires=at)) > 0
+
+    def add_signing(self, key: SigningKey) -> bool:
+        try:
+            return self._write(sa.insert(_s).values(vars(key))) > 0
+        except sa.exc.IntegrityError:
+            return False
+
+    def all_signing(self) -> list[SigningKey]:
+        with self._engine().connect() as connection:
+            rows = connection.execute(sa.select(_s).order_by(_s.c.created, _s.c.kid))
+            return [SigningKey(**row._mapping) for row in rows]
+
+    def signing(self, kid: str) -> SigningKey | None:
+        with self._engine().connect() as connection:
+            row = connection.execute(sa.select(_s).where(_s.c.kid == kid)).one_or_none()
+        return SigningKey(**row._mapping) if row is not None else None
+
+    def revoke_signing(self, kid: str, now: int) -> bool:
+        mine = sa.and_(_s.c.kid == kid, _s.c.revoked.is_(None))
+        return self._write(sa.update(_s).where(mine).values(revoked=now)) > 0
+
     def _write(self, statement: sa.Insert | sa.Update) -> int:
         with self._engine().execution_options(write=True).begin() as connection:
-            return int(connection.execute(statement).rowcount)
+            count = int(connection.execute(statement).rowcount)
+            if count:
+                bump(connection)
+            return count
+
+
+def bump(connection: sa.Connection) -> None:
+    """Say, within a transaction, that who may do what has changed."""
+    more = sa.update(_r).where(_r.c.name == _ACCESS).values(number=_r.c.number + 1)
+    if not connection.execute(more).rowcount:
+        connection.execute(sa.insert(_r).values(name=_ACCESS, number=1))
 
 
 def _key(row: sa.Row[Any]) -> tuple[Key, str]:
     values = dict(row._mapping)
     hash = values.pop("hash")
-    return Key(**{**values, "end_users": bool(values["end_users"])}), hash
+    for name in _LISTS:
+        if values[name] is not None:
+            values[name] = tuple(values[name])
+    return Key(**{**values, "end_users": bool(values["end_users"]), "budgets": values["budgets"] or ()}), hash

@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0005"
+HEAD = "0007"
 """The newest migration."""
 
 metadata = MetaData()
@@ -164,4 +164,31 @@ api_keys = Table(
     Column("end_users", SmallInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("revoked", BigInteger),
+    Column("role", Text, nullable=False, server_default="project"),
+    Column("expires", BigInteger),
+    Column("models", JSON(none_as_null=True)),
+    Column("addresses", JSON(none_as_null=True)),
+    Column("budgets", JSON(none_as_null=True)),
+    Column("line", Text),
+)
+
+# Tenants' public keys: what they sign for their users is believed.
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("kid", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("project", Text),
+    Column("name", Text, nullable=False),
+    Column("pem", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("revoked", BigInteger),
+)
+
+# How often what others remember has changed.
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
 )

@@ -363,7 +363,7 @@ class SQLLedger(Ledger):
         return books.buckets, books.holds, books.entries
 
     def keys(self) -> SQLKeys:
-        return SQLKeys(self.reading)
+        return SQLKeys(self.reading, self._engine)
 
 
 def schema_version(connection: sa.Connection) -> str | None:

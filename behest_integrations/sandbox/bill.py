@@ -36,9 +36,11 @@ class Bill:
 
     Args:
         prices: USD per million tokens, by model: (input, output), over the price list's.
+        aliases: what else models are called.
     """
 
     prices: Mapping[str, tuple[Decimal, Decimal]] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     lines: list[BillLine] = field(default_factory=list)
 
     def charge(
@@ -63,14 +65,12 @@ class Bill:
         )  # fmt: skip
 
     def _cost(self, model: str, input_tokens: int, cached: int, output: int) -> Decimal:
+        model = self.aliases.get(model, model)
         if model in self.prices:
             per_input, per_output = self.prices[model]
             total = (per_input * input_tokens + per_output * output) / 10**6
         else:
-            from genai_prices import Usage, calc_price
-
-            usage = Usage(input_tokens=input_tokens, output_tokens=output, cache_read_tokens=cached)
-            total = calc_price(usage, model, provider_id="openai").total_price
+            total = _listed(model, input_tokens, cached, output)
         return total.quantize(_NANO, ROUND_HALF_EVEN)
 
     def knows(self, model: str) -> bool:
@@ -117,3 +117,18 @@ class Bill:
             ],
             "lines": [{**asdict(line), "cost": str(line.cost)} for line in self.lines],
         }
+
+
+def _listed(model: str, input_tokens: int, cached: int, output: int) -> Decimal:
+    """OpenAI's price; of a model that is not OpenAI's, its maker's.
+
+    Raises:
+        LookupError: nobody has it.
+    """
+    from genai_prices import Usage, calc_price
+
+    usage = Usage(input_tokens=input_tokens, output_tokens=output, cache_read_tokens=cached)
+    try:
+        return calc_price(usage, model, provider_id="openai").total_price
+    except LookupError:
+        return calc_price(usage, model).total_price

@@ -41,8 +41,11 @@ _MODELS = (
     "gpt-4",
     "gpt-5-mini",
     "o4-mini",
+    "gemini-2.5-flash",
+    "claude-sonnet-4-5",
     "text-embedding-3-small",
 )
+"""What it lists. It answers every model that has a price."""
 
 
 @dataclass
@@ -78,6 +81,7 @@ class Sandbox:
         abandoned: what is billed for a stream whose client hangs up: ``all`` of it (a
             provider that goes on generating) or ``sent`` (what had been sent by then).
         prices: USD per million tokens by model, (input, output), over the price list's.
+        aliases: what else models are called: a name, and the model that it stands for.
         host, port: where to listen; port 0 takes a free one.
 
     Raises:
@@ -93,6 +97,7 @@ class Sandbox:
         chunk_tokens: int = 8,
         abandoned: Literal["all", "sent"] = "all",
         prices: Mapping[str, tuple[str, str]] | None = None,
+        aliases: Mapping[str, str] | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -101,7 +106,8 @@ class Sandbox:
         self.output_tokens = output_tokens
         self.chunk_tokens = chunk_tokens
         self.abandoned = abandoned
-        self.bill = Bill({m: (Decimal(i), Decimal(o)) for m, (i, o) in (prices or {}).items()})
+        own = {m: (Decimal(i), Decimal(o)) for m, (i, o) in (prices or {}).items()}
+        self.bill = Bill(own, aliases or {})
         self.requests = 0
         """Requests received on billable paths, refused or not."""
         self.host, self.port = host, port
@@ -578,7 +584,7 @@ class Sandbox:
         return JSONResponse({"created": 0, "data": [{"url": "http://127.0.0.1/none.png"}]})
 
     async def _models(self, request: Request) -> Response:
-        models = [*_MODELS, *self.bill.prices]
+        models = [*_MODELS, *self.bill.prices, *self.bill.aliases]
         data = [{"id": m, "object": "model", "created": 0, "owned_by": "sandbox"} for m in models]
         return JSONResponse({"object": "list", "data": data})
 
