@@ -118,6 +118,8 @@ class Config(_Strict):
     project: str | None = None
     tenant: str | None = None
     require: list[str] | None = None
+    policy: dict[str, Any] | None = None
+    """What may be asked at all; see `policy.settings`."""
     gateway: dict[str, Any] = Field(default_factory=dict)
     """What `behest serve` reads; see `gateway.settings`."""
 

@@ -1,4 +1,7 @@
-"""`Meter`: what people hold. Settings in, an engine with its doors out; sessions, limits, spending."""
+"""`Meter`: what people hold. Settings in, an engine with its doors out; sessions, limits, spending.
+
+Over 500 lines, most of which say what its settings and methods mean.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .engine.contexts import bind
 from .engine.costs import CostScope
@@ -27,6 +30,9 @@ from .rules.balance import Balance
 from .rules.budgets import Budget, parse_allowance
 from .rules.errors import ConfigError, StoreError
 from .rules.units import format_amount
+
+if TYPE_CHECKING:
+    from .policy import Policing, Policy, Rule
 
 log = logging.getLogger("behest")
 
@@ -73,6 +79,8 @@ class Meter(Doors):
         session, user, project, tenant: for calls that name none, in whatever thread they are.
         require: what every call must say, or is refused: ``session``, ``user``, ``project``,
             ``tenant``, ``tag:NAME``.
+        policy: what may be asked at all, and for whom: a `behest_integrations.policy.Policy`, or what
+            ``[policy]`` of a file says, as a dict; see `policy.settings`.
         clock: milliseconds since 1970 (for tests).
 
     Raises:
@@ -108,6 +116,7 @@ class Meter(Doors):
         project: str | None = None,
         tenant: str | None = None,
         require: str | Iterable[str] = (),
+        policy: Policy | Rule | Mapping[str, Any] | Sequence[Any] | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -148,6 +157,7 @@ class Meter(Doors):
             clock=clock or now_ms,
             allow_fields=given["allow_fields"],
             stream_usage=_one_of(stream_usage, (True, False), "stream_usage"),
+            policy=_policing(policy),
         )
         self._begin()
         register(self)
@@ -456,6 +466,15 @@ class Meter(Doors):
 def _defaults(session: str | None, user: str | None, project: str | None, tenant: str | None) -> Attribution:
     who = Attribution(session_id=session, user_id=user, project=project, tenant=tenant)
     return NOBODY if who == NOBODY else who
+
+
+def _policing(policy: Any) -> Policing | None:
+    """The policy in force; nothing of it is imported where there is none."""
+    if policy is None:
+        return None
+    from .policy import Policing, Policy
+
+    return Policing(Policy.of(policy))
 
 
 def _scope(

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "behest_integrations"
 # has the picture.
 FLOORS = (
     {"rules"},
-    {"wire", "prices", "ledger"},
+    {"wire", "prices", "ledger", "policy"},
     {"engine"},
     {"calls"},
     {"integrations"},

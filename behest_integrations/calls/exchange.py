@@ -7,6 +7,7 @@ back, and ends the hold with the outcome that it is handed here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pydantic_core import to_json
@@ -16,6 +17,7 @@ from ..engine.holds import Hold
 from ..engine.outcomes import Evidence, Outcome, judge
 from ..engine.per_engine import PerEngine
 from ..engine.plan import Plan
+from ..engine.ruling import rule
 from ..rules.attribution import NOBODY, Attribution
 from ..rules.usage import Usage
 from ..wire import (
@@ -41,6 +43,7 @@ _TELLS: PerEngine[dict[str, bool]] = PerEngine(lambda engine: {})
 _REFUSED = (400, 422)
 """What servers answer to a field that they do not take."""
 _MOST_SERVERS = 1000
+_UNMETERED = RequestBound(0, output_limit=0)
 
 
 class Exchange:
@@ -54,6 +57,7 @@ class Exchange:
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
+        PolicyRefused: the policy forbids it.
     """
 
     def __init__(
@@ -73,16 +77,29 @@ class Exchange:
         self.metered = operation in METERED_OPERATIONS
         self._original = body
         self._where = where
-        if self.metered:
-            self._bound = bound_request(
+        outer = verdict = None
+        options: dict[str, Any] = {
+            "prefer_max_tokens": provider not in _NEWER_FIELD,
+            "provider": provider,
+            "allowed": engine.allow_fields,
+        }
+        if engine.policy is not None:
+            ruled = rule(
+                engine,
                 operation,
                 body,
-                prefer_max_tokens=provider not in _NEWER_FIELD,
+                partial(bound_request, operation, **options) if self.metered else lambda _body: _UNMETERED,
+                who=who,
+                fallback=fallback,
                 provider=provider,
-                allowed=engine.allow_fields,
+                where=where,
+                layer=layer,
             )
+            self._original, self._bound, verdict, outer = ruled
+        elif self.metered:
+            self._bound = bound_request(operation, body, **options)
         else:
-            self._bound = RequestBound(0, output_limit=0)
+            self._bound = _UNMETERED
         self.plan: Plan = engine.plan(
             operation,
             str(body.get("model") or ""),
@@ -91,7 +108,9 @@ class Exchange:
             who=who,
             fallback=fallback,
             layer=layer,
+            outer=outer,
             where=where,
+            verdict=verdict,
         )
         self.hold: Hold | None = None
         self._new_reply()

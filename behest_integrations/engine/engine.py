@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from ..ledger.base import Ledger, Work
 from ..ledger.book import (
@@ -42,6 +42,9 @@ from .steps import Steps, arun, in_line, run
 from .waiting import Lines, Place
 from .writing import Unwritten, Writing, dropping
 
+if TYPE_CHECKING:
+    from ..policy import Policing, Verdict
+
 log = logging.getLogger("behest")
 
 T = TypeVar("T")
@@ -66,6 +69,7 @@ class Engine:
         clock: milliseconds since 1970.
         allow_fields: fields of requests that are let through though they are not known.
         stream_usage: whether streams are asked for their usage.
+        policy: what may be asked at all; None: anything.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Engine:
         clock: Callable[[], int],
         allow_fields: frozenset[str] = frozenset(),
         stream_usage: bool = True,
+        policy: Policing | None = None,
     ) -> None:
         self._ledger = ledger
         self._planner = planner
@@ -91,6 +96,7 @@ class Engine:
         self.on_unknown: OnUnknown = on_unknown
         self.allow_fields = allow_fields
         self.stream_usage = stream_usage
+        self.policy = policy
         self.notices = Notices()
         self.kept: dict[Any, Any] = {}
         """What doors keep with this engine; see `PerEngine`."""
@@ -118,6 +124,7 @@ class Engine:
         layer: str = "",
         outer: Hold | None = None,
         where: str = "",
+        verdict: Verdict | None = None,
     ) -> Plan:
         """What a call may come to, in every unit that a budget counts.
 
@@ -134,6 +141,7 @@ class Engine:
             layer: whose plan it is, where a layer must not take over holds of its own.
             outer: the hold of the layer around, where the door knows it.
             where: the server that it goes to, if known: bills of one say nothing of another's.
+            verdict: what the policy has decided of it; see `ruling`.
 
         Raises:
             UnknownPrice: a budget in dollars applies and the model has no price.
@@ -144,7 +152,15 @@ class Engine:
         if outer is not None:
             who = who.over(outer.plan.who)
         return self._planner.plan(
-            operation, model, bound, provider=provider, who=who, fallback=fallback, outer=outer, where=where
+            operation,
+            model,
+            bound,
+            provider=provider,
+            who=who,
+            fallback=fallback,
+            outer=outer,
+            where=where,
+            verdict=verdict,
         )
 
     @property

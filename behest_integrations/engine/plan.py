@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..ledger.admission import Ask
 from ..ledger.book import Claim
@@ -16,6 +16,9 @@ from ..rules.usage import Usage
 from ..wire.sizes import Size
 from ..wire.tokens import bound_tokens
 from .stages import Stage
+
+if TYPE_CHECKING:
+    from ..policy import Verdict
 
 TOOL = "tool"
 """The operation of what is not a call of a model."""
@@ -103,12 +106,13 @@ class Plan:
         search_context: the size that it pins, of a model that searches by itself.
         models: others that it has said may answer.
         tier: the service tier that it pins, or that the meter was told; None: it may be any.
+        verdict: what the policy has decided of it; None: there is none.
         sized: what its bill can teach, of a model whose tokenizer is not known.
     """
 
     __slots__ = (
         "allowance", "ask", "model", "models", "multiplier", "operation", "outer", "provider",
-        "search_context", "sends_limit", "shape", "sized", "tier",
+        "search_context", "sends_limit", "shape", "sized", "tier", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -126,8 +130,10 @@ class Plan:
         sized: Sized | None = None,
         models: tuple[str, ...] = (),
         tier: str | None = None,
+        verdict: Verdict | None = None,
     ) -> None:
         self.tier = tier
+        self.verdict = verdict
         self.models = models
         self.multiplier = multiplier
         self.search_context = search_context

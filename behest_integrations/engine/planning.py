@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ledger.admission import Ask
 from ..ledger.book import Bucket, Claim, Limits, Rows, Standing
@@ -26,6 +26,9 @@ from ..wire.overheads import Lessons
 from .contexts import warn_if_lost
 from .plan import TOOL, Cost, Outer, Plan, Shape, Sized, needed_unit
 from .stages import Stage, active
+
+if TYPE_CHECKING:
+    from ..policy import Verdict
 
 _MOST_REMEMBERED = 10_000
 _MOST_SHAPES = 4096
@@ -156,6 +159,7 @@ class Planner:
         fallback: Attribution = NOBODY,
         outer: Outer | None = None,
         where: str = "",
+        verdict: Verdict | None = None,
     ) -> Plan:
         """What a call may come to, in every unit that a budget counts.
 
@@ -166,6 +170,7 @@ class Planner:
             provider: a price list's provider id, if known.
             who: attribution said on the call itself.
             fallback: attribution from the client or framework; the session scope wins.
+            verdict: what the policy has decided of it.
 
         Raises:
             Unattributed: it does not say all that the meter requires.
@@ -197,8 +202,11 @@ class Planner:
             sized = Sized(where, bound.size, inputs)
         allowance = self._allowance(features, units) if features else _NOTHING
         limit = bound.output_limit
-        want = limit if limit is not None else max(self._default_output, bound.least_output)
-        sends_limit = limit != 0 and bool(bound.limit_fields) and shape.limited
+        default, ceiling = self._default_output, None
+        if verdict is not None and (ceiling := verdict.ceiling) is not None:
+            default = min(default, ceiling)
+        want = limit if limit is not None else max(default, bound.least_output)
+        sends_limit = limit != 0 and bool(bound.limit_fields) and (shape.limited or ceiling is not None)
         floor = min(max(self._min_output, bound.least_output), want) if sends_limit and self._lower else want
         cost: Cost | None = None
         multiplier: tuple[int, int] | None = None
@@ -229,6 +237,7 @@ class Planner:
             sized,
             bound.models,
             bound.service_tier or self._service_tier,
+            verdict,
         )
 
     def _cost(

@@ -22,6 +22,7 @@ from ..rules.errors import (
     BudgetExceeded,
     ConfigError,
     MissingExtra,
+    PolicyRefused,
     StoreError,
     Unattributed,
     Unbounded,
@@ -35,6 +36,7 @@ _TYPES = {
     402: "quota_error",
     403: "permission_error",
     429: "rate_limit_error",
+    451: "policy_error",
 }
 _CODES = {
     400: "validation_error",
@@ -47,7 +49,8 @@ _CODES = {
 }
 CODES = frozenset(
     {*_CODES.values(), "server_error", "store_unavailable", "unknown_price", "unbounded", "model_not_found",
-     "model_not_allowed",      "payload_too_large", "unsupported_media_type"}
+     "model_not_allowed", "policy_refused", "pii_blocked", "content_blocked",
+     "payload_too_large", "unsupported_media_type"}
 )  # fmt: skip
 """Every code of our own."""
 _LONGEST_WAIT = 60
@@ -140,6 +143,10 @@ def problem_of(error: BehestError, *, tier: str | None = None) -> Problem:
             "is named by X-Session-Id, an end user by X-End-User-Id, or by the key or token."
         )
         return Problem(400, message, code="unattributed", retry=False)
+    if isinstance(error, PolicyRefused):
+        status = 403 if error.code == "policy_refused" else 451
+        details = {"rule": error.rule, "kind": error.kind, "found": error.found}
+        return Problem(status, str(error), code=error.code, details=details, retry=False)
     if isinstance(error, StoreError):
         message = "The ledger cannot be written, so the call was refused before it reached the provider."
         return Problem(503, message, code="store_unavailable", retry=error.retryable, after=1)

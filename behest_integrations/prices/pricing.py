@@ -111,6 +111,12 @@ class Pricing:
         except UnknownPrice:
             return None
 
+    def names_of(self, model: str) -> tuple[str, ...]:
+        """What `model` is an alias of (or itself); that without prefixes, and without its date."""
+        name = self._aliases.get(model, model)
+        known = read_name(name)
+        return name.lower(), known.plain, known.undated
+
     def canonical(self, model: str) -> str:
         """`model` as what it stands for: through aliases, prefixes, regions, suffixes; lower case.
 

@@ -8,7 +8,8 @@
     │   ├── BudgetExceeded              it does not fit in a budget
     │   ├── UnknownPrice                it has no price, and a budget in dollars applies
     │   ├── Unbounded                   its worst case cannot be known
-    │   └── Unattributed                it does not say whom it is for
+    │   ├── Unattributed                it does not say whom it is for
+    │   └── PolicyRefused               a rule of the policy forbids it
     └── StoreError (RuntimeError)       the ledger cannot be read or written
 
 Refusals are `RuntimeError`s: frameworks that retry by default (LangGraph's
@@ -17,7 +18,7 @@ Refusals are `RuntimeError`s: frameworks that retry by default (LangGraph's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 
@@ -198,6 +199,35 @@ class Unattributed(CallRefused):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.missing,))
+
+
+class PolicyRefused(CallRefused):
+    """A call that a rule of the policy forbids. What it says has nothing of the prompt in it.
+
+    Attributes:
+        rule: the rule's name.
+        kind: what it is about: ``models``, ``providers``, ``regions``, ``output``, ``context``, ``price``,
+            ``pii``, ``content``, ``unscanned``.
+        found: what was found, by kind of entity or name of check, and how often.
+        code: the word for programs: ``pii_blocked``, ``content_blocked`` or ``policy_refused``.
+    """
+
+    def __init__(self, message: str, *, rule: str, kind: str, found: Mapping[str, int] | None = None) -> None:
+        super().__init__(
+            "The policy forbids this call, so it was refused before it reached the provider: "
+            f'{message} (rule "{rule}").'
+        )
+        self.rule = rule
+        self.kind = kind
+        self.found = dict(found or {})
+
+    @property
+    def code(self) -> str:
+        return {"pii": "pii_blocked", "content": "content_blocked"}.get(self.kind, "policy_refused")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {"rule": self.rule, "kind": self.kind, "found": self.found}
+        return (_rebuild, (type(self), self.args, state))
 
 
 class StoreError(BehestError, RuntimeError):

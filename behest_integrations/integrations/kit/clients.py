@@ -83,6 +83,17 @@ def metered_clients(engine: Engine, values: Mapping[str, Any], provider: str | N
     return found
 
 
+def keeps_metered_clients(value: Any, engine: Engine) -> bool:
+    """Whether `value` asks through SDK clients that `engine` meters: they see what is sent, byte by byte."""
+    for state in (vars(value), getattr(value, "__pydantic_private__", None) or {}):
+        for held in state.values():
+            for client in (held, getattr(held, "_client", None)):
+                terms = getattr(type(client), "_behest", None)
+                if isinstance(terms, Terms) and terms.engine is engine:
+                    return True
+    return False
+
+
 def say_retries(engine: Engine, name: str, instead: str) -> None:
     """Say once that a class retries out of our sight.
 

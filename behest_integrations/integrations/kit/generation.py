@@ -17,6 +17,7 @@ from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...engine.outcomes import Evidence, Outcome, judge
 from ...engine.plan import Plan
+from ...engine.ruling import rule
 from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import Usage
 from ...wire import RequestBound, bound_request
@@ -58,9 +59,12 @@ class Generation:
         can_limit: whether the adapter can send another output limit than the caller's.
         choices: how many answers are asked for.
         input_tokens: most tokens of the input, where the request does not show it.
+        where: the server that it goes to, if known.
+        deferred: a layer within sees more of the call, and asks the policy.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
+        PolicyRefused: the policy forbids it.
     """
 
     def __init__(
@@ -77,11 +81,28 @@ class Generation:
         input_tokens: int | None = None,
         layer: str = "",
         outer: Hold | None = None,
+        where: str = "",
+        deferred: bool = False,
     ) -> None:
         self.engine = engine
-        self.bound = _bound(engine, operation, request, provider, can_limit=can_limit, choices=choices)
-        if input_tokens is not None:
-            self.bound = self.bound._replace(input_tokens=input_tokens, slack=0)
+        options: dict[str, Any] = {"can_limit": can_limit, "choices": choices, "input_tokens": input_tokens}
+        verdict = None
+        if engine.policy is None or deferred:
+            self.bound = _bound(engine, operation, request, provider, **options)
+        else:
+            request, self.bound, verdict, outer = rule(
+                engine,
+                operation,
+                request,
+                lambda asked: _bound(engine, operation, asked, provider, **options),
+                who=who,
+                fallback=fallback,
+                provider=provider,
+                where=where,
+                layer=layer,
+                outer=outer,
+                can_limit=can_limit,
+            )
         self._thinks = any(map(request.get, _THINKING_ASKED.intersection(request)))
         self.plan: Plan = engine.plan(
             operation,
@@ -92,6 +113,7 @@ class Generation:
             fallback=fallback,
             layer=layer,
             outer=outer,
+            verdict=verdict,
         )
 
     @property
@@ -214,9 +236,11 @@ def _bound(
     *,
     can_limit: bool,
     choices: int,
+    input_tokens: int | None,
 ) -> RequestBound:
     if operation == "embeddings":
-        return bound_request("embeddings", request, provider=provider, allowed=engine.allow_fields)
+        bound = bound_request("embeddings", request, provider=provider, allowed=engine.allow_fields)
+        return bound if input_tokens is None else bound._replace(input_tokens=input_tokens, slack=0)
     bound = bound_request("chat", request, provider=provider, allowed=engine.allow_fields)
     changes: dict[str, Any] = {"choices": max(choices, bound.choices)}
     if not can_limit or any("." in path for path in bound.limit_fields):

@@ -68,10 +68,15 @@ def provider_of(settings: Mapping[str, Any], maker: str) -> str | None:
         maker: the package or framework's name for the provider. OpenAI's classes are used for
             any compatible server, so that their name alone does not speak against the URL.
     """
-    url = next((u for n in _URL_NAMES if isinstance(u := settings.get(n), str) and u), None)
+    url = url_in(settings)
     if not url:
         return provider_named(maker)
     return provider_for_url(url) or (None if maker in ("", "openai") else provider_named(maker))
+
+
+def url_in(settings: Mapping[str, Any]) -> str:
+    """The base URL that settings name, whatever they call it; "" if none."""
+    return next((u for n in _URL_NAMES if isinstance(u := settings.get(n), str) and u), "")
 
 
 def output_limit(*sources: Mapping[str, Any]) -> int | None:

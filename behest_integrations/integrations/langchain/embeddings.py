@@ -10,9 +10,10 @@ from langchain_core.embeddings import Embeddings
 from ...engine.engine import Engine
 from ...rules.errors import ConfigError
 from ..kit.call import Call, is_inside
-from ..kit.clients import meter_clients_of
+from ..kit.clients import keeps_metered_clients, meter_clients_of
 from ..kit.generation import Generation, Heard
 from ..kit.metered import as_class, metered_class
+from ..kit.settings import url_in
 from ..kit.terms import Terms
 from .translate import name_model
 
@@ -29,6 +30,8 @@ def _call(embeddings: Any, texts: Sequence[str]) -> Call:
         {"model": named.model, "input": list(texts)},
         operation="embeddings",
         provider=terms.provider or named.provider,
+        where=url_in(settings),
+        deferred=terms.engine.policy is not None and keeps_metered_clients(embeddings, terms.engine),
     )
     return Call(generation, type(embeddings))
 

@@ -31,7 +31,7 @@ from ..kit.call import ending, read_answer
 from ..kit.generation import Generation, Heard
 from ..kit.metered import METERED_BY
 from ..kit.runs import Runs
-from ..kit.settings import output_limit
+from ..kit.settings import output_limit, url_in
 from .quiet import tell_refusals_once
 from .translate import Chunks, attribution_of, cached, hear, name_model, request_as_wire
 from .twofold import Twofold
@@ -156,6 +156,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
             if limit is not None:
                 request["max_tokens"] = limit
         who, fallback = attribution_of(metadata, (tags or ()) if self._run_tags else (), self._metadata_tags)
+        metered = metadata.get(METERED_BY) == self.engine.token
         generation = Generation(
             self.engine,
             request,
@@ -163,7 +164,9 @@ class BehestCallbackHandler(BaseCallbackHandler):
             who=who,
             fallback=fallback,
             provider=named.provider,
-            can_limit=metadata.get(METERED_BY) == self.engine.token,
+            can_limit=metered,
+            deferred=metered,
+            where=url_in(settings),
             choices=_count(params, "best_of"),
             layer=_LAYER,
         )

@@ -23,10 +23,10 @@ from ...engine.holds import Hold
 from ...engine.outcomes import CANCELLED
 from ...rules.errors import ConfigError
 from ..kit.call import Call, is_inside
-from ..kit.clients import meter_clients_of, say_retries
+from ..kit.clients import keeps_metered_clients, meter_clients_of, say_retries
 from ..kit.generation import Generation, Heard
 from ..kit.metered import METERED_BY, as_class, metered_class, plain
-from ..kit.settings import limit_field_of, output_limit
+from ..kit.settings import limit_field_of, output_limit, url_in
 from ..kit.terms import Terms
 from .handler import take_run
 from .translate import attribution_of, hear, hear_chunks, name_model, request_as_wire
@@ -67,6 +67,8 @@ def _call(
         can_limit=terms.limit_field is not None or output_limit(kwargs) is not None,
         choices=max(1, len(prompts)) * max(1, *(int(params.get(n) or 1) for n in ("n", "best_of"))),
         outer=held[0] if held else None,
+        where=url_in(settings),
+        deferred=terms.engine.policy is not None and keeps_metered_clients(model, terms.engine),
     )
 
     def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:

@@ -10,8 +10,9 @@ from ..kit.call import Call, is_inside
 from ..kit.clients import meter_clients_of
 from ..kit.generation import Generation, Heard
 from ..kit.metered import as_class, metered_class, plain
+from ..kit.settings import url_in
 from ..kit.terms import Terms
-from .model import Metered, common_methods
+from .model import Metered, asks_through_sdk, common_methods
 from .translate import attribution, model_name, provider_by, settings_of
 
 E = TypeVar("E")
@@ -27,6 +28,8 @@ def _call(model: Any, asked: Any) -> Call:
         operation="embeddings",
         who=attribution(),
         provider=terms.provider or provider_by(model, settings),
+        where=url_in(settings),
+        deferred=terms.engine.policy is not None and asks_through_sdk(model, terms.engine),
     )
     return Call(generation, type(model))
 

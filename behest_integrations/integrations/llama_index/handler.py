@@ -24,7 +24,7 @@ from ..kit.call import ending, read_answer
 from ..kit.generation import Generation, Heard
 from ..kit.metered import METERED_BY
 from ..kit.runs import Runs
-from ..kit.settings import model_in, output_limit
+from ..kit.settings import model_in, output_limit, url_in
 from .frames import events_around, model_asked
 from .translate import attribution, hear, provider_by, request_as_wire, settings_of
 
@@ -112,6 +112,7 @@ class BehestHandler(BaseCallbackHandler):
             request_as_wire(messages, settings, name, kwargs),
             who=attribution(),
             provider=provider_named(_maker(maker)) if asked is None else provider_by(asked, settings),
+            where=url_in(settings),
             layer=_LAYER,
             outer=outer,
         )

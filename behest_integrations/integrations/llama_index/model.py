@@ -15,10 +15,10 @@ from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...rules.errors import ConfigError
 from ..kit.call import Call, is_inside
-from ..kit.clients import meter_clients_of, metered_clients, say_retries
+from ..kit.clients import keeps_metered_clients, meter_clients_of, metered_clients, say_retries
 from ..kit.generation import Generation
 from ..kit.metered import METERED_BY, as_class, metered_class, plain
-from ..kit.settings import limit_field_of, output_limit
+from ..kit.settings import limit_field_of, output_limit, url_in
 from ..kit.terms import Terms
 from .translate import attribution, hear, model_name, provider_by, request_as_wire, settings_of
 
@@ -45,12 +45,25 @@ def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callabl
         who=attribution(),
         provider=terms.provider or provider_by(model, settings),
         can_limit=terms.limit_field is not None or output_limit(kwargs) is not None,
+        where=url_in(settings),
+        deferred=terms.engine.policy is not None and asks_through_sdk(model, terms.engine),
     )
 
     def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:
         return generation.limited(hold, model, kwargs, terms.limit_field)
 
     return Call(generation, type(model)), limited
+
+
+# Classes that make an OpenAI client when it is first needed, by `_client_method`'s methods.
+_SDK_MODULES = ("llama_index.llms.openai", "llama_index.embeddings.openai")
+
+
+def asks_through_sdk(model: Any, engine: Engine) -> bool:
+    """Whether all that a metered model asks goes through SDK clients that are metered themselves."""
+    return keeps_metered_clients(model, engine) or any(
+        c.__module__.startswith(_SDK_MODULES) and ("_get_client" in vars(c)) for c in type(model).__mro__[2:]
+    )
 
 
 def _last(_before: Any, chunk: Any) -> Any:

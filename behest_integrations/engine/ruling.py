@@ -1,0 +1,92 @@
+"""A call and the policy: decided before anything is planned, and so before anything is reserved.
+
+Doors come here only where there is a policy, which they ask with one look at `Engine.policy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..rules.attribution import NOBODY, Attribution
+from ..rules.errors import UnknownPrice
+from ..wire import RequestBound
+from .holds import Hold
+from .layers import take_offer
+
+if TYPE_CHECKING:
+    from ..policy import Verdict
+    from .engine import Engine
+
+
+class Ruled(NamedTuple):
+    """A call that the policy allows.
+
+    Attributes:
+        body: the request to send; another than was asked with, where its texts were masked.
+        bound: how large that can get.
+        outer: the hold of the layer around it, for `Engine.plan`.
+    """
+
+    body: Mapping[str, Any]
+    bound: RequestBound
+    verdict: Verdict
+    outer: Hold | None
+
+
+def rule(
+    engine: Engine,
+    operation: str,
+    body: Mapping[str, Any],
+    binding: Callable[[Mapping[str, Any]], RequestBound],
+    *,
+    who: Attribution = NOBODY,
+    fallback: Attribution = NOBODY,
+    provider: str | None = None,
+    where: str = "",
+    layer: str = "",
+    outer: Hold | None = None,
+    can_limit: bool = True,
+) -> Ruled:
+    """Ask the policy of `engine`, which has one.
+
+    Args:
+        binding: how large a request can get, for any body.
+        can_limit: whether the door can send another output limit than the caller's.
+
+    Raises:
+        PolicyRefused: a rule forbids the call.
+        ConfigError: a field that its bound depends on has an impossible value.
+    """
+    from ..policy import Asked  # loaded already, for there is one
+
+    policy = engine.policy
+    assert policy is not None
+    model = str(body.get("model") or "")
+    if outer is None:
+        outer = take_offer(engine, operation, model, layer)
+    whose = who if outer is None else who.over(outer.plan.who)
+    bound = binding(body)
+    pricing = engine.pricing
+
+    def priced(name: str) -> bool:
+        try:
+            pricing.find(name, provider)
+        except UnknownPrice:
+            return False
+        return True
+
+    inputs = bound.input_tokens
+    asked = Asked(
+        engine.planner.who(whose, fallback),
+        (model, *bound.models),
+        pricing.names_of,
+        provider,
+        where,
+        None if inputs is None else max(0, inputs - bound.slack),
+        bound.output_limit,
+        bound.least_output,
+        can_limit and bool(bound.limit_fields),
+        priced,
+    )
+    return Ruled(body, bound, policy.admit(asked), outer)
