@@ -20,8 +20,10 @@ from .engine.stages import StageScope
 from .integrations import Doors
 from .integrations.kit.instrument import instrumented, marked
 from .integrations.kit.undo import Undo
-from .ledger.base import Durability, Ledger
-from .ledger.book import ThresholdEvent
+from .ledger.audit import Decision
+from .ledger.base import Durability, Ledger, Work
+from .ledger.book import Rows, ThresholdEvent
+from .ledger.retention import prune
 from .ledger.stores import open_store, store_class, store_url
 from .prices import Price, Pricing
 from .rules import attribution as who_module
@@ -306,10 +308,12 @@ class Meter(Doors):
             amount = amounts[found.unit]
         limit = replace(found, amount=amount).amount
         scope = _scope(found, session, user, project, tenant, tags, model)
+        said = f"set to {format_amount(limit, found.unit)}"
         if scope is None:
-            self._ledger.submit(lambda rows: rows.set_override(found.shape, limit))
+            self._change(found, said, lambda rows: rows.set_override(found.shape, limit))
         else:
-            self._ledger.submit(lambda rows: rows.set_own_limit(found.shape, scope, limit))
+            own = lambda rows: rows.set_own_limit(found.shape, scope, limit)  # noqa: E731
+            self._change(found, said, own, scope)
 
     def remove_budget(self, budget: str | Budget) -> None:
         """Stop enforcing a budget, at once and for every process on the same store.
@@ -317,7 +321,18 @@ class Meter(Doors):
         Also for meters that are made later, which say so; until `reset_limit`.
         """
         found = self._configured(budget)
-        self._ledger.submit(lambda rows: rows.set_override(found.shape, None))
+        self._change(found, "removed", lambda rows: rows.set_override(found.shape, None))
+
+    def _change(self, budget: Budget, what: str, work: Work[None], scope: str = "") -> None:
+        """Change a budget for all, and write into the audit that it was."""
+        details = {"what": what, "scope": scope} if scope else {"what": what}
+        decision = Decision(self._clock(), "budget", str(budget), details=details)
+
+        def change(rows: Rows) -> None:
+            work(rows)
+            rows.add_audit(decision)
+
+        self._ledger.submit(change)
 
     def reset_limit(
         self,
@@ -334,9 +349,9 @@ class Meter(Doors):
         found = self._configured(budget)
         scope = _scope(found, session, user, project, tenant, tags, model)
         if scope is None:
-            self._ledger.submit(lambda rows: rows.drop_override(found.shape))
+            self._change(found, "reset", lambda rows: rows.drop_override(found.shape))
         else:
-            self._ledger.submit(lambda rows: rows.set_own_limit(found.shape, scope, None))
+            self._change(found, "reset", lambda rows: rows.set_own_limit(found.shape, scope, None), scope)
 
     def _configured(self, budget: str | Budget) -> Budget:
         wanted = as_budget(budget).counted
@@ -354,6 +369,8 @@ class Meter(Doors):
                 self._say_changed()
                 self._ledger.remember_budgets(listed, self._clock())
             self.recall()
+            if self.policy is not None and (days := self.policy.policy.audit.keep_days) is not None:
+                prune(self._ledger, self._clock(), days)
         except StoreError as error:
             if self._on_store_error == "refuse":
                 raise

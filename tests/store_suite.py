@@ -25,11 +25,14 @@ import sqlalchemy as sa
 from behest_integrations import BudgetExceeded, ConfigError, Meter, StoreError, Usage
 from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.gateway.keys import KeyStore
-from behest_integrations.ledger import Bucket, Claim, Entry, HoldRecord, Ledger, open_store, schema
+from behest_integrations.ledger import Bucket, Claim, Entry, HoldRecord, Ledger, audit, open_store, schema
 from behest_integrations.ledger.admission import Ask, Need
+from behest_integrations.ledger.audit import Decision
 from behest_integrations.ledger.book import Refused, Reserved, Rows, cancel, expire, reserve, settle
+from behest_integrations.ledger.retention import prune
 from behest_integrations.ledger.stores import store_class
-from behest_integrations.reports import repair, report, verify
+from behest_integrations.reports import Asked, repair, report, verify
+from behest_integrations.reports.audit import decisions, prove
 from behest_integrations.reports.budgets import buckets as buckets_report
 from behest_integrations.wire import RequestBound
 
@@ -474,6 +477,21 @@ class StoreSuite:
         ledger.close()
         with pytest.raises(StoreError, match="closed"):
             ledger.submit(lambda rows: None)
+
+    def test_the_audit_is_kept_and_chained(self, ledger: Ledger, url: str) -> None:
+        for number in range(3):
+            said = Decision(NOW + number, "refused", f"rule {number}", user_id="ü", details={"EMAIL": number})
+            ledger.submit(lambda rows, said=said: rows.add_audit(said))
+        kept = ledger.submit(lambda rows: list(rows.audit()))
+        assert [(r.rule, r.user_id, r.details) for r in kept][2] == ("rule 2", "ü", '{"EMAIL":2}')
+        assert audit.verify(kept).flaws == []
+        assert [r["rule"] for r in decisions(ledger, Asked())] == ["rule 0", "rule 1", "rule 2"]
+        assert prove(ledger).records == 3
+        # Let go of, it can still be proved.
+        assert prune(ledger, NOW + 86_400_001, 1) == 1
+        assert ledger.submit(lambda rows: rows.audit()[0].rule) == "rule 1"
+        assert prove(ledger).flaws == []
+        assert prove(ledger).pruned == 1
 
     def test_keys_are_kept_or_refused(self, ledger: Ledger) -> None:
         try:

@@ -16,6 +16,7 @@ COMMANDS = {
     "report": ("cli.ledger:report", "What was spent: by session, user, project, model, day, tag."),
     "budgets": ("cli.ledger:budgets", "Each bucket: spent, held, left, and when it resets."),
     "verify": ("cli.ledger:verify", "Prove that the buckets equal the ledger."),
+    "audit": ("cli.audit:audit", "What was allowed, refused and changed; and a proof of it."),
     "repair": ("cli.ledger:repair", "Rebuild the buckets from the ledger."),
     "prices": ("cli.tools:prices", "What a model costs, and where that is from."),
     "run": ("cli.run:run", "Run a Python program, metered and held to a budget."),

@@ -27,9 +27,10 @@ from ..ledger.book import (
 from ..rules.attribution import NOBODY, Attribution
 from ..rules.balance import Balance, Shortfall
 from ..rules.budgets import Budget
-from ..rules.errors import BudgetExceeded, StoreError
+from ..rules.errors import BudgetExceeded, CallRefused, StoreError
 from ..wire import RequestBound
 from .alerts import Alerts
+from .auditing import Auditor
 from .booking import end_work
 from .holds import Hold
 from .layers import take_offer
@@ -97,6 +98,7 @@ class Engine:
         self.allow_fields = allow_fields
         self.stream_usage = stream_usage
         self.policy = policy
+        self.auditor = None if policy is None else Auditor(ledger, policy.policy.audit.allowed, clock)
         self.notices = Notices()
         self.kept: dict[Any, Any] = {}
         """What doors keep with this engine; see `PerEngine`."""
@@ -151,17 +153,22 @@ class Engine:
             outer = take_offer(self, operation, model, layer)
         if outer is not None:
             who = who.over(outer.plan.who)
-        return self._planner.plan(
-            operation,
-            model,
-            bound,
-            provider=provider,
-            who=who,
-            fallback=fallback,
-            outer=outer,
-            where=where,
-            verdict=verdict,
-        )
+        try:
+            return self._planner.plan(
+                operation,
+                model,
+                bound,
+                provider=provider,
+                who=who,
+                fallback=fallback,
+                outer=outer,
+                where=where,
+                verdict=verdict,
+            )
+        except CallRefused as error:
+            if self.auditor is not None:
+                self.auditor.refused(error, self._planner.who(who, fallback), operation, model)
+            raise
 
     @property
     def planner(self) -> Planner:
@@ -276,12 +283,15 @@ class Engine:
     def _reserve_work(self, ask: _Asking) -> Work[Reserved | Refused]:
         call_id, plan, claims, now, sweep, swept, waiting, replaces, place = ask
         owner = this_process()
+        decision = None
+        if self.auditor is not None and plan.verdict is not None:
+            decision = self.auditor.allowed(plan, plan.verdict, call_id)
 
         def work(rows: Rows) -> Reserved | Refused:
             if sweep:
                 expire(rows, now=now, book=self.on_unknown != "release", has_died=has_died)
                 self._planner.lessons.recall(rows.lessons())
-            return reserve(
+            result = reserve(
                 rows,
                 call_id=call_id,
                 claims=claims,
@@ -295,6 +305,9 @@ class Engine:
                 sharing=place.behind if place is not None else 0,
                 owner=owner,
             )
+            if decision is not None and isinstance(result, Reserved):
+                rows.add_audit(decision)
+            return result
 
         return work
 
@@ -309,6 +322,8 @@ class Engine:
         balance = self._planner.balance(plan.budgets, there)
         short = Shortfall(**vars(balance), asked=refused.asked, frees_at=when(refused.frees))
         error = BudgetExceeded(short, refused.reason, now=when(self._clock()))
+        if self.auditor is not None:
+            self.auditor.refused(error, plan.who, plan.operation, plan.model)
         log.info("%s", error)
         return error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..rules.attribution import NOBODY, Attribution
-from ..rules.errors import UnknownPrice
+from ..rules.errors import PolicyRefused, UnknownPrice
 from ..wire import RequestBound
 from .holds import Hold
 from .layers import take_offer
@@ -89,4 +89,9 @@ def rule(
         can_limit and bool(bound.limit_fields),
         priced,
     )
-    return Ruled(body, bound, policy.admit(asked), outer)
+    try:
+        return Ruled(body, bound, policy.admit(asked), outer)
+    except PolicyRefused as error:
+        assert engine.auditor is not None
+        engine.auditor.refused(error, asked.who, operation, model)
+        raise

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..ledger import Ledger
+from ..ledger.audit import Decision
 from ..ledger.keys import Key, SigningKey
 from ..rules.attribution import check_id
 from ..rules.budgets import Budget, Filter
@@ -37,9 +38,28 @@ class KeyStore:
         ConfigError: the ledger keeps none (in memory another process could not find a key).
     """
 
-    def __init__(self, ledger: Ledger, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, ledger: Ledger, *, now: Callable[[], float] = time.time, actor: str | None = None
+    ) -> None:
         self._keys = ledger.keys()
+        self._ledger = ledger
         self._now = now
+        self._actor = actor
+
+    def _note(self, what: str, key: Key | SigningKey, **details: str) -> None:
+        """Write into the audit what was done with a key."""
+        id = key.id if isinstance(key, Key) else key.kid
+        kind = "admin" if isinstance(key, Key) and key.role == "admin" else "key"
+        decision = Decision(
+            self._ms(),
+            kind,
+            f"key {what}",
+            tenant=key.tenant or None,
+            project=key.project or None,
+            actor=self._actor,
+            details={"key": id, **details},
+        )
+        self._ledger.submit(lambda rows: rows.add_audit(decision))
 
     def revision(self) -> int:
         """Another number after each change: what was remembered of keys is to be asked for again."""
@@ -115,6 +135,7 @@ class KeyStore:
     def _add(self, key: Key, prefix: str) -> tuple[Key, str]:
         text = f"{prefix}{key.id}_{secrets.token_urlsafe(32)}"
         self._keys.add(key, _hash(text))
+        self._note("made", key)
         return key, text
 
     def rotate(self, id: str, *, overlap: float = 0.0) -> tuple[Key, str]:
@@ -138,6 +159,7 @@ class KeyStore:
             self._keys.expire(id, now + round(overlap * 1000))
         else:
             self._keys.revoke(id, now)
+        self._note("rotated", old, successor=made[0].id)
         return made
 
     def expire(self, id: str, seconds: float) -> Key:
@@ -150,7 +172,9 @@ class KeyStore:
             raise ConfigError("a key expires in the future; to end it now, revoke it")
         self._living(id)
         self._keys.expire(id, self._ms() + round(seconds * 1000))
-        return self._living(id)
+        key = self._living(id)
+        self._note("expires", key)
+        return key
 
     def _living(self, id: str) -> Key:
         key = self.by_id(id)
@@ -176,6 +200,7 @@ class KeyStore:
             raise ConfigError(f"there is no key {id!r}; 'behest keys list' shows them")
         if not revoked:
             raise ConfigError(f"key {id!r} is revoked already")
+        self._note("revoked", key)
         return key
 
     def by_id(self, id: str) -> Key | None:
@@ -220,6 +245,7 @@ class KeyStore:
         )
         if not self._keys.add_signing(key):
             raise ConfigError(f"there is a signing key {key.kid!r} already: give it another --kid")
+        self._note("believed", key)
         return key
 
     def all_signing(self) -> list[SigningKey]:
@@ -237,8 +263,10 @@ class KeyStore:
         Raises:
             ConfigError: there is no such key, or it is revoked already.
         """
-        if not self._keys.revoke_signing(kid, self._ms()):
+        key = self._keys.signing(kid)
+        if key is None or not self._keys.revoke_signing(kid, self._ms()):
             raise ConfigError(f"there is no signing key {kid!r} that is not revoked")
+        self._note("revoked", key)
 
     def _ms(self) -> int:
         return int(self._now() * 1000)

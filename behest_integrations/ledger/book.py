@@ -21,6 +21,7 @@ from pydantic_core import to_json
 from ..rules.balance import Reason
 from ..rules.usage import Usage
 from .admission import Ask, BucketState, Denied, decide
+from .audit import Decision, Pruned, Record
 
 Status = Literal["settled", "estimated", "assumed", "failed"]
 KNOWS: Mapping[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "cancelled": 2, "settled": 2}
@@ -162,6 +163,7 @@ class Books:
     budgets: list[KnownBudget]
     lessons: Lessons
     own_limits: Mapping[tuple[str, str], int]
+    audit: Sequence[Record] = ()
 
 
 ADDITIVE = (
@@ -249,6 +251,15 @@ class Rows(Protocol):
 
     def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
         """Keep it, in place of what was kept of the same model at the same server."""
+
+    def add_audit(self, decision: Decision) -> None:
+        """Append to the audit, as the next record of this writer's chain (see `audit.Chain`)."""
+
+    def audit(self) -> Sequence[Record]:
+        """All of it, in the order of its chains, and in those by their numbers."""
+
+    def drop_audit(self, pruned: Pruned) -> None:
+        """Let go of the oldest records of each chain."""
 
     def everything(self) -> Books: ...
 

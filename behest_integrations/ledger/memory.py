@@ -13,6 +13,7 @@ from typing import Any
 
 from ..rules.errors import StoreError
 from ..rules.usage import Usage
+from .audit import Chain, Decision, Pruned, Record
 from .base import Durability, Ledger
 from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget, Lessons
 
@@ -32,6 +33,8 @@ class _MemoryRows:
         self.taught: dict[tuple[str, str], tuple[int, ...]] = {}
         self.own: dict[tuple[str, str], int] = {}
         self.having_own: frozenset[str] = frozenset()
+        self.chain: Chain | None = None
+        self.decided: list[Record] = []
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
@@ -116,6 +119,17 @@ class _MemoryRows:
             if entry.operation == "responses" and entry.provider_id:
                 self.responses.setdefault(entry.provider_id, []).append(entry)
 
+    def add_audit(self, decision: Decision) -> None:
+        if self.chain is None:
+            self.chain = Chain("")
+        self.decided.append(self.chain.link(decision))
+
+    def audit(self) -> Sequence[Record]:
+        return self.decided  # one writer, one chain
+
+    def drop_audit(self, pruned: Pruned) -> None:
+        self.decided = [r for r in self.decided if r.seq > pruned.chains.get(r.chain, (0, ""))[0]]
+
     def last_entry(self, call_id: str) -> Entry | None:
         entry = self.last.get(call_id)
         return copy(entry) if entry is not None else None
@@ -151,6 +165,7 @@ class _MemoryRows:
                 list(self.budgets.values()),
                 self.taught,
                 self.own,
+                self.decided,
             )
         )
 

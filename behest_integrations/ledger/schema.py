@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0007"
+HEAD = "0009"
 """The newest migration."""
 
 metadata = MetaData()
@@ -192,3 +192,25 @@ revisions = Table(
     Column("name", Text, primary_key=True),
     Column("number", BigInteger, nullable=False),
 )
+
+# What was decided, chained by hashes: see `audit`. Nothing updates a row.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("chain", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("rule", Text, nullable=False),
+    *(
+        Column(name, Text)
+        for name in (
+            "trace", "call_id", "session_id", "user_id", "project", "tenant", "actor", "operation", "model",
+        )
+    ),
+    Column("details", Text, nullable=False),
+    Column("prev", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    UniqueConstraint("chain", "seq"),
+)  # fmt: skip

@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from ..rules.errors import StoreError
 from ..rules.usage import Usage
 from . import schema
+from .audit import Chain, Decision, Pruned, Record
 from .base import Ledger
 from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget, Lessons, encode
 from .keys import SQLKeys
@@ -65,6 +66,9 @@ class SQLRows:
         self._new_holds: dict[str, HoldRecord] = {}
         self._taken: list[tuple[str]] = []
         self._new_entries: list[Entry] = []
+        self._new_audit: list[Decision] = []
+        self._chain: Chain | None = None
+        """Where this connection appends; a new one after a rollback, which may have been none."""
 
     def begin(self, *, alone: bool) -> None:
         """A transaction has begun.
@@ -87,9 +91,10 @@ class SQLRows:
         """After a rollback nothing is known, and ids that it handed out may go to other buckets."""
         for known in (
             self._ids, self._by_key, self._by_id, self._own_holds, self._old_holds,
-            self._changed, self._new_holds, self._taken, self._new_entries,
+            self._changed, self._new_holds, self._taken, self._new_entries, self._new_audit,
         ):  # fmt: skip
             known.clear()
+        self._chain = None
         self._forget_settings()
 
     def _forget_settings(self) -> None:
@@ -117,6 +122,13 @@ class SQLRows:
         if self._new_entries:
             self._write(self._sql.add_entry, [_entry_values(e) for e in self._new_entries])
             self._new_entries.clear()
+        if self._new_audit:
+            if self._chain is None:
+                found = self._run(self._sql.newest_audit).fetchone()
+                self._chain = Chain(found[0] if found is not None else "")
+            link = self._chain.link
+            self._write(self._sql.add_audit, [link(decision) for decision in self._new_audit])
+            self._new_audit.clear()
 
     def _write(self, sql: str, rows: Sequence[Any]) -> None:
         if len(rows) == 1:
@@ -268,6 +280,18 @@ class SQLRows:
 
     def add_entry(self, entry: Entry) -> None:
         self._new_entries.append(entry)
+
+    def add_audit(self, decision: Decision) -> None:
+        self._new_audit.append(decision)
+
+    def audit(self) -> list[Record]:
+        self.flush()
+        return [Record(*row) for row in self._run(self._sql.all_audit)]
+
+    def drop_audit(self, pruned: Pruned) -> None:
+        self.flush()
+        for chain, (seq, _hash) in pruned.chains.items():
+            self._run(self._sql.drop_audit, (chain, seq))
 
     def last_entry(self, call_id: str) -> Entry | None:
         self.flush()

@@ -10,13 +10,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from . import schema
+from .audit import FIELDS
 from .book import REFUSED, Entry
 
 _b, _h, _e, _l, _r, _g, _t = (
     schema.buckets, schema.holds, schema.entries, schema.limits, schema.refusals, schema.budgets,
     schema.lessons,
 )  # fmt: skip
-_o = schema.own_limits
+_o, _a = schema.own_limits, schema.audit
 _P = sa.bindparam
 _ENTRY_NAMES = {f.name for f in fields(Entry)}
 ENTRY_ORDER = tuple(c.name for c in _e.columns if c.name in _ENTRY_NAMES)
@@ -130,6 +131,16 @@ class Statements:
         kept = insert(_t).values({name: _P(f"v_{name}") for name in names})
         self.keep_lesson = compiled(_upsert(kept, "server", "model"), *(f"v_{name}" for name in names))
         self.lessons = compiled(sa.select(_t))
+        names = list(FIELDS)
+        self.add_audit = compiled(
+            sa.insert(_a).values({name: _P(f"v_{name}", type_=sa.Text()) for name in names}),
+            *(f"v_{name}" for name in names),
+        )
+        self.newest_audit = compiled(
+            sa.select(_a.c.hash).where(_a.c.id == sa.select(sa.func.max(_a.c.id)).scalar_subquery())
+        )
+        self.all_audit = compiled(sa.select(*(_a.c[n] for n in names)).order_by(_a.c.chain, _a.c.seq))
+        self.drop_audit = compiled(sa.delete(_a).where(_a.c.chain == _P("c"), _a.c.seq <= _P("s")), "c", "s")
         self.all_buckets = compiled(sa.select(_b).order_by(_b.c.id))
         self.all_holds = compiled(sa.select(_h.c.id, _h.c.expires, _h.c.bookings, _h.c.call, _h.c.owner))
         self.all_entries = compiled(sa.select(*whole).order_by(_e.c.id))

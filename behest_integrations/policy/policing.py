@@ -49,14 +49,18 @@ class Verdict:
     Attributes:
         rules: the names of the rules that apply to it.
         ceiling: the output limit to send where the caller sets none.
+        kind: what it is to the audit: ``allowed``, ``masked`` or ``shadow``.
+        found: what was found in its texts: kinds and counts.
     """
 
-    __slots__ = ("ceiling", "rules", "terms")
+    __slots__ = ("ceiling", "found", "kind", "rules", "terms")
 
     def __init__(self, terms: Sequence[tuple[str, Terms]], ceiling: int | None) -> None:
         self.terms = terms
         self.rules = tuple(name for name, _ in terms)
         self.ceiling = ceiling
+        self.kind = "allowed"
+        self.found: dict[str, int] = {}
 
 
 class Policing:

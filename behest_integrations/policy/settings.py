@@ -97,16 +97,30 @@ class Rule(Terms):
         return (*(Filter(n, v) for n, v in ids), *(Filter("tag", v, tag) for tag, v in tags.items()))
 
 
+class Audit(Strict):
+    """What is written down of decisions.
+
+    Attributes:
+        allowed: calls that went ahead as they were, too; else only what was refused, changed or found.
+        keep_days: how long records are kept; None: for ever.
+    """
+
+    allowed: bool = True
+    keep_days: int | None = Field(default=None, ge=1)
+
+
 class Policy(Terms):
     """What every call must keep to, and rules for some of them.
 
     Attributes:
         rules: for some calls alone, within the rest.
         places: the region of a provider, by its host or id: `{"eu.api.openai.com" = "eu"}`.
+        audit: what is written down of decisions.
     """
 
     rules: tuple[Rule, ...] = ()
     places: dict[str, str] = Field(default_factory=dict)
+    audit: Audit = Field(default_factory=Audit)
 
     @classmethod
     def of(cls, given: Any) -> Policy:

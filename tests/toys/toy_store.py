@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from behest_integrations import StoreError, Usage
+from behest_integrations.ledger.audit import Chain, Decision, Pruned, Record
 from behest_integrations.ledger.base import Durability, Ledger
 from behest_integrations.ledger.book import (
     REFUSED,
@@ -35,6 +36,8 @@ class ToyRows:
         self.budgets: dict[str, KnownBudget] = {}
         self.taught: dict[tuple[str, str], tuple[int, ...]] = {}
         self.own: dict[tuple[str, str], int] = {}
+        self.chain = Chain("")
+        self.decided: list[Record] = []
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
@@ -142,11 +145,20 @@ class ToyRows:
     def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
         self.taught[server, model] = values
 
+    def add_audit(self, decision: Decision) -> None:
+        self.decided.append(self.chain.link(decision))
+
+    def audit(self) -> list[Record]:
+        return list(self.decided)
+
+    def drop_audit(self, pruned: Pruned) -> None:
+        self.decided = [r for r in self.decided if r.seq > pruned.chains.get(r.chain, (0, ""))[0]]
+
     def everything(self) -> Books:
         refusals, budgets = list(self.refusals.values()), list(self.budgets.values())
         holds = list(self.holds.values())
         kept = (self.limits, budgets, self.taught, self.own)
-        return copy.deepcopy(Books(self.buckets, holds, self.entries, refusals, *kept))
+        return copy.deepcopy(Books(self.buckets, holds, self.entries, refusals, *kept, self.decided))
 
 
 class ToyLedger(Ledger):
