@@ -27,6 +27,7 @@ from .prices import Price
 from .rules.budgets import Budget
 from .rules.errors import ConfigError
 from .rules.wording import say_problems
+from .wire.hangups import OnAbandoned
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -109,12 +110,13 @@ class Config(_Strict):
     wait: float | None = None
     lease: float | None = None
     on_unknown: Literal["assume", "estimate", "release"] | None = None
+    on_abandoned: OnAbandoned | dict[str, OnAbandoned] | None = None
     on_store_error: Literal["refuse", "allow"] | None = None
     store_timeout: float | None = None
     durability: Literal["process", "power"] | None = None
     thresholds: list[int] | None = None
     stream_usage: bool | None = None
-    service_tier: str | None = None
+    service_tier: str | dict[str, str] | None = None
     project: str | None = None
     tenant: str | None = None
     require: list[str] | None = None

@@ -30,8 +30,10 @@ from .rules import attribution as who_module
 from .rules.attribution import NOBODY, Attribution, SessionScope, check_id, parse_required
 from .rules.balance import Balance
 from .rules.budgets import Budget, parse_allowance
+from .rules.checks import each_of, not_negative, one_of
 from .rules.errors import ConfigError, StoreError
 from .rules.units import format_amount
+from .wire.hangups import ON_ABANDONED, OnAbandoned
 
 if TYPE_CHECKING:
     from .policy import Policing, Policy, Rule
@@ -66,6 +68,10 @@ class Meter(Doors):
             closed early, a reply without usage): ``assume`` the worst case; ``estimate``
             from what was seen, where anything was; or ``release`` (books nothing: the
             budget can then be passed).
+        on_abandoned: what is done with a stream that its reader has left: ``drain`` reads it on in the
+            background (at most two minutes) and books the truth, ``close`` hangs up and books as
+            `on_unknown` says. ``auto``: ``drain`` where the provider is known to bill all of it
+            anyway, else ``close``. For all, or by provider: ``{"openai": "drain"}``.
         on_store_error: ``refuse`` calls while the store is out, or ``allow`` them (the
             budget can then be passed) and write them down later.
         store_timeout: seconds to wait for another process's write.
@@ -76,8 +82,9 @@ class Meter(Doors):
         stream_usage: whether streams are asked for their usage (`stream_options`). Without it, they are
             counted where the model is known to show all that it writes, and else booked at the
             worst case.
-        service_tier: the tier of your provider's project, if you know it; calls that name
-            none are then bounded by its price and not by the dearest tier's.
+        service_tier: the tier of your provider's project, if you know it, or of each
+            (``{"openai": "default"}``); calls that name none are then bounded by its price and
+            not by the dearest tier's.
         session, user, project, tenant: for calls that name none, in whatever thread they are.
         require: what every call must say, or is refused: ``session``, ``user``, ``project``,
             ``tenant``, ``tag:NAME``.
@@ -106,13 +113,14 @@ class Meter(Doors):
         wait: float = 30.0,
         lease: float = 900.0,
         on_unknown: OnUnknown = "assume",
+        on_abandoned: OnAbandoned | Mapping[str, OnAbandoned] = "auto",
         on_store_error: OnStoreError = "refuse",
         store_timeout: float = 5.0,
         durability: Durability = "process",
         thresholds: Sequence[int] = (50, 80, 100),
         on_threshold: Callable[[ThresholdEvent], object] | None = None,
         stream_usage: bool = True,
-        service_tier: str | None = None,
+        service_tier: str | Mapping[str, str] | None = None,
         session: str | None = None,
         user: str | None = None,
         project: str | None = None,
@@ -142,10 +150,10 @@ class Meter(Doors):
             thresholds=thresholds,
             require=require,
         )
-        wait = _not_negative(wait, "wait")
-        lease_ms = int(_not_negative(lease, "lease") * 1000)
-        unknown = _one_of(on_unknown, ("assume", "estimate", "release"), "on_unknown")
-        store_error = _one_of(on_store_error, ("refuse", "allow"), "on_store_error")
+        wait = not_negative(wait, "wait")
+        lease_ms = int(not_negative(lease, "lease") * 1000)
+        unknown = one_of(on_unknown, ("assume", "estimate", "release"), "on_unknown")
+        store_error = one_of(on_store_error, ("refuse", "allow"), "on_store_error")
         super().__init__(
             store
             if isinstance(store, Ledger)
@@ -158,7 +166,8 @@ class Meter(Doors):
             on_threshold=on_threshold,
             clock=clock or now_ms,
             allow_fields=given["allow_fields"],
-            stream_usage=_one_of(stream_usage, (True, False), "stream_usage"),
+            on_abandoned=each_of(on_abandoned, ON_ABANDONED, "on_abandoned", "auto"),
+            stream_usage=one_of(stream_usage, (True, False), "stream_usage"),
             policy=_policing(policy),
         )
         self._begin()
@@ -461,6 +470,8 @@ class Meter(Doors):
     def close(self) -> None:
         """Write what is left and let go of the store. The meter cannot be used afterwards."""
         try:
+            self.drains.wait()
+            self.drains.give_up()
             self.flush()
         finally:
             self._ledger.close()
@@ -521,15 +532,3 @@ def _scope(
         )
     who = Attribution(session_id=session, user_id=user, project=project, tenant=tenant, tags=tags or {})
     return budget.scope_key(who, model or "")
-
-
-def _not_negative(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10**9:
-        raise ConfigError(f"{name} must be a number of seconds of at least 0, not {value!r}")
-    return value
-
-
-def _one_of(value: T, known: tuple[T, ...], name: str) -> T:
-    if value not in known:
-        raise ConfigError(f"{name} is one of {', '.join(map(repr, known))}, not {value!r}")
-    return value

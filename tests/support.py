@@ -140,6 +140,43 @@ async def auntil_exhausted(call: Any, *, most: int = 400, pause: float = 0.03) -
     raise AssertionError(f"not exhausted after {most} tries")
 
 
+def four(call: Any) -> list[BudgetExceeded]:
+    """Four calls, with no retry of the caller's own; the refusals."""
+    refused = []
+    for _ in range(4):
+        try:
+            call()
+        except BudgetExceeded as error:
+            refused.append(error)
+    return refused
+
+
+async def afour(call: Any) -> list[BudgetExceeded]:
+    refused = []
+    for _ in range(4):
+        try:
+            await call()
+        except BudgetExceeded as error:
+            refused.append(error)
+    return refused
+
+
+def assert_used_up(
+    sandbox: Sandbox, meter: Meter, refused: list[list[BudgetExceeded]], left: Decimal = Decimal("0.01")
+) -> None:
+    """Of a budget of one dollar nothing was passed, and at most `left` is left; and nobody was
+    refused before that."""
+    spent = sandbox.bill.total()
+    assert spent <= 1, f"the budget was passed: {spent}"
+    assert spent >= 1 - left, f"only {spent} was used"
+    errors = [error for some in refused for error in some]
+    assert errors
+    assert not any(error.busy for error in errors)
+    assert all(error.shortfall.spent + error.shortfall.held >= to_nano(1 - left) for error in errors)
+    assert_sound(meter)
+    assert_agrees(meter, sandbox)
+
+
 _loop: asyncio.AbstractEventLoop | None = None
 
 

@@ -139,6 +139,30 @@ def test_128_streams(tmp_path: Path, workers: int) -> None:
             assert_agrees(meter, sandbox)
 
 
+@pytest.mark.parametrize(("workers", "stream"), [(1, True), (2, False)])
+def test_64_clients_of_four_calls(tmp_path: Path, workers: int, stream: bool) -> None:
+    """With no retry of theirs, and default settings: nobody is refused while anything is left."""
+    with provider() as sandbox, Gateway(tmp_path, sandbox, budgets=["$1"], workers=workers) as gateway:
+
+        async def all_of_them() -> list[str]:
+            headers = {"Authorization": f"Bearer {gateway.key()}"}
+            connector = aiohttp.TCPConnector(limit=0)
+            async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+
+                async def caller() -> list[str]:
+                    return [
+                        await one(session, gateway.base_url, leave_after=None, stream=stream)
+                        for _ in range(4)
+                    ]
+
+                return [how for some in await asyncio.gather(*(caller() for _ in range(64))) for how in some]
+
+        ended = asyncio.run(all_of_them())
+        assert set(ended) == {"whole", "quota_exceeded"}
+        settled(sandbox, gateway)
+        check(sandbox, gateway, exact=True)
+
+
 def test_128_calls_in_one_piece_over_five_budgets(tmp_path: Path) -> None:
     budgets = [
         "$1 per session",

@@ -22,13 +22,16 @@ from support import (
     HELLO,
     MODEL,
     aclient,
+    afour,
     assert_agrees,
     assert_each_within,
     assert_sound,
+    assert_used_up,
     assert_whose,
     auntil_exhausted,
     client,
     entries,
+    four,
     person,
     until_exhausted,
 )
@@ -91,6 +94,38 @@ def test_64_tasks(store: str) -> None:
         check(sandbox, meter)
         assert_agrees(meter, sandbox)
         assert_whose(meter, sandbox)
+
+
+@pytest.mark.parametrize("way", ["threads", "tasks", "streams", "async streams"])
+def test_64_callers_of_four_calls(way: str, sqlite_store: str) -> None:
+    """With no retry of theirs, and default settings: nobody is refused while anything is left."""
+    streamed = {"stream": True} if "streams" in way else {}
+
+    async def several() -> list[list[BudgetExceeded]]:
+        async with meter.openai(aclient(sandbox)) as metered:
+
+            async def call() -> None:
+                answer = await ask(metered, "u", **streamed)
+                if streamed:
+                    async for _ in answer:
+                        pass
+
+            return await asyncio.gather(*(afour(call) for _ in range(64)))
+
+    with provider() as sandbox, Meter(sqlite_store, budgets=["$1"]) as meter:
+        if way in ("tasks", "async streams"):
+            refused = asyncio.run(several())
+        else:
+            metered = meter.openai(client(sandbox))
+
+            def call() -> None:
+                answer = ask(metered, "u", **streamed)
+                if streamed:
+                    list(answer)
+
+            with ThreadPoolExecutor(64) as pool:
+                refused = list(pool.map(lambda _: four(call), range(64)))
+        assert_used_up(sandbox, meter, refused)
 
 
 @pytest.mark.parametrize("wait", [0.0, 20.0])

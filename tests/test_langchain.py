@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any, TypedDict
 
 import pytest
@@ -858,6 +859,46 @@ def test_the_middleware_tells_the_agent_that_a_tool_is_too_dear(sandbox: Sandbox
         assert (told.type, told.status) == ("tool", "error")
         assert "$0.004 per session" in told.content
         assert [e.operation for e in entries(meter)] == ["chat", "chat"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("by", ["callback", "middleware"])
+def test_a_tool_that_asks_a_model_does_not_wait_for_itself(by: str, asynchronous: bool) -> None:
+    """It is refused at once: what the tool holds for its own price ends only after it."""
+    with Sandbox() as sandbox, Meter("memory://", budgets=["$0.02"]) as meter:
+        inner = meter.langchain_model(chat(sandbox, max_tokens=400))
+        told: list[BudgetExceeded] = []
+
+        @tool
+        def search(q: str) -> str:
+            """Look it up."""
+            try:
+                inner.invoke(HELLO)
+            except BudgetExceeded as error:
+                told.append(error)
+            return "found"
+
+        prices = {"search": "$0.0195"}
+        request = {"name": "search", "args": {"q": "x"}, "id": "1", "type": "tool_call"}
+        began = time.monotonic()
+        if by == "callback":
+            config: Any = {"callbacks": [meter.langchain(tool_prices=prices)]}
+            _ = arun(search.ainvoke(request, config)) if asynchronous else search.invoke(request, config)
+        else:
+            middleware = meter.langchain_middleware(tool_prices=prices)
+            asked = SimpleNamespace(tool_call=request)
+            if asynchronous:
+
+                async def ahandler(asked: Any) -> Any:
+                    return await search.ainvoke(request)
+
+                arun(middleware.awrap_tool_call(asked, ahandler))
+            else:
+                middleware.wrap_tool_call(asked, lambda asked: search.invoke(request))
+        assert time.monotonic() - began < 20
+        assert [error.shortfall.around for error in told] == [to_nano(Decimal("0.0195"))]
+        assert sandbox.requests == 0
+        assert_sound(meter)
 
 
 def test_a_price_that_is_none(meter: Meter) -> None:

@@ -23,7 +23,9 @@ from langchain_support import (
     ALL_WAYS,
     HELLO,
     LOWERS,
+    chat,
     embedder,
+    opened,
     opened_for_each,
     run_of,
     skip_unless_handed_on,
@@ -31,16 +33,19 @@ from langchain_support import (
 from support import (
     ANSWER,
     PEOPLE,
+    afour,
     assert_agrees,
     assert_each_within,
     assert_sound,
+    assert_used_up,
     assert_whose,
     auntil_exhausted,
+    four,
     person,
     until_exhausted,
 )
 
-from behest_integrations import Meter
+from behest_integrations import BudgetExceeded, Meter
 from behest_integrations.sandbox import Sandbox
 
 CAP = Decimal(1)
@@ -81,6 +86,38 @@ def test_64_threads(way: str, sqlite_store: str) -> None:
         check(way, sandbox, meter)
         assert_agrees(meter, sandbox)
         assert_whose(meter, sandbox)
+
+
+@pytest.mark.parametrize("how", ["threads", "tasks", "streams"])
+@pytest.mark.parametrize("way", ["wrapper", "callback", "middleware"])
+def test_64_callers_of_four_calls(way: str, how: str) -> None:
+    """With no retry of theirs, and default settings: nobody is refused while there is room for a call.
+
+    A callback cannot lower limits: it uses all but what one call may cost, 97 % of this budget.
+    """
+    if how == "tasks":
+        skip_unless_handed_on(way)
+
+    async def several() -> list[list[BudgetExceeded]]:
+        return await asyncio.gather(*(afour(lambda: model.ainvoke(HELLO)) for _ in range(64)))
+
+    def call() -> None:
+        if how == "streams":
+            list(model.stream(HELLO))
+        else:
+            model.invoke(HELLO)
+
+    with (
+        provider() as sandbox,
+        Meter("memory://", budgets=["$1"]) as meter,
+        opened(way, meter, chat(sandbox)) as model,
+    ):
+        if how == "tasks":
+            refused = asyncio.run(several())
+        else:
+            with ThreadPoolExecutor(64) as pool:
+                refused = list(pool.map(lambda _: four(call), range(64)))
+        assert_used_up(sandbox, meter, refused, Decimal("0.01") if way in LOWERS else CALL)
 
 
 @pytest.mark.parametrize("way", ALL_WAYS)

@@ -23,12 +23,15 @@ from llama_index_support import HELLO, LOWERS, WAYS, embedder, llm, no_collectio
 from support import (
     ANSWER,
     PEOPLE,
+    afour,
     arun,
     assert_agrees,
     assert_each_within,
     assert_sound,
+    assert_used_up,
     assert_whose,
     auntil_exhausted,
+    four,
     ids,
     person,
     until_exhausted,
@@ -80,6 +83,39 @@ def test_64_threads(way: str, ask: str, sqlite_store: str) -> None:
         check(way, sandbox, meter)
         assert_agrees(meter, sandbox)
         assert_whose(meter, sandbox)
+
+
+@pytest.mark.parametrize("how", ["threads", "tasks", "streams"])
+@pytest.mark.parametrize("way", ["wrapper", "settings", "handler"])
+def test_64_callers_of_four_calls(way: str, how: str) -> None:
+    """With no retry of theirs, and default settings: nobody is refused while there is room for a call.
+
+    A handler cannot lower limits: it uses all but what one call may cost, 97 % of this budget. And
+    on an event loop it cannot wait: there it refuses what is only busy.
+    """
+    if (way, how) == ("handler", "tasks"):
+        pytest.skip("a handler's methods are blocking, and an event loop must not be blocked")
+
+    async def several() -> list[list[BudgetExceeded]]:
+        return await asyncio.gather(*(afour(lambda: model.achat(HELLO)) for _ in range(64)))
+
+    def call() -> None:
+        if how == "streams":
+            list(model.stream_chat(HELLO))
+        else:
+            model.chat(HELLO)
+
+    with (
+        provider() as sandbox,
+        Meter("memory://", budgets=["$1"]) as meter,
+        opened(way, meter, llm(sandbox)) as model,
+    ):
+        if how == "tasks":
+            refused = arun(several())
+        else:
+            with ThreadPoolExecutor(64) as pool:
+                refused = list(pool.map(lambda _: four(call), range(64)))
+        assert_used_up(sandbox, meter, refused, Decimal("0.01") if way in LOWERS else CALL)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -24,6 +24,7 @@ from behest_integrations import (
     Usage,
     session,
 )
+from behest_integrations.calls.exchange import Exchange
 from behest_integrations.engine.holds import Hold
 from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.engine.plan import Plan
@@ -529,6 +530,45 @@ def test_a_hold_for_a_tier_that_may_not_be_is_told_of(caplog: pytest.LogCaptureF
         with pytest.raises(BudgetExceeded):
             meter.reserve(meter.plan("chat", "gpt-4o", bound._replace(output_limit=200)))
     assert "ordinary price" not in caplog.text
+
+
+def test_it_is_told_where_calls_wait_and_not_where_a_cap_is_used_up(caplog: pytest.LogCaptureFixture) -> None:
+    bound = RequestBound(100, output_limit=100, limit_fields=("max_tokens",))
+    with Meter("memory://", budgets=["$0.0013"], wait=0) as meter:
+        meter.reserve(meter.plan("chat", "gpt-4o", bound._replace(output_limit=90))).settle(Usage(100, 90))
+        # At the ordinary price there would be room for a few words, and not for what was asked.
+        with pytest.raises(BudgetExceeded):
+            meter.reserve(meter.plan("chat", "gpt-4o", bound))
+        assert "ordinary price" not in caplog.text
+    with Meter("memory://", budgets=["$0.003"], wait=0) as meter:
+        first = meter.reserve(meter.plan("chat", "gpt-4o", bound))
+        second = meter.reserve(meter.plan("chat", "gpt-4o", bound))  # lowered: at the ordinary price two fit
+        with pytest.raises(BudgetExceeded):
+            meter.reserve(meter.plan("chat", "gpt-4o", bound._replace(output_limit=50)))
+        assert "ordinary price" in caplog.text
+        first.release()
+        second.release()
+
+
+def test_the_tier_of_one_providers_project() -> None:
+    def held(meter: Meter, provider: str) -> int:
+        hold = meter.reserve(
+            meter.plan("chat", "gpt-4o", RequestBound(100, output_limit=100), provider=provider)
+        )
+        hold.release()
+        return hold.amounts["usd"]
+
+    with Meter("memory://", budgets=["$1"]) as meter:
+        dear = held(meter, "openai")
+    with Meter("memory://", budgets=["$1"], service_tier={"openai": "default"}) as meter:
+        assert held(meter, "openai") == 1_250_000 < dear
+        assert held(meter, "azure") > 1_250_000
+        asked = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 100}
+        plain = Exchange(meter, "chat", asked, provider="azure").plan.ask.needs["usd"]
+        said = Exchange(meter, "chat", asked, provider="azure", service_tier="default").plan.ask.needs["usd"]
+        assert said.amount(100) < plain.amount(100)
+    with pytest.raises(ConfigError, match="service_tier"):
+        Meter("memory://", service_tier={"openai": ""})
 
 
 # ── thresholds ─────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import subprocess
 import sys
@@ -13,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import aclient, assert_sound, client, entries, holds
+from support import assert_sound, entries, holds
 
-from behest_integrations import BudgetExceeded, Meter, Usage, session
-from behest_integrations.sandbox import Sandbox
+from behest_integrations import BudgetExceeded, Meter, Price, Usage, session
 from behest_integrations.wire import RequestBound
 
 ONE = RequestBound(1, output_limit=0)
@@ -191,51 +191,66 @@ async def test_blocking_code_on_a_loop_does_not_wait(store: str) -> None:
         await held.aend(hold_end())
 
 
-# ── no false alarm ─────────────────────────────────────────────────────────────────────
+# ── inside of what holds the rest ──────────────────────────────────────────────────────
+
+CENT = RequestBound(100, output_limit=0)  # $0.01, at the price below
+FIFTY_ONE = RequestBound(1, output_limit=51)
+PRICED = {"m": Price(input="100", output="0")}
 
 
-@pytest.mark.parametrize("way", ["threads", "tasks", "streams"])
-def test_64_callers_of_four_calls_use_what_there_is(way: str, store: str) -> None:
-    """By default, no call is refused while anything is left that could be had."""
-    with Sandbox() as sandbox, Meter(store, budgets=["$0.05"]) as meter:
-        refusals: list[BudgetExceeded] = []
-        asked: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
-        asked["max_tokens"] = 60
-
-        def one(c: Any) -> None:
-            for _ in range(4):
-                try:
-                    if way == "streams":
-                        list(c.chat.completions.create(stream=True, **asked))
-                    else:
-                        c.chat.completions.create(**asked)
-                except BudgetExceeded as error:
-                    refusals.append(error)
-
-        async def several() -> None:
-            async with meter.openai(aclient(sandbox)) as c:
-
-                async def mine() -> None:
-                    for _ in range(4):
-                        try:
-                            await c.chat.completions.create(**asked)
-                        except BudgetExceeded as error:
-                            refusals.append(error)
-
-                await asyncio.gather(*(mine() for _ in range(64)))
-
-        if way == "tasks":
-            asyncio.run(several())
-        else:
-            c = meter.openai(client(sandbox))
-            with ThreadPoolExecutor(64) as pool:
-                list(pool.map(lambda _: one(c), range(64)))
-        bill = sandbox.bill.total()
-        assert bill <= meter.spend()[0].limit / 10**9
-        assert bill * 10**9 >= 0.99 * meter.spend()[0].limit, bill
-        assert refusals
-        assert not any(error.busy for error in refusals)
+@pytest.mark.parametrize("wait", [0, 30])
+def test_a_call_does_not_wait_for_what_it_is_made_inside_of(store: str, wait: int) -> None:
+    with Meter(store, budgets=["$0.02"], prices=PRICED, wait=wait) as meter:
+        began = time.monotonic()
+        with meter.cost("$0.015", name="tool"), pytest.raises(BudgetExceeded) as caught:
+            meter.reserve(meter.plan("chat", "m", CENT))
+        assert time.monotonic() - began < 10
+        error = caught.value
+        assert (error.reason, error.retry_after, error.shortfall.around) == ("exhausted", None, 15 * 10**6)
+        assert "$0.015 are held by what this call is made inside of" in str(error)
+        assert meter.spend()[0].spent == 15 * 10**6
+        with pytest.raises(BudgetExceeded) as caught:  # that is over, and its price is spent
+            meter.reserve(meter.plan("chat", "m", CENT))
+        assert caught.value.shortfall.around == 0
         assert_sound(meter)
+
+
+async def test_nor_does_a_task_nor_what_is_lowered(store: str) -> None:
+    with Meter(store, budgets=["$0.02"], prices={"m": Price(input="0", output="100")}) as meter:
+        async with meter.cost("$0.015", name="tool"):
+            lowered = RequestBound(1, output_limit=100, limit_fields=("max_tokens",))
+            hold = await asyncio.ensure_future(meter.areserve(meter.plan("chat", "m", lowered)))
+            assert hold.output_limit == 50
+            with pytest.raises(BudgetExceeded) as caught:
+                await asyncio.wait_for(meter.areserve(meter.plan("chat", "m", FIFTY_ONE)), 20)
+            assert caught.value.shortfall.around == 15 * 10**6
+            await hold.aend(hold_end())
+
+
+def test_it_waits_for_others_and_before_those_who_wait_for_it(store: str) -> None:
+    """Those who stand in line wait for what it is made inside of, and that waits for it."""
+    with Meter(store, budgets=["$0.05"], prices=PRICED) as meter, ThreadPoolExecutor(2) as pool:
+        other = meter.reserve(meter.plan("chat", "m", CENT))
+        with meter.cost("$0.03", name="tool"):
+            large = pool.submit(meter.reserve, meter.plan("chat", "m", RequestBound(300, output_limit=0)))
+            until_waiting(meter, 1)
+            meter.reserve(meter.plan("chat", "m", CENT)).release()  # there is room for it
+            inner = pool.submit(
+                contextvars.copy_context().run,
+                meter.reserve,
+                meter.plan("chat", "m", RequestBound(200, output_limit=0)),
+            )
+            until_waiting(meter, 2)
+            assert not large.done()
+            other.release()
+            inner.result(20).release()
+        error = large.exception(20)
+        assert isinstance(error, BudgetExceeded)
+        assert error.reason == "exhausted"
+        assert_sound(meter)
+
+
+# ── several processes ──────────────────────────────────────────────────────────────────
 
 
 def test_200_who_wait_in_four_processes(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from ..wire import (
     with_stream_usage,
     without_stream_usage,
 )
+from ..wire.hangups import OnAbandoned
 from ..wire.replies import parse_json
 from ..wire.tokens import estimate_tokens
 
@@ -54,6 +55,8 @@ class Exchange:
         body: the request's JSON; it is not changed.
         provider: the price list's provider id, if known.
         where: the server that it goes to, if known.
+        service_tier: of the project there, where the request names none; None: what the engine says.
+        on_abandoned: what is done with its stream if it is left; None: what the engine says.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -71,8 +74,11 @@ class Exchange:
         provider: str | None = None,
         layer: str = "",
         where: str = "",
+        service_tier: str | None = None,
+        on_abandoned: OnAbandoned | None = None,
     ) -> None:
         self.engine = engine
+        self._on_abandoned = on_abandoned
         self.operation = operation
         self.metered = operation in METERED_OPERATIONS
         self._original = body
@@ -100,6 +106,8 @@ class Exchange:
             self._bound = bound_request(operation, body, **options)
         else:
             self._bound = _UNMETERED
+        if service_tier is not None and self.metered and self._bound.service_tier is None:
+            self._bound = self._bound._replace(service_tier=service_tier)
         self.plan: Plan = engine.plan(
             operation,
             str(body.get("model") or ""),
@@ -174,6 +182,11 @@ class Exchange:
                     "case is booked",
                     self._where,
                 )
+
+    @property
+    def reads_on(self) -> bool:
+        """Whether its stream is read on in the background when its reader has left."""
+        return self.engine.reads_on(self.plan.provider, self._on_abandoned)
 
     def forget(self) -> None:
         """Let go of the request's body: it will not be sent again."""

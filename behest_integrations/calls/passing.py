@@ -21,6 +21,8 @@ class Passing:
         self.exchange = exchange
         self.only_whole = only_whole
         self.over = False
+        self.left = False
+        """Whether its reader has left, and it is read on."""
         self._reader = exchange.reader(events=events)
         self._ended = threading.Lock()
 
@@ -44,9 +46,14 @@ class Passing:
         return self._reader.finish()
 
     @property
+    def done(self) -> bool:
+        """Whether all that there is has been received."""
+        return self.over or self._reader.done
+
+    @property
     def drainable(self) -> bool:
         """Whether reading on costs nothing: all is generated (and billed), its usage is not in."""
-        if self.over or self._reader.done:
+        if self.done:
             return False
         return self.reader is None or (self.exchange.generated and not self.exchange.reply.final_usage)
 
@@ -58,9 +65,16 @@ class Passing:
         """
         if not self._ended.acquire(False):
             return None
-        done = self.over or self._reader.done
+        done = self.done
         if done and self.exchange.reply.final_usage:
-            return self.exchange.complete()
-        if self.only_whole:
+            outcome = self.exchange.complete()
+        elif self.only_whole:
             return None
-        return self.exchange.complete() if done else self.exchange.interrupted(note, flag)
+        else:
+            outcome = self.exchange.complete() if done else self.exchange.interrupted(note, flag)
+        if self.left and outcome.status != "assumed":
+            return outcome._replace(
+                note="its reader left; the rest was read in the background",
+                flags=(*outcome.flags, "drained"),
+            )
+        return outcome

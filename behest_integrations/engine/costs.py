@@ -7,6 +7,7 @@ import asyncio
 from ..rules.attribution import Attribution, F, decorate
 from .engine import Engine
 from .holds import Hold
+from .layers import enclose
 from .outcomes import outcome_of_use
 
 
@@ -32,14 +33,18 @@ class CostScope:
         return await self._engine.areserve(plan)
 
     def __enter__(self) -> CostScope:
-        self._holds.append(self.reserve())
+        hold = self.reserve()
+        self._holds.append(hold)
+        enclose(hold)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         self._holds.pop().end(outcome_of_use(error))
 
     async def __aenter__(self) -> CostScope:
-        self._holds.append(await self.areserve())
+        hold = await self.areserve()
+        self._holds.append(hold)
+        enclose(hold)
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, *_: object) -> None:

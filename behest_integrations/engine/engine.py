@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from ..ledger.base import Ledger, Work
@@ -29,16 +29,19 @@ from ..rules.balance import Balance, Shortfall
 from ..rules.budgets import Budget
 from ..rules.errors import BudgetExceeded, CallRefused, StoreError
 from ..wire import RequestBound
+from ..wire.hangups import OnAbandoned, bills_on
 from .alerts import Alerts
 from .auditing import Auditor
 from .booking import end_work
+from .draining import Drains
 from .holds import Hold
-from .layers import take_offer
+from .layers import enclosing, take_offer
 from .notices import Notices
 from .outcomes import Outcome
 from .owners import has_died, this_process
 from .plan import Outer, Plan
 from .planning import Planner, when
+from .refusing import around_it, say_tier
 from .steps import Steps, arun, in_line, run
 from .waiting import Lines, Place
 from .writing import Unwritten, Writing, dropping
@@ -71,6 +74,7 @@ class Engine:
         allow_fields: fields of requests that are let through though they are not known.
         stream_usage: whether streams are asked for their usage.
         policy: what may be asked at all; None: anything.
+        on_abandoned: by provider, and "" for all others; see `Meter`.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Engine:
         allow_fields: frozenset[str] = frozenset(),
         stream_usage: bool = True,
         policy: Policing | None = None,
+        on_abandoned: Mapping[str, OnAbandoned] | None = None,
     ) -> None:
         self._ledger = ledger
         self._planner = planner
@@ -110,6 +115,8 @@ class Engine:
         self._clock = clock
         self._next_sweep = 0
         self._unwritten = Unwritten(self._after)
+        self._on_abandoned: Mapping[str, OnAbandoned] = on_abandoned or {"": "auto"}
+        self.drains = Drains()
         self._lines = Lines()
 
     # ── planning ───────────────────────────────────────────────────────────────────────
@@ -207,9 +214,11 @@ class Engine:
         deadline: float | None = None
         place: Place | None = None
         sweep = swept = False
+        within = enclosing(self)
         try:
-            if self._lines and patience and replaces is None:
-                # Who holds room for an outer layer of the same call must not wait for it.
+            if self._lines and patience and replaces is None and not within:
+                # Who holds room for an outer layer of the same call must not wait for it, nor for
+                # those who wait for what this call is made inside of.
                 place = self._lines.behind_others(self._planner.claims(plan, now))
                 if place is not None:
                     deadline = yield from in_line(place, time.monotonic() + patience)
@@ -250,22 +259,26 @@ class Engine:
                 if result.events:
                     self._alerts.tell(result.events)
                 worth_waiting = result.reason == "busy" and waiting
+                if within and worth_waiting and around_it(result, within):
+                    # It would wait for its own end. Asked once more, as one that does not wait.
+                    deadline, sweep = time.monotonic(), True
+                    continue
                 if worth_waiting:
                     if deadline is None:
                         deadline = time.monotonic() + patience
                     if place is None:
-                        place = Place(self._lines, result.claim.key)
+                        place = Place(self._lines, result.claim.key, before=bool(within))
                     else:
                         place.move(result.claim.key)
                 if not swept:
                     sweep = True  # holds of the dead may be in the way
                 elif not worth_waiting:
-                    raise self._exceeded(result, plan)
+                    raise self._exceeded(result, plan, around_it(result, within))
                 else:
                     assert place is not None
                     assert deadline is not None
                     sweep = False
-                    self._say_tier(result, plan)
+                    say_tier(self.notices, result, plan)
                     deadline = yield from in_line(place, deadline)
                 now = self._clock()
         finally:
@@ -316,34 +329,16 @@ class Engine:
         tightest = hold.reserved.tightest if hold.reserved is not None else None
         return None if tightest is None else self._planner.balance(hold.plan.budgets, tightest)
 
-    def _exceeded(self, refused: Refused, plan: Plan) -> BudgetExceeded:
-        self._say_tier(refused, plan)
+    def _exceeded(self, refused: Refused, plan: Plan, around: int) -> BudgetExceeded:
+        say_tier(self.notices, refused, plan)
         there = Standing(refused.claim, refused.limit, refused.spent, refused.held)
         balance = self._planner.balance(plan.budgets, there)
-        short = Shortfall(**vars(balance), asked=refused.asked, frees_at=when(refused.frees))
-        error = BudgetExceeded(short, refused.reason, now=when(self._clock()))
+        short = Shortfall(**vars(balance), asked=refused.asked, frees_at=when(refused.frees), around=around)
+        error = BudgetExceeded(short, "exhausted" if around else refused.reason, now=when(self._clock()))
         if self.auditor is not None:
             self.auditor.refused(error, plan.who, plan.operation, plan.model)
         log.info("%s", error)
         return error
-
-    def _say_tier(self, refused: Refused, plan: Plan) -> None:
-        """Say once that a call would have fitted at the ordinary tier's price."""
-        if refused.claim.unit != "usd" or plan.pricing is None or plan.tier not in (None, "auto"):
-            return
-        dearest, ordinary = plan.pricing.over_ordinary()
-        if (
-            dearest > ordinary
-            and refused.spent + refused.held + refused.asked * ordinary // dearest <= refused.limit
-        ):
-            self.notices.once(
-                ("tier", plan.model),
-                "a call to %r waits, or is refused, that would have fitted at its ordinary price: it is held "
-                "at %.3g times that, since your project at the provider might be on the priority tier. If it "
-                'is not, say so: Meter(service_tier="default"), or service_tier = "default" in behest.toml.',
-                plan.model,
-                dearest / ordinary,
-            )
 
     # ── ending ─────────────────────────────────────────────────────────────────────────
 
@@ -386,6 +381,15 @@ class Engine:
             )
         if booked.events:
             self._alerts.tell(booked.events)
+
+    def reads_on(self, provider: str | None, said: OnAbandoned | None = None) -> bool:
+        """Whether a provider's stream is read on in the background when its reader has left.
+
+        Args:
+            said: by whoever knows this provider better than the meter's own setting.
+        """
+        chosen = said or self._on_abandoned.get(provider or "") or self._on_abandoned[""]
+        return bills_on(provider) if chosen == "auto" else chosen == "drain"
 
     # ── balances ───────────────────────────────────────────────────────────────────────
 
@@ -430,12 +434,13 @@ class Engine:
                 return total
 
     def flush(self) -> None:
-        """Write everything that is still to be written.
+        """Write everything that is still to be written; streams that are read on are waited for.
 
         Raises:
             StoreError: the store is still out; nothing is lost, it is kept.
         """
         problem = "the store is out"
+        self.drains.wait()
         self._alerts.flush()
         try:
             self._ledger.flush()

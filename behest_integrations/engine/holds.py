@@ -35,6 +35,8 @@ class Hold:
         keeper, plan: who ends it, and what it was reserved for.
         heir: the hold of an inner layer that has taken this one's place.
         hang_up: closes the stream of its reply; returns an awaitable where that takes one.
+        read_on: has the stream of its reply read on in the background, where it is to be; whether it
+            is. The hold then ends with that.
         without_usage: its reply came whole, and told no usage.
         amounts: what is held, by unit.
         reserved: what the store said; None where the call goes ahead without it.
@@ -52,6 +54,7 @@ class Hold:
         "lowered_from",
         "output_limit",
         "plan",
+        "read_on",
         "reserved",
         "started",
         "without_usage",
@@ -84,6 +87,7 @@ class Hold:
         self._rank = -1
         self.heir: Hold | None = None
         self.hang_up: Callable[[], Any] | None = None
+        self.read_on: Callable[[], bool] | None = None
         self.without_usage = False
 
     # Each way to end, once for blocking callers and once for coroutines; `post` is for
@@ -121,6 +125,15 @@ class Hold:
         """Another layer of the same call has reserved in this one's place and books the call."""
         self._rank = _FINAL
         self.heir = heir
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing is known yet of how it ends."""
+        return self._rank < 0
+
+    def holds_in(self, key: tuple[str, str, int], unit: str) -> int:
+        """What it holds in one bucket."""
+        return self.amounts.get(unit, 0) if any(claim.key == key for claim in self.claims) else 0
 
     @property
     def last(self) -> Hold:

@@ -2,6 +2,9 @@
 
 A callback reserves, and then the metered client under it, which knows more: each layer takes over
 the hold of the one around it. `Engine.plan` asks here, so that no door can forget to.
+
+And calls that are made inside of a use of something that is held for: a tool with a price. That ends
+after them, so that they must not wait for it.
 """
 
 from __future__ import annotations
@@ -67,6 +70,20 @@ def offering(offered: Offer, hold: Hold) -> Iterator[None]:
         yield
     finally:
         _offers.reset(token)
+
+
+_within: ContextVar[tuple[Hold, ...]] = ContextVar("behest_within", default=())
+
+
+def enclose(hold: Hold) -> None:
+    """What the current context does from now on is done inside of what `hold` is for, until that ends."""
+    _within.set((*(h for h in _within.get() if h.open), hold))
+
+
+def enclosing(keeper: object) -> tuple[Hold, ...]:
+    """The holds, of this engine, of what the running code is inside of."""
+    found = _within.get()
+    return tuple(h for h in found if h.open and h.keeper is keeper) if found else found
 
 
 def take_offer(keeper: object, operation: str, model: str, layer: str = "") -> Hold | None:

@@ -50,6 +50,7 @@ def revive(make: Callable[..., Engine], token: str, given: Mapping[str, Any] | N
 def _flush_all() -> None:
     for engine in list(_living):
         try:
+            engine.drains.give_up()  # a program that ends waits for no stream that it has left
             for finalizer in list(engine.finalizers):
                 finalizer()
             engine.flush()

@@ -50,7 +50,7 @@ class Planner:
         default_output: int,
         min_output: int,
         lower: bool,
-        service_tier: str | None,
+        service_tier: str | Mapping[str, str] | None,
         defaults: Attribution,
         thresholds: Sequence[int],
         require: str | Iterable[str] = (),
@@ -64,7 +64,7 @@ class Planner:
         self._default_output = _at_least(1, default_output, "default_output_tokens")
         self._min_output = _at_least(1, min_output, "min_output_tokens")
         self._lower = lower
-        self._service_tier = service_tier
+        self._tiers = _tiers(service_tier)
         self._defaults = defaults
         self._required = parse_required(require)
         if any(isinstance(t, bool) or not isinstance(t, int) or t < 1 for t in thresholds):
@@ -208,6 +208,8 @@ class Planner:
         want = limit if limit is not None else max(default, bound.least_output)
         sends_limit = limit != 0 and bool(bound.limit_fields) and (shape.limited or ceiling is not None)
         floor = min(max(self._min_output, bound.least_output), want) if sends_limit and self._lower else want
+        if bound.service_tier is None and self._tiers:
+            bound = bound._replace(service_tier=self._tier(provider, pricing))
         cost: Cost | None = None
         multiplier: tuple[int, int] | None = None
         if pricing is not None:
@@ -236,9 +238,14 @@ class Planner:
             bound.search_context,
             sized,
             bound.models,
-            bound.service_tier or self._service_tier,
+            bound.service_tier,
             verdict,
         )
+
+    def _tier(self, provider: str | None, pricing: ModelPricing | None) -> str | None:
+        """The tier of a provider's project, as far as it has been said."""
+        known = provider or (pricing.provider if pricing is not None else None) or ""
+        return self._tiers.get(known) or self._tiers.get("")
 
     def _cost(
         self,
@@ -254,7 +261,7 @@ class Planner:
             return Cost(
                 *pricing.bound(
                     inputs,
-                    service_tier=bound.service_tier or self._service_tier,
+                    service_tier=bound.service_tier,
                     input_audio=bound.input_audio,
                     output_audio=bound.output_audio,
                     multiplier=multiplier,
@@ -414,6 +421,13 @@ def _times(bound: RequestBound, pricing: ModelPricing, where: str, model: str) -
     if bound.tier_multiplier is not ONE and not named:
         over, under = over * bound.tier_multiplier[0], under * bound.tier_multiplier[1]
     return None if over == under else (over, under)
+
+
+def _tiers(said: str | Mapping[str, str] | None) -> dict[str, str]:
+    tiers = dict(said) if isinstance(said, Mapping) else {"": said} if said is not None else {}
+    if not all(isinstance(word, str) and word for pair in tiers.items() for word in pair[1:]):
+        raise ConfigError(f"service_tier is a tier, or tiers by provider, not {said!r}")
+    return tiers
 
 
 def as_budget(value: str | Budget) -> Budget:

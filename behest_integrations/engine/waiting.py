@@ -100,10 +100,14 @@ class Lines:
         key = self.line_of(claims)
         return None if key is None else Place(self, key)
 
-    def join(self, key: Key, waiter: Waiter) -> None:
-        """Stand at the end of the line."""
+    def join(self, key: Key, waiter: Waiter, *, before: bool = False) -> None:
+        """Stand at the end of the line, or before all others."""
         with self._lock:
-            self._lines.setdefault(key, deque()).append(waiter)
+            line = self._lines.setdefault(key, deque())
+            if before:
+                line.appendleft(waiter)
+            else:
+                line.append(waiter)
 
     def leave(self, key: Key, waiter: Waiter) -> None:
         """Go ahead, or give up: the next is first."""
@@ -137,15 +141,20 @@ _NOBODY: deque[Waiter] = deque()
 
 
 class Place:
-    """Somebody's place in the line of a bucket."""
+    """Somebody's place in the line of a bucket.
 
-    __slots__ = ("_lines", "key", "waiter")
+    Args:
+        before: at its head: others may wait for what ends only after this call.
+    """
 
-    def __init__(self, lines: Lines, key: Key) -> None:
+    __slots__ = ("_before", "_lines", "key", "waiter")
+
+    def __init__(self, lines: Lines, key: Key, *, before: bool = False) -> None:
         self.waiter = Waiter()
         self.key = key
         self._lines = lines
-        lines.join(key, self.waiter)
+        self._before = before
+        lines.join(key, self.waiter, before=before)
 
     @property
     def first(self) -> bool:
@@ -163,7 +172,7 @@ class Place:
         if key != self.key:
             self.leave()
             self.key = key
-            self._lines.join(key, self.waiter)
+            self._lines.join(key, self.waiter, before=self._before)
 
     def leave(self) -> None:
         """Go ahead, or give up."""

@@ -69,6 +69,7 @@ def create_app(meter: Meter, settings: GatewaySettings, *, keyless: bool = False
             yield
         finally:
             state.ending = True
+            await anyio.to_thread.run_sync(meter.drains.wait, settings.limits.shutdown_timeout)
             await routes.close()
             # Calls that were cut off have posted how they ended; this writes it.
             await anyio.to_thread.run_sync(meter.close)

@@ -30,6 +30,7 @@ from ..rules.attribution import Attribution
 from ..rules.errors import BehestError
 from .bodies import Held
 from .callers import Caller
+from .leaving import headed
 from .metrics import Metrics
 from .problems import Problem, budget_headers, problem_of
 from .providers import Target
@@ -155,6 +156,8 @@ class Attempts:
                 who=job.who,
                 provider=provider.prices,
                 where=provider.settings.base_url,
+                service_tier=provider.settings.service_tier,
+                on_abandoned=provider.settings.on_abandoned,
             )
 
         exchange = await anyio.to_thread.run_sync(plan) if job.large else plan()
@@ -166,7 +169,9 @@ class Attempts:
             body = exchange.reserved(hold)
             content = await anyio.to_thread.run_sync(to_json, body) if job.large else to_json(body)
             sent = True
-            response = await provider.post(job.operation, target.model, content, job.who, job.headers)
+            asking = provider.post(job.operation, target.model, content, job.who, job.headers)
+            leaves = body.get("stream") and exchange.reads_on
+            response = await (headed(exchange, hold, asking) if leaves else asking)
             if exchange.answered(response.status):
                 response.close()
                 again = unasked(content)
@@ -178,7 +183,8 @@ class Attempts:
             raise _Failed(_no_answer(provider.name, error), repeat=True, elsewhere=True) from error
         except BaseException as error:
             # Nothing may be waited for here: the task may be cancelled again.
-            hold.post(outcome_of_error(error) if sent else CANCELLED)
+            if hold.read_on is None:
+                hold.post(outcome_of_error(error) if sent else CANCELLED)
             raise
         self._metrics.attempt(provider.name, str(response.status))
         outcome = outcome_of_status(response.status)

@@ -24,6 +24,7 @@ from ..meter import Meter
 from .attempts import Answer, Attempts, Job, hanging_up, read_at_most
 from .bodies import Bodies, Held, parse
 from .callers import Caller, Gate
+from .leaving import Rest
 from .metrics import Metrics
 from .problems import CODES, Problem
 from .providers import Routes
@@ -219,11 +220,13 @@ class Relay:
         except asyncio.CancelledError:
             if passing.drainable and not passing.ended:
                 await _drain(answer.response, passing, _DRAIN_SECONDS)
+            Rest(answer.exchange, hold, answer.response, passing).taken()
             raise
         finally:
-            _post(hold, passing, "the client hung up before the end", "closed_early")
-            # It goes back to the pool only if it was read to its end.
-            answer.response.close()
+            if not passing.left:
+                _post(hold, passing, "the client hung up before the end", "closed_early")
+                # It goes back to the pool only if it was read to its end.
+                answer.response.close()
 
 
 class SlowClient(Exception):

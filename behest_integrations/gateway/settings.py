@@ -34,6 +34,7 @@ from ..rules.attribution import check_id
 from ..rules.budgets import Budget, Filter
 from ..rules.errors import ConfigError
 from ..rules.wording import say_problems
+from ..wire.hangups import OnAbandoned
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -79,6 +80,8 @@ class ProviderSettings(_Strict):
         retries: further attempts on 429, 5xx and lost connections; each is a call of its own.
         max_connections: at once, for each worker.
         send_attribution: hand `X-Session-Id` and `X-End-User-Id` on.
+        service_tier: of your project there, if you know it; default: as for all, see `Meter`.
+        on_abandoned: what is done with streams whose client leaves; default: as for all, see `Meter`.
     """
 
     base_url: str = Field(pattern=r"^https?://[^\s]+$")
@@ -92,6 +95,8 @@ class ProviderSettings(_Strict):
     retries: int = Field(default=2, ge=0, le=10)
     max_connections: int = Field(default=200, ge=1, le=10_000)
     send_attribution: bool = False
+    service_tier: str | None = Field(default=None, min_length=1)
+    on_abandoned: OnAbandoned | None = None
 
     def key(self) -> str | None:
         """The provider's key.

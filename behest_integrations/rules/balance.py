@@ -51,10 +51,13 @@ class Shortfall(Balance):
     Attributes:
         asked: the smallest amount with which the call could have gone ahead.
         frees_at: when so much of a rolling window will have left it that the call fits.
+        around: what is held by what the call is made inside of (a tool with a price), where that
+            alone leaves too little: it ends only after the call.
     """
 
     asked: int
     frees_at: datetime | None = None
+    around: int = 0
 
     def say(self, reason: Reason, now: datetime) -> str:
         """The refusal for people: what happened, the numbers, what to do next."""
@@ -67,7 +70,12 @@ class Shortfall(Balance):
             f"limit {amount(self.limit)}, spent {amount(self.spent)}, held by calls in flight "
             f"{amount(self.held)}; this call needs at least {amount(self.asked)}"
         )
-        if reason == "too_large":
+        if self.around:
+            advice = (
+                f"Of that, {amount(self.around)} are held by what this call is made inside of, which ends "
+                "only after it, so waiting would not help: raise the budget, or make the call outside."
+            )
+        elif reason == "too_large":
             advice = (
                 "It would not fit even if nothing were spent: shorten the prompt, "
                 "choose a cheaper model, or raise the budget."

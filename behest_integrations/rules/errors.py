@@ -88,7 +88,8 @@ class BudgetExceeded(CallRefused):
 
     Attributes:
         reason: ``busy`` when calls in flight hold what this one needs, so that waiting
-            could help; ``exhausted`` when it could not until the window turns over;
+            could help; ``exhausted`` when it could not until the window turns over, or while
+            what the call is made inside of holds the rest (`shortfall.around`);
             ``too_large`` when this call would not fit even in an untouched budget.
         shortfall: which budget, and its numbers.
         retry_after: seconds after which the same call may fit: when the window turns over, or enough
@@ -100,7 +101,9 @@ class BudgetExceeded(CallRefused):
         now = now or datetime.now(timezone.utc)
         self.shortfall = shortfall
         self.reason = reason
-        free = shortfall.resets_at or shortfall.frees_at if reason == "exhausted" else None
+        free = None
+        if reason == "exhausted" and not shortfall.around:
+            free = shortfall.resets_at or shortfall.frees_at
         self.retry_after: float | None = 1.0 if reason == "busy" else None
         if free is not None:
             self.retry_after = max(0.0, (free - now).total_seconds())

@@ -196,7 +196,9 @@ def is_abandoned(error: BaseException | None) -> bool:
 def ending(hold: Hold, outcome: Outcome, error: BaseException | None = None) -> Steps[None]:
     """The steps that end `hold`; none where nobody must wait for them."""
     if is_abandoned(error):
-        hold.last.post(outcome)  # the layer within may not have noticed
+        last = hold.last
+        if last.read_on is None or not last.read_on():
+            last.post(outcome)  # the layer within may not have noticed
         return
     heir = hold.heir
     if outcome.status == "estimated" and heir is not None and heir.without_usage:

@@ -22,7 +22,7 @@ from langchain_core.outputs import LLMResult
 
 from ...engine.engine import Engine
 from ...engine.holds import Hold
-from ...engine.layers import Offer, offer
+from ...engine.layers import Offer, enclose, offer
 from ...engine.outcomes import CANCELLED, USED, Outcome, outcome_of_use
 from ...engine.per_engine import PerEngine
 from ...engine.steps import Steps, in_loop
@@ -331,6 +331,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
         )
         plan = self.engine.planner.plan_cost(str(name), price, who=who, fallback=fallback)
         hold = yield from self.engine.reserving(plan)
+        enclose(hold)
         used = _Run(hold, None, None)
         self._runs.put(run_id, used, hold)
         self._watch(run_id, used)
