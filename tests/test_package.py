@@ -225,7 +225,7 @@ def test_the_readme_is_true() -> None:
         assert meter.pricing.find("our-deployment").model == "gpt-4o"
     settings = GatewaySettings.of(Config.model_validate(tomllib.loads(gateway)).gateway)
     assert [r.provider for r in settings.all_routes()] == ["openai"]
-    assert len(settings.tier_budgets()) == 3 * 3 + 2
+    assert len(settings.tier_budgets()) == 3 * 3 + 3
     for quickstart in re.findall(r"\]\((quickstarts/[^)#]+)", readme):
         assert (ROOT / quickstart).is_file()
     there = {p.name for p in (ROOT / "quickstarts").glob("*.py")}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import traceback
+import time
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
@@ -14,29 +13,35 @@ import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from .. import __version__
+from ..ledger.book import Rows
 from ..meter import Meter
 from ..rules.budgets import Budget
 from ..rules.errors import BehestError, ConfigError, StoreError
 from . import openapi
 from .accounts import Accounts
-from .callers import Caller, Gate
+from .callers import Gate
+from .envelope import Envelope
 from .keys import KeyStore
 from .metrics import Metrics
+from .origins import Origins
 from .problems import JSON, Problem, problem_of
 from .providers import PATHS, Routes
-from .relay import Relay, SlowClient
+from .relay import Relay
 from .settings import GatewaySettings
 from .tokens import Tokens
 
 log = logging.getLogger("behest")
 
 _READY_SECONDS = 2.0
+_READY_AGAIN = 1.0
+"""Seconds for which it is believed that the ledger can be written: anybody may ask, and often."""
 
 
 def create_app(meter: Meter, settings: GatewaySettings, *, keyless: bool = False) -> Starlette:
@@ -57,7 +62,8 @@ def create_app(meter: Meter, settings: GatewaySettings, *, keyless: bool = False
         if not keyless:
             raise
     tokens = Tokens(settings.tokens)
-    gate = Gate(settings, keys, tokens, keyless=keyless, budgets=partial(_add_budgets, meter))
+    origins = Origins(settings)
+    gate = Gate(settings, keys, tokens, origins, keyless=keyless, budgets=partial(_add_budgets, meter))
     routes, metrics = Routes(settings), Metrics(meter)
     relay = Relay(meter, gate, routes, settings.limits, metrics)
     accounts = Accounts(meter, gate, routes, tokens, settings, relay.bodies)
@@ -71,44 +77,37 @@ def create_app(meter: Meter, settings: GatewaySettings, *, keyless: bool = False
             state.ending = True
             await anyio.to_thread.run_sync(meter.drains.wait, settings.limits.shutdown_timeout)
             await routes.close()
-            # Calls that were cut off have posted how they ended; this writes it.
-            await anyio.to_thread.run_sync(meter.close)
+            try:
+                # Calls that were cut off have posted how they ended; this writes it.
+                await anyio.to_thread.run_sync(meter.close)
+            except BehestError as error:
+                log.error("The ledger was not closed in order: %s", error)
 
-    middleware = [Middleware(_Envelope)]
-    if settings.cors_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type", "X-End-User-Id", "X-Session-Id"],
-                expose_headers=[
-                    "X-Trace-Id",
-                    "X-Budget",
-                    "X-Budget-Limit",
-                    "X-Budget-Left",
-                    "X-Budget-Reset",
-                ],
-            )
-        )
-    return Starlette(
-        routes=[
-            *(Route(f"/v1{path}", _Door(relay, name), methods=["POST"]) for name, path in PATHS.items()),
-            Route("/v1/models", accounts.models),
-            Route("/v1/models/{id:path}", accounts.model),
-            Route("/v1/usage", accounts.usage),
-            Route("/v1/billing/usage", accounts.billing),
-            Route("/v1/auth/mint", accounts.mint, methods=["POST"]),
-            Route("/.well-known/jwks.json", accounts.published),
-            Route("/healthz", state.health),
-            Route("/readyz", state.ready),
-            Route("/metrics", state.metrics),
-            *openapi.routes(),
+    routes_ = [
+        Route("/", state.index),
+        *(Route(f"/v1{path}", _Door(relay, name), methods=["POST"]) for name, path in PATHS.items()),
+        Route("/v1/models", accounts.models),
+        Route("/v1/models/{id:path}", accounts.model),
+        Route("/v1/usage", accounts.usage),
+        Route("/v1/billing/usage", accounts.billing),
+        Route("/v1/auth/mint", accounts.mint, methods=["POST"]),
+        Route("/.well-known/jwks.json", accounts.published),
+        Route("/healthz", state.health),
+        Route("/readyz", state.ready),
+        Route("/metrics", state.metrics),
+        *openapi.routes(),
+    ]
+    app = Starlette(
+        routes=routes_,
+        middleware=[
+            Middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies),
+            Middleware(Envelope, origins=origins, routes=routes_),
         ],
-        middleware=middleware,
         exception_handlers={HTTPException: _http_error, Problem: _problem, BehestError: _engine_error},  # type: ignore[dict-item]
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def gateway_meter(arguments: Mapping[str, Any], settings: GatewaySettings) -> Meter:
@@ -134,7 +133,23 @@ class _State:
     def __init__(self, meter: Meter, metrics: Metrics | None) -> None:
         self._meter = meter
         self._metrics = metrics
+        self._written = -_READY_AGAIN
         self.ending = False
+
+    async def index(self, request: Request) -> Response:
+        """Where things are."""
+        return JSON(
+            {
+                "name": "Behest gateway",
+                "version": __version__,
+                "base_url": "/v1",
+                "docs": "/docs",
+                "openapi": "/openapi.json",
+                "health": "/healthz",
+                "ready": "/readyz",
+                "keys": "/.well-known/jwks.json",
+            }
+        )
 
     async def health(self, request: Request) -> Response:
         return JSON({"status": "ok"})
@@ -143,8 +158,12 @@ class _State:
         """Whether the ledger can be written, which every call needs."""
         if self.ending:
             raise Problem(503, "The gateway is shutting down.", retry=True)
+        now = time.monotonic()
+        if now < self._written + _READY_AGAIN:
+            return JSON({"status": "ready"})
         with anyio.move_on_after(_READY_SECONDS) as waited:
-            await self._meter.ledger.asubmit(lambda rows: None)
+            await self._meter.ledger.asubmit(_write)
+            self._written = now
         if waited.cancelled_caught:
             raise Problem(503, "The ledger does not answer.", code="store_unavailable", retry=True)
         return JSON({"status": "ready"})
@@ -153,6 +172,12 @@ class _State:
         if self._metrics is None:
             raise Problem(404, "Metrics are turned off here.")
         return Response(self._metrics.text(), media_type=self._metrics.content_type)
+
+
+def _write(rows: Rows) -> None:
+    """Write, and leave nothing: a disk that is full can still be read."""
+    rows.set_override("readiness", 0)
+    rows.drop_override("readiness")
 
 
 class _Door:
@@ -164,50 +189,6 @@ class _Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._relay.serve(self._operation, scope, receive, send)
-
-
-class _Envelope:
-    """What every answer has, and an answer where something went wrong that nobody had foreseen."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        trace = os.urandom(16).hex()
-        scope.setdefault("state", {})["trace"] = trace
-        ours = [
-            (b"x-trace-id", trace.encode()),
-            (b"x-request-id", trace.encode()),
-            (b"x-content-type-options", b"nosniff"),
-        ]
-        started = False
-
-        async def with_trace(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                caller: Caller | None = scope["state"].get("caller")
-                tier = [(b"x-tier", caller.tier.encode())] if caller is not None and caller.tier else []
-                message["headers"] = [*message.get("headers", ()), *ours, *tier]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, with_trace)
-        except SlowClient as error:
-            # The server closes the connection of an answer that is not complete.
-            log.info("trace %s: %s", trace, error)
-        except Exception as error:
-            # The place, and never the text, which may quote a prompt.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("trace %s: %s\n%s", trace, type(error).__name__, where)
-            if started:
-                return
-            await Problem(500, "The gateway failed; its log says how.", retry=False).response()(
-                scope, receive, with_trace
-            )
 
 
 async def _problem(request: Request, problem: Problem) -> Response:

@@ -21,6 +21,7 @@ from ..rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution
 from ..rules.budgets import Budget
 from ..rules.errors import ConfigError
 from .keys import KEY_TAG, Key, KeyStore, SigningKey, id_in, key_budgets
+from .origins import Origins
 from .problems import Problem
 from .settings import TIER_TAG, GatewaySettings
 from .tokens import SCOPES, Claims, InvalidToken, Tokens
@@ -174,6 +175,7 @@ class Gate:
         settings: GatewaySettings,
         keys: KeyStore | None,
         tokens: Tokens,
+        origins: Origins,
         *,
         keyless: bool = False,
         budgets: Callable[[list[Budget]], None] = lambda budgets: None,
@@ -181,6 +183,7 @@ class Gate:
         self._settings = settings
         self._keys = keys
         self._tokens = tokens
+        self._origins = origins
         self._keyless = keyless
         self._budgets = budgets
         self._revision: int | None = None
@@ -217,7 +220,17 @@ class Gate:
         if caller.tier is None:
             caller = replace(caller, tier=self._settings.default_tier)
         scope["state"]["caller"] = caller
+        if self._origins.any:
+            self._check_origin(caller, headers)
         return caller
+
+    def _check_origin(self, caller: Caller, headers: Headers) -> None:
+        """Raises a 403 for a page that may not call for the caller's project."""
+        said = dict(headers)
+        origin, host = (said.get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
+        if origin and not self._origins.admits(origin, host, caller.tenant, caller.project):
+            message = f"Pages of {origin!r} may not call for this project."
+            raise Problem(403, message, code="origin_not_allowed", retry=False)
 
     def _look(self) -> None:
         """Forget what was remembered, if keys have changed since."""

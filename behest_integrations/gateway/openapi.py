@@ -188,6 +188,9 @@ def _paths() -> dict[str, Any]:
                 ),
             }
         },
+        "/": _get(
+            "getIndex", "Where things are", "Operation", _answers(shapes.Index, (), budgets=False), open=True
+        ),
         "/.well-known/jwks.json": _get(
             "getPublishedKeys",
             "The keys with which tokens can be checked",

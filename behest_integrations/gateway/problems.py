@@ -49,7 +49,7 @@ _CODES = {
 }
 CODES = frozenset(
     {*_CODES.values(), "server_error", "store_unavailable", "unknown_price", "unbounded", "model_not_found",
-     "model_not_allowed", "policy_refused", "pii_blocked", "content_blocked",
+     "model_not_allowed", "origin_not_allowed", "policy_refused", "pii_blocked", "content_blocked",
      "payload_too_large", "unsupported_media_type"}
 )  # fmt: skip
 """Every code of our own."""

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import ipaddress
 import json
 import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from asyncio import TimerHandle
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.supervisors import Multiprocess
 
 from ..config import FILE, Config, load
 from ..meter import Meter
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("behest")
 
 _PLAN = "BEHEST_GATEWAY_PLAN"
+_BACKLOG = 2048
 _KEEP_ALIVE = 65
 """Longer than clients keep an idle connection: the server must not close one that is being used."""
 
@@ -136,9 +141,10 @@ def serve(
         Tokens(settings.tokens)  # says what is wrong with its keys
         if workers > 1:
             os.environ[FOLDER] = stack.enter_context(_folder())
+        listener = stack.enter_context(_listen(host, port))
         for line in _describe(said, settings, plan, host, port):
             say(line)
-        uvicorn.run(
+        run = uvicorn.Config(
             f"{__name__}:application",
             factory=True,
             host=host,
@@ -154,6 +160,38 @@ def serve(
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=settings.limits.shutdown_timeout,
         )
+        server = uvicorn.Server(run)
+        if workers > 1:
+            supervisor: Any = Multiprocess
+            # Newer versions make the server themselves.
+            old = "target" in inspect.signature(supervisor).parameters
+            supervisor(run, sockets=[listener], **({"target": server.run} if old else {})).run()
+            return
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+        if not server.started:
+            raise ConfigError("the gateway did not start; its log says why")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The port, taken: who reads where the gateway answers can connect.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = error.strerror or str(error)
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {why}. Another program may be there: try --port {port + 1}"
+        ) from None
+    listener.set_inheritable(True)
+    return listener
 
 
 def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) -> None:
@@ -217,8 +255,29 @@ class _HeadTooLarge(Exception):
     pass
 
 
+_OFFERS = (b"upgrade", b"http2-settings")
+
+
+class _Unchunked(RequestResponseCycle):
+    """An answer to HTTP/1.0, which knows no chunks: where no length is told, it ends with the connection."""
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._endless = not any(name.lower() == b"content-length" for name, _ in message["headers"])
+            if self._endless:
+                self.chunked_encoding = False
+        elif self._endless:
+            # uvicorn counts down what was announced: each part announces itself.
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's own, with bounds on what a client may do before a request is complete."""
+    """uvicorn's own, with bounds on what a client may do before a request is complete.
+
+    An offer to go on with HTTP/2 (`Connection: Upgrade`, as the JDK's client and cURL make it) is passed
+    over, as RFC 9110, section 7.8 has it: the request is answered as it is, with its body.
+    """
 
     limits: LimitSettings | None = None
     """Those of the plan, unless they are set."""
@@ -228,6 +287,7 @@ class Protocol(HttpToolsProtocol):
         self._limits = self.limits or _limits()
         self._in_head, self._head_size, self._head_is_large = True, 0, False
         self._timer: TimerHandle | None = None
+        self._offer: bytes | None = None
         if len(self.connections) > self._limits.max_connections:
             transport.abort()
             return
@@ -238,7 +298,16 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._pass_over(data[offer.args[0] :])
+            return
+        except httptools.HttpParserError:
+            log.warning("Something that is not HTTP was sent.")
+            self.send_400_response("")
+            return
         # A line that does not end is told to nobody, and kept by the parser.
         if self._in_head and not self.transport.is_closing():
             self._head_size += len(data)
@@ -263,7 +332,44 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_waiting()
+        if self.parser.should_upgrade():
+            # The parser ends here, and what follows of this piece comes back to `data_received`.
+            self._offer = self._without_offer()
+            return
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.__class__ = _Unchunked  # uvicorn offers no other place to say it
+
+    def on_body(self, body: bytes) -> None:
+        if self._offer is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._offer is None:
+            super().on_message_complete()
+
+    def _without_offer(self) -> bytes:
+        """The head of the request that has come, as it would be without the offer."""
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+        for name, value in self.headers:
+            if name == b"connection":
+                kept = [t for t in value.split(b",") if t.strip().lower() not in _OFFERS]
+                value = b",".join(kept).strip()
+            if name not in _OFFERS and (name != b"connection" or value):
+                lines.append(name + b": " + value)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _pass_over(self, rest: bytes) -> None:
+        """Read the request again without the offer, and go on with what follows."""
+        head, self._offer = self._offer or b"", None
+        if head.startswith(b"CONNECT "):
+            self.send_400_response("")
+            return
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.data_received(head)
+        if rest and not self.transport.is_closing():
+            self.data_received(rest)
 
     def send_400_response(self, msg: str) -> None:
         if self._head_is_large:

@@ -165,6 +165,19 @@ class TokenSettings(_Strict):
     max_ttl: int = Field(default=86_400, ge=1)
 
 
+class ProjectSettings(_Strict):
+    """A project, by its name, or as "TENANT/PROJECT" where two tenants have one of that name.
+
+    Attributes:
+        origins: pages that may call for it from a browser: ``https://app.example.com``,
+            ``https://*.example.com``, ``http://localhost:*``, ``*``.
+    """
+
+    origins: list[Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/?#@\s]+)$")]] = Field(
+        default_factory=list
+    )
+
+
 class LimitSettings(_Strict):
     """What keeps the gateway up. Sizes in bytes, times in seconds, each for one worker.
 
@@ -199,7 +212,11 @@ class GatewaySettings(_Strict):
     default_tier: str | None = None
     tokens: TokenSettings = Field(default_factory=TokenSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    projects: dict[str, ProjectSettings] = Field(default_factory=dict)
     cors_origins: list[str] = Field(default_factory=list)
+    """As `origins` of a project, for all of them."""
+    trusted_proxies: list[str] = Field(default_factory=list)
+    """Addresses and networks whose `X-Forwarded-For` and `-Proto` are believed. Nobody's else are."""
     metrics: bool = True
 
     @classmethod

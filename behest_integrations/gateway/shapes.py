@@ -240,6 +240,19 @@ class BillingUsage(BaseModel):
     byok: BillingSums
 
 
+class Index(BaseModel):
+    """Where things are: paths of this gateway."""
+
+    name: str
+    version: str
+    base_url: str
+    docs: str
+    openapi: str
+    health: str
+    ready: str
+    keys: str
+
+
 class Health(BaseModel):
     status: str
 
