@@ -35,4 +35,8 @@ COMMANDS = {
 )
 @click.version_option(__version__, prog_name="behest")
 def main() -> None:
-    """Budgets and metering for LLM calls."""
+    """Budgets and metering for LLM calls.
+
+    Exit codes: 0 done; 1 the answer is no, or it cannot be done; 2 the command line is not
+    understood; 3 a refused call has ended a program ('behest run'); 130 interrupted.
+    """

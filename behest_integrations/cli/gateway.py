@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..rules.attribution import check_id
 from ..rules.errors import ConfigError
 from ..rules.near import say_near
 from . import store as stores
@@ -31,7 +32,9 @@ def serve(host: str, port: int, workers: int, store: str | None, config: Path | 
     Where no provider is configured, the sandbox answers: no key, no network.
     """
     from ..gateway.server import serve as run_gateway
+    from .tools import check_free
 
+    check_free(host, port)
     run_gateway(
         host=host,
         port=port,
@@ -87,6 +90,8 @@ def create(
     known = GatewaySettings.of(stores.config().gateway).tier_texts
     if tier is not None and tier not in known:
         raise ConfigError(f"the tier {tier!r} is not known{say_near(tier, known)}; known: {', '.join(known)}")
+    check_id(tenant, "the tenant")  # before a ledger is made
+    check_id(project, "the project")
     key, text = KeyStore(stores.make(store)).create(
         tenant=tenant,
         project=project,
@@ -209,5 +214,5 @@ def revoke(store: str | None, id: str) -> None:
     from ..gateway.keys import KeyStore, id_in
 
     # Whoever gives the whole key means it, and it is said nowhere again.
-    key = KeyStore(stores.existing(store)).revoke(id_in(id) or id)
+    key = KeyStore(stores.existing(store, to_write=True)).revoke(id_in(id) or id)
     click.echo(f"Key {key.id} is revoked: gateways that run refuse it at once.")

@@ -53,6 +53,17 @@ class Asked:
     now: datetime | None = None
 
     @property
+    def narrowed(self) -> str:
+        """What of all calls it is about, for people; "" if it is about all."""
+        said = [
+            f"{n} {v}"
+            for n in ("session", "user", "project", "tenant")
+            if (v := getattr(self, n)) is not None
+        ]
+        said += [f"{n} {v:%Y-%m-%d %H:%M}" for n in ("since", "until") if (v := getattr(self, n)) is not None]
+        return ", ".join(said)
+
+    @property
     def at(self) -> datetime:
         """`now`, or the clock's."""
         return self.now or datetime.now(timezone.utc)

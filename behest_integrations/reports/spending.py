@@ -306,5 +306,5 @@ def show_spending(ledger: Ledger, asked: Asked, by: Sequence[str] = ("session",)
         lambda: report_table(found),
         data={"by": list(by), "lines": rows, "total": total},
         columns=[*by, *total],
-        empty="No calls yet.",
+        empty=f"No such calls ({asked.narrowed})." if asked.narrowed else "No calls yet.",
     )
