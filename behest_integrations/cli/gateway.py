@@ -117,7 +117,7 @@ def rotate(store: str | None, id: str, hours: float) -> None:
     from ..gateway.keys import KeyStore, id_in
 
     old = id_in(id) or id
-    key, text = KeyStore(stores.existing(store)).rotate(old, overlap=hours * 3600)
+    key, text = KeyStore(stores.existing(store, to_write=True)).rotate(old, overlap=hours * 3600)
     until = f"works for {hours:g} hours more" if hours else "has ended"
     click.echo(f"Key {key.id} takes the place of {old}, which {until}. It is shown this once:", err=True)
     click.echo(text)
@@ -131,7 +131,7 @@ def expire(store: str | None, id: str, hours: float) -> None:
     """Let the key ID end in some hours."""
     from ..gateway.keys import KeyStore, id_in
 
-    key = KeyStore(stores.existing(store)).expire(id_in(id) or id, hours * 3600)
+    key = KeyStore(stores.existing(store, to_write=True)).expire(id_in(id) or id, hours * 3600)
     click.echo(f"Key {key.id} ends in {hours:g} hours.")
 
 
@@ -181,19 +181,21 @@ def revoke_signing(store: str | None, kid: str) -> None:
     """Believe no more what is signed with the key KID."""
     from ..gateway.keys import KeyStore
 
-    KeyStore(stores.existing(store)).revoke_signing(kid)
+    KeyStore(stores.existing(store, to_write=True)).revoke_signing(kid)
     click.echo(f"Signing key {kid} is revoked, and every token that it signed.")
 
 
 @keys.command("list")
 @store_option
+@click.option("--tenant", help="Only this tenant's.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON; times in ms since 1970.")
-def list_(store: str | None, as_json: bool) -> None:
+def list_(store: str | None, tenant: str | None, as_json: bool) -> None:
     """All keys, without the keys."""
     from ..gateway.keys import KeyStore
 
     ledger = stores.find(store)
-    found = [vars(key) for key in KeyStore(ledger).all()] if ledger is not None else []
+    known = KeyStore(ledger).all() if ledger is not None else []
+    found = [vars(key) for key in known if tenant in (None, key.tenant)]
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     elif found:
@@ -203,7 +205,8 @@ def list_(store: str | None, as_json: bool) -> None:
         show(key_table(found))
     else:
         where = "" if ledger is not None else f" ({stores.no_ledger(store)})"
-        click.echo(f"No keys yet{where}: 'behest keys create --tenant T --project P' makes one.")
+        whose = f" of {tenant}" if tenant else ""
+        click.echo(f"No keys{whose} yet{where}: 'behest keys create --tenant T --project P' makes one.")
 
 
 @keys.command("revoke")

@@ -80,6 +80,7 @@ class Shown:
         columns: of CSV; default: those of the first row.
         empty: what a person is told where there are no rows; "": the table all the same.
         exit_code: what `behest` ends with.
+        page: the whole of it as HTML, where there is such a form.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -88,6 +89,7 @@ class Shown:
     columns: Sequence[str] = ()
     empty: str = "Nothing yet."
     exit_code: int = 0
+    page: Callable[[], str] | None = None
 
 
 @contextmanager
