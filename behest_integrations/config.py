@@ -38,7 +38,7 @@ FILE = "behest.toml"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class _PriceTable(_Strict):
@@ -153,11 +153,15 @@ def load(path: str | Path = FILE) -> Config:
         ConfigError: it is missing, is not TOML, or says something unknown.
     """
     try:
-        data: Mapping[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        data: Mapping[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"there is no file {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read {str(path)!r}: it is not text in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"cannot read {str(path)!r}: it is not TOML: {error}") from None
     try:
         return Config.model_validate(data)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -37,6 +38,7 @@ from .wire.hangups import ON_ABANDONED, OnAbandoned
 
 if TYPE_CHECKING:
     from .policy import Policing, Policy, Rule
+    from .reports import Report
 
 log = logging.getLogger("behest")
 
@@ -438,6 +440,61 @@ class Meter(Doors):
         )
         budgets = [b for b in planner.applicable(who, model) if model or "model" not in b.per]
         return self._ledger.submit(lambda rows: planner.balances(rows, budgets, who, model, now))
+
+    def balances(
+        self,
+        *,
+        session: str | None = None,
+        user: str | None = None,
+        project: str | None = None,
+        tenant: str | None = None,
+    ) -> list[Balance]:
+        """The buckets that are in use now and are for these, as they stand; without any, all of them.
+
+            meter.balances(user="ada", tenant="acme")
+
+        Unlike `spend`, it looks at what is there, and not at what a call would count in: also at budgets
+        per session or model of a tenant. Those of stages, and windows that have passed, are not listed.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        from .reports.budgets import balances
+        from .reports.shown import Asked
+
+        asked = Asked(session=session, user=user, project=project, tenant=tenant)
+        return balances(self._ledger, asked, now_ms=self._clock())
+
+    def report(
+        self,
+        by: str | Sequence[str] = ("session",),
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        session: str | None = None,
+        user: str | None = None,
+        project: str | None = None,
+        tenant: str | None = None,
+    ) -> Report:
+        """What was spent, by `by`: a table in a notebook, and a DataFrame by its `dataframe()`.
+
+        Args:
+            by: ``session``, ``user``, ``model``, ``day``, ``tag:NAME``, … : see `reports.report`.
+            since, until: when the call was booked; `until` is not included.
+            session, user, project, tenant: only theirs.
+
+        Raises:
+            ConfigError: an unknown group.
+            StoreError: the store cannot be read.
+        """
+        from .reports import report
+
+        groups = (by,) if isinstance(by, str) else tuple(by)
+        zone = self._planner.zone
+        return report(
+            self._ledger, groups, since=since, until=until, session=session, user=user, project=project,
+            tenant=tenant, zone=zone,
+        )  # fmt: skip
 
     # ── doors ──────────────────────────────────────────────────────────────────────────
 

@@ -103,7 +103,7 @@ def test_reports_can_be_narrowed(ledger: Path) -> None:
     none = json.loads(behest("report", "--store", str(ledger), "--until", "2020-01-01", "--json").stdout)
     assert none["lines"] == []
     said = behest("report", "--store", str(ledger), "--until", "2020-01-01")
-    assert said.stdout == "No calls yet.\n"
+    assert said.stdout == "No such calls (until 2020-01-01 00:00).\n"
 
 
 def test_budgets_show_each_bucket(ledger: Path) -> None:

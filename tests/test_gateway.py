@@ -432,6 +432,7 @@ def test_a_rate_is_429_with_the_time_to_wait(
         ({"model": "gpt-4o", "messages": "hello"}, "validation_error", "messages"),
         ({"model": 7, "messages": HELLO["messages"]}, "validation_error", "model"),
         (chat(stream="yes"), "validation_error", "stream"),
+        (chat(messages=[{"role": "user", "content": 7}]), "validation_error", "messages.0.content"),
         (chat(max_tokens=0), "validation_error", "max_tokens"),
         (chat(max_tokens=True), "validation_error", "max_tokens"),
         (chat(n=-1), "validation_error", "n"),

@@ -15,6 +15,7 @@ from .group import Commands, Group
 COMMANDS = {
     "report": ("cli.ledger:report", "What was spent: by session, user, project, model, day, tag."),
     "budgets": ("cli.ledger:budgets", "Each bucket: spent, held, left, and when it resets."),
+    "statusline": ("cli.ledger:statusline", "Today's spending and the fullest budget, in a line."),
     "verify": ("cli.ledger:verify", "Prove that the buckets equal the ledger."),
     "audit": ("cli.audit:audit", "What was allowed, refused and changed; and a proof of it."),
     "repair": ("cli.ledger:repair", "Rebuild the buckets from the ledger."),
@@ -35,4 +36,8 @@ COMMANDS = {
 )
 @click.version_option(__version__, prog_name="behest")
 def main() -> None:
-    """Budgets and metering for LLM calls."""
+    """Budgets and metering for LLM calls.
+
+    Exit codes: 0 done; 1 the answer is no, or it cannot be done; 2 the command line is not
+    understood; 3 a refused call has ended a program ('behest run'); 130 interrupted.
+    """

@@ -57,7 +57,7 @@ def audit(
     from ..ledger.retention import prune
     from ..reports.audit import decisions, has, prove
 
-    ledger = stores.existing(store)
+    ledger = stores.existing(store, to_write=days is not None)
     if holds is not None and not proof:
         raise click.UsageError("--holds goes with --verify")
     if days is not None:

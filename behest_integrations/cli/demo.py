@@ -28,6 +28,7 @@ from ..reports.look import console, count
 from ..rules.budgets import to_nano
 from ..rules.errors import BudgetExceeded, ConfigError, MissingExtra
 from ..rules.units import NANO, format_usd
+from .store import not_empty
 
 # (session, user, longest answer in tokens): the last one is slow, so that the budget of the
 # whole demo stops it before its own does.
@@ -49,7 +50,9 @@ QUESTIONS = (
 
 
 @click.command()
-@click.option("--store", metavar="FILE", help="Keep the ledger in this file, to look at afterwards.")
+@click.option(
+    "--store", metavar="FILE", callback=not_empty, help="Keep the ledger in this file, to look at afterwards."
+)
 @click.option("--fast", is_flag=True, hidden=True, help="No pauses (for tests).")
 def demo(store: str | None, fast: bool) -> None:
     """Real calls against a provider on this machine, until the budget stops them.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..rules.attribution import check_id
 from ..rules.errors import ConfigError
 from ..rules.near import say_near
 from . import store as stores
@@ -31,7 +32,9 @@ def serve(host: str, port: int, workers: int, store: str | None, config: Path | 
     Where no provider is configured, the sandbox answers: no key, no network.
     """
     from ..gateway.server import serve as run_gateway
+    from .tools import check_free
 
+    check_free(host, port)
     run_gateway(
         host=host,
         port=port,
@@ -87,6 +90,8 @@ def create(
     known = GatewaySettings.of(stores.config().gateway).tier_texts
     if tier is not None and tier not in known:
         raise ConfigError(f"the tier {tier!r} is not known{say_near(tier, known)}; known: {', '.join(known)}")
+    check_id(tenant, "the tenant")  # before a ledger is made
+    check_id(project, "the project")
     key, text = KeyStore(stores.make(store)).create(
         tenant=tenant,
         project=project,
@@ -112,7 +117,7 @@ def rotate(store: str | None, id: str, hours: float) -> None:
     from ..gateway.keys import KeyStore, id_in
 
     old = id_in(id) or id
-    key, text = KeyStore(stores.existing(store)).rotate(old, overlap=hours * 3600)
+    key, text = KeyStore(stores.existing(store, to_write=True)).rotate(old, overlap=hours * 3600)
     until = f"works for {hours:g} hours more" if hours else "has ended"
     click.echo(f"Key {key.id} takes the place of {old}, which {until}. It is shown this once:", err=True)
     click.echo(text)
@@ -126,7 +131,7 @@ def expire(store: str | None, id: str, hours: float) -> None:
     """Let the key ID end in some hours."""
     from ..gateway.keys import KeyStore, id_in
 
-    key = KeyStore(stores.existing(store)).expire(id_in(id) or id, hours * 3600)
+    key = KeyStore(stores.existing(store, to_write=True)).expire(id_in(id) or id, hours * 3600)
     click.echo(f"Key {key.id} ends in {hours:g} hours.")
 
 
@@ -176,19 +181,21 @@ def revoke_signing(store: str | None, kid: str) -> None:
     """Believe no more what is signed with the key KID."""
     from ..gateway.keys import KeyStore
 
-    KeyStore(stores.existing(store)).revoke_signing(kid)
+    KeyStore(stores.existing(store, to_write=True)).revoke_signing(kid)
     click.echo(f"Signing key {kid} is revoked, and every token that it signed.")
 
 
 @keys.command("list")
 @store_option
+@click.option("--tenant", help="Only this tenant's.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON; times in ms since 1970.")
-def list_(store: str | None, as_json: bool) -> None:
+def list_(store: str | None, tenant: str | None, as_json: bool) -> None:
     """All keys, without the keys."""
     from ..gateway.keys import KeyStore
 
     ledger = stores.find(store)
-    found = [vars(key) for key in KeyStore(ledger).all()] if ledger is not None else []
+    known = KeyStore(ledger).all() if ledger is not None else []
+    found = [vars(key) for key in known if tenant in (None, key.tenant)]
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     elif found:
@@ -198,7 +205,8 @@ def list_(store: str | None, as_json: bool) -> None:
         show(key_table(found))
     else:
         where = "" if ledger is not None else f" ({stores.no_ledger(store)})"
-        click.echo(f"No keys yet{where}: 'behest keys create --tenant T --project P' makes one.")
+        whose = f" of {tenant}" if tenant else ""
+        click.echo(f"No keys{whose} yet{where}: 'behest keys create --tenant T --project P' makes one.")
 
 
 @keys.command("revoke")
@@ -209,5 +217,5 @@ def revoke(store: str | None, id: str) -> None:
     from ..gateway.keys import KeyStore, id_in
 
     # Whoever gives the whole key means it, and it is said nowhere again.
-    key = KeyStore(stores.existing(store)).revoke(id_in(id) or id)
+    key = KeyStore(stores.existing(store, to_write=True)).revoke(id_in(id) or id)
     click.echo(f"Key {key.id} is revoked: gateways that run refuse it at once.")

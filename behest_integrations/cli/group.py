@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
+import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import cached_property
 from importlib import import_module
@@ -106,7 +109,39 @@ class Group(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if ctx.parent is None:
+            _speak_plainly()
         try:
             return super().invoke(ctx)
         except BehestError as error:
             raise click.ClickException(in_shell(str(error))) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read has read enough; click ends quietly
+                raise
+            where = f" {error.filename!r}" if error.filename else ""
+            raise click.ClickException(f"cannot read or write{where}: {error.strerror or error}.") from error
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+EXIT_INTERRUPTED = 130
+"""As a shell says of what Ctrl-C has ended: 128 and the signal's number."""
+
+_PLAIN = {"█": "#", "▒": "=", "░": ".", "✓": "v", "✗": "x", "·": "-", "…": "~", "─": "-", "│": "|", "├": "|"}
+_PLAIN |= {"└": "`", "━": "-", "╸": "-", "╺": "-"}
+
+
+def _speak_plainly() -> None:
+    """Where a terminal or a file cannot take a letter, another stands for it: no report ends for that."""
+    codecs.register_error("behest", _stand_in)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None and stream.errors == "strict":
+            reconfigure(errors="behest")
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end

@@ -21,6 +21,7 @@ EXIT_REFUSED = 3
 @click.option(
     "--store",
     metavar="FILE|URL",
+    callback=stores.not_empty,
     help="The ledger. Default: BEHEST_STORE, else behest.toml's, or memory alone.",
 )
 @click.option("--session", help="Attribute the program's calls to this session.")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import re
 import sys
+import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,30 +18,70 @@ import click
 from . import store as stores
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from ..reports import Shown
+
+
+_EVERY = 2.0
+"""Seconds between two looks with `--watch`."""
 
 
 def shows(make: Callable[..., Shown]) -> Callable[..., None]:
     """Give a command that makes a `Shown` from a ledger the options that all such have."""
 
     @functools.wraps(make)
-    def command(store: str | None, as_json: bool, as_csv: bool, **options: Any) -> None:
-        if as_json and as_csv:
-            raise click.UsageError("--json or --csv, not both")
-        shown = make(stores.existing(store), **options)
-        if as_json:
+    def command(
+        store: str | None, as_json: bool, as_csv: bool, watch: bool, html: str | None, **options: Any
+    ) -> None:
+        chosen = {"--json": as_json, "--csv": as_csv, "--watch": watch, "--html": html is not None}
+        forms = [name for name, is_chosen in chosen.items() if is_chosen]
+        if len(forms) > 1:
+            raise click.UsageError(f"{' or '.join(forms)}, not both")
+        if watch and not sys.stdout.isatty():
+            raise click.UsageError("--watch needs a terminal; --json or --csv is for programs")
+        ledger = stores.existing(store)
+        if watch:
+            return _watch(lambda: make(ledger, **options))
+        shown = make(ledger, **options)
+        if html is not None:
+            _write_page(shown, html)
+        elif as_json:
             _print_json(shown)
         elif as_csv:
             _print_csv(shown)
         else:
             _print(shown)
         sys.exit(shown.exit_code)
+        return None
 
+    command = click.option(
+        "--html",
+        metavar="FILE",
+        callback=stores.not_empty,
+        help="As one page that can be mailed; - prints it.",
+    )(command)
+    command = click.option("--watch", is_flag=True, help="On and on, until Ctrl-C.")(command)
     command = click.option("--csv", "as_csv", is_flag=True, help="As CSV.")(command)
     command = click.option(
         "--json", "as_json", is_flag=True, help="As JSON; USD as text or in nano-dollars."
     )(command)
     return stores.store_option(command)
+
+
+def whose(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say whose, as `asked`."""
+
+    @functools.wraps(command)
+    def narrowed(*args: Any, **options: Any) -> Any:
+        from ..reports import Asked
+
+        said = {name: options.pop(name) for name in ("session", "user", "project", "tenant")}
+        return command(*args, asked=Asked(**said), **options)
+
+    for name in ("tenant", "project", "user", "session"):
+        narrowed = click.option(f"--{name}", help=f"Only this {name}.")(narrowed)
+    return narrowed
 
 
 def narrows(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,8 +114,15 @@ def narrows(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--project", help="Only this project."),
         click.option("--user", help="Only this user."),
         click.option("--session", help="Only this session."),
-        click.option("--until", callback=_moment, metavar="DATE", help="Only before this date (UTC)."),
-        click.option("--since", callback=_moment, metavar="DATE", help="Only from this date (UTC) on."),
+        click.option(
+            "--until", callback=_moment, metavar="DATE", help="Only before this date (UTC), or time ago."
+        ),
+        click.option(
+            "--since",
+            callback=_moment,
+            metavar="DATE",
+            help="Only from this date (UTC) on, or 24h, 7d, 4w ago.",
+        ),
     ):
         narrowed = option(narrowed)
     return narrowed
@@ -81,10 +131,15 @@ def narrows(command: Callable[..., Any]) -> Callable[..., Any]:
 def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:
     if value is None:
         return None
+    if (ago := re.fullmatch(r"(\d{1,5})([hdw])", value)) is not None:
+        length = timedelta(hours=int(ago[1]) * {"h": 1, "d": 24, "w": 168}[ago[2]])
+        return datetime.now(timezone.utc) - length
     try:
         at = datetime.fromisoformat(value)
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not a date such as 2026-01-31 or 2026-01-31T12:00") from None
+        raise click.BadParameter(
+            f"{value!r} is not a date such as 2026-01-31 or 2026-01-31T12:00, nor a time ago such as 7d"
+        ) from None
     return at if at.tzinfo else at.replace(tzinfo=timezone.utc)
 
 
@@ -99,6 +154,37 @@ def _print(shown: Shown) -> None:
         click.echo(table)
     else:
         show(table)
+
+
+def _watch(make: Callable[[], Shown]) -> None:
+    """Show it anew every few seconds; Ctrl-C is how that ends."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from ..reports.look import console
+
+    def now() -> RenderableType:
+        shown = make()
+        return Text(shown.empty) if not shown.rows and shown.empty else shown.table()
+
+    try:
+        with Live(now(), console=console(), auto_refresh=False) as live:
+            while True:
+                time.sleep(_EVERY)
+                live.update(now(), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _write_page(shown: Shown, where: str) -> None:
+    if shown.page is None:
+        raise click.UsageError("this has no page: 'behest report --html FILE' has one")
+    text = shown.page()
+    if where == "-":
+        click.echo(text, nl=False)
+        return
+    Path(where).write_text(text, encoding="utf-8")
+    click.echo(f"Written to {where}.", err=True)
 
 
 def _print_json(shown: Shown) -> None:

@@ -13,9 +13,18 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..ledger import Ledger
 
+
+def not_empty(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """An empty value is a variable of the shell that is not set, and not what is meant without one."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty; leave it out, or name one")
+    return value
+
+
 store_option = click.option(
     "--store",
     metavar="FILE|URL",
+    callback=not_empty,
     help="The ledger. Default: BEHEST_STORE, else behest.toml's, else behest.db.",
 )
 
@@ -51,24 +60,35 @@ def make(store: str | None) -> Ledger:
     """The ledger that a person means; it is made if there is none yet."""
     from ..ledger.stores import open_store
 
-    return open_store(_persistent(url_of(store)))
+    return _closed_at_the_end(open_store(_persistent(url_of(store))))
 
 
-def find(store: str | None) -> Ledger | None:
-    """The ledger that a person means, if there is one. Looking must not make it."""
+def find(store: str | None, *, to_write: bool = False) -> Ledger | None:
+    """The ledger that a person means, if there is one. Looking must not make it, nor change it."""
     from ..ledger.stores import open_store, store_class
 
     url = _persistent(url_of(store))
-    return open_store(url) if store_class(url).exists(url) else None
+    kind = store_class(url)
+    if not kind.exists(url):
+        return None
+    return _closed_at_the_end(open_store(url) if to_write else kind.to_read(url))
 
 
-def existing(store: str | None) -> Ledger:
+def _closed_at_the_end(ledger: Ledger) -> Ledger:
+    """A ledger that is closed when its command is done: SQLite then tidies away what it keeps beside it."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None:
+        ctx.call_on_close(ledger.close)
+    return ledger
+
+
+def existing(store: str | None, *, to_write: bool = False) -> Ledger:
     """The ledger that a person means.
 
     Raises:
         ConfigError: there is none.
     """
-    found = find(store)
+    found = find(store, to_write=to_write)
     if found is None:
         raise ConfigError(
             f"{no_ledger(store)}. Name one with --store FILE, or run 'behest demo --store FILE' to see one "

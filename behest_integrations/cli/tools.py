@@ -26,6 +26,8 @@ def prices(model: str, provider: str | None) -> None:
     from ..reports.look import show
     from .look import price_facts, price_table
 
+    if not model.strip():
+        raise click.UsageError("name a model, such as gpt-4o")
     arguments = stores.config().arguments()
     learnt = [*_learnt(model)]
     try:
@@ -69,13 +71,14 @@ def _find(pricing: Pricing, model: str, provider: str | None) -> ModelPricing:
         return pricing.find(model, provider)
     at = f" at {provider}" if provider else ""
     lines = [f"No price is known for the model {model!r}{at}."]
-    sold = providers_of(model) if provider is None else []
+    sold = providers_of(model)
     if sold:
         lines.append(f"It has one at {', '.join(sold)}: give --provider.")
     # A router's name for a model has its provider's name before it.
     tail = model.rpartition("/")[2]
     listed = models_of(provider)
-    close = [n for n in dict.fromkeys((tail, *near(tail, listed), *near(model, listed))) if priced(n)]
+    found = dict.fromkeys((tail, *near(tail, listed), *near(model, listed)))
+    close = [name for name in found if name != model and priced(name)]
     if close:
         lines.append(f"Names that are near: {', '.join(close[:3])}.")
     if sold and not close:
@@ -90,6 +93,12 @@ def _find(pricing: Pricing, model: str, provider: str | None) -> ModelPricing:
     raise click.ClickException("\n".join(lines))
 
 
+def _finite(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    if value != value:  # "nan" is within every range
+        raise click.BadParameter("it is a number of seconds")
+    return value
+
+
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8089, show_default=True, type=click.IntRange(1, 65535))
@@ -98,6 +107,7 @@ def _find(pricing: Pricing, model: str, provider: str | None) -> ModelPricing:
     default=0.05,
     show_default=True,
     type=click.FloatRange(0, 3600),
+    callback=_finite,
     help="Seconds before each answer.",
 )
 def sandbox(host: str, port: int, latency: float) -> None:
@@ -123,5 +133,6 @@ def check_free(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise click.ClickException(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}. Choose another with --port."
+            f"cannot listen on {host}, port {port}: {error.strerror or error}. "
+            "Choose another with --host or --port."
         ) from None

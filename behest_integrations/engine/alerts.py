@@ -40,11 +40,17 @@ class Alerts:
         self._pid = os.getpid()
 
     def tell(self, events: Iterable[ThresholdEvent]) -> None:
-        """Log them, and hand them to the thread that tells them."""
+        """Log them, and hand them to the thread that tells them.
+
+        A call that takes a bucket past several of its thresholds at once is one line of the log, and
+        an event for each.
+        """
+        told = []
         for raw in events:
             budget = Budget.parse(raw.budget)
             who: dict[str, Any] = {**scope_values(budget, raw.scope)}
-            event = replace(raw, scope=describe_scope(budget, raw.scope), **who)
+            told.append(replace(raw, scope=describe_scope(budget, raw.scope), **who))
+        for event in {(event.budget, event.scope): event for event in told}.values():  # the highest of each
             log.warning(
                 'budget "%s"%s has reached %d %%: %s of %s',
                 event.budget,
@@ -53,6 +59,7 @@ class Alerts:
                 format_amount(event.spent, event.unit),
                 format_amount(event.limit, event.unit),
             )
+        for event in told:
             if self._told is not None:
                 self._events.put(event)
                 self._start()

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.types import Receive
 
+from ..rules.wording import problems_of_json
 from .problems import Problem
 from .settings import LimitSettings
 
@@ -113,8 +114,6 @@ def parse(raw: bytes, model: type[M], limits: LimitSettings) -> tuple[dict[str, 
     try:
         return body, model.model_validate(body)
     except ValidationError as error:
-        first, more = error.errors(include_input=False, include_url=False)[0], error.error_count() - 1
-        param = ".".join(str(part) for part in first["loc"])
-        rest = f" (and {more} more)" if more else ""
-        # The place is told, and never the value: it may be a prompt.
-        raise Problem(400, f"{param}: {first['msg']}{rest}", param=param) from None
+        first, *more = problems_of_json(error, model, body)
+        rest = f" (and {len(more)} more)" if more else ""
+        raise Problem(400, f"{first}{rest}", param=first.place) from None

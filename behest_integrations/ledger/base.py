@@ -109,6 +109,15 @@ class Ledger(ABC):
         """In a forked child no other thread exists, and the parent's locks may be held."""
         self._reset_locks()
 
+    @classmethod
+    def to_read(cls, url: str, *, timeout: float = 5.0) -> Ledger:
+        """The ledger at `url`, to be looked at.
+
+        Where a store can, nothing of it is written then; any other is opened as it is.
+        """
+        make: Callable[..., Ledger] = cls
+        return make(url, timeout=timeout, durability="process")
+
     # ── writing ────────────────────────────────────────────────────────────────────────
 
     def submit(self, work: Work[T]) -> T:

@@ -35,6 +35,10 @@ REFUSED = ("session_id", "user_id", "project", "tenant", "model")
 """What refusals are counted by, in each bucket: names of a call's fields."""
 
 
+STAGE = "stage "
+"""What the identity of a stage's budget begins with."""
+
+
 class Claim(NamedTuple):
     """What one budget has to do with one call.
 
@@ -436,7 +440,7 @@ def reserve(
     least = of = 0
     for claim, bucket, limit, spent, held in there:
         if bucket is None:
-            bucket = rows.new_bucket(*claim.key, claim.unit)
+            bucket = _new_bucket(rows, claim)
         amount = amounts[claim.unit]
         held += amount
         left = limit - spent - held
@@ -451,6 +455,13 @@ def reserve(
     return Reserved(output, amounts, now + lease, tightest)
 
 
+def _new_bucket(rows: Rows, claim: Claim) -> Bucket:
+    """A claim's first bucket. No configuration says what a stage's limit was: the books do."""
+    if claim.budget.startswith(STAGE):
+        rows.set_own_limit(claim.budget, claim.scope, claim.limit)
+    return rows.new_bucket(*claim.key, claim.unit)
+
+
 def _refuse(
     rows: Rows, there: _There, denied: Denied, call: Mapping[str, Any], now: int, final: bool
 ) -> Refused:
@@ -458,7 +469,7 @@ def _refuse(
     events: tuple[ThresholdEvent, ...] = ()
     if final:
         if bucket is None:
-            bucket = rows.new_bucket(*claim.key, claim.unit)
+            bucket = _new_bucket(rows, claim)
         rows.count_refusal(bucket.id, call, now)
         if denied.reason == "exhausted":
             # A call may be refused for its size alone; of a twentieth there is little to be had.

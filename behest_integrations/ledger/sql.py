@@ -428,7 +428,8 @@ def upgrade(engine: sa.Engine) -> None:
             command.upgrade(config, "head")
         except CommandError as error:
             raise StoreError(
-                f"The ledger {engine.url.database} cannot be brought to this version's schema ({error}): "
-                "it was probably written by a newer version of behest-integrations. Upgrade the package.",
+                f"The ledger {engine.url.database} cannot be brought to this version's schema: it is at "
+                f"{schema_version(connection)}, and this version knows {schema.HEAD}. A newer version of "
+                "behest-integrations has written it: use that one (pip install -U behest-integrations).",
                 retryable=False,
             ) from error

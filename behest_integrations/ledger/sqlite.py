@@ -8,13 +8,14 @@ import random
 import sqlite3
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from ..rules.errors import ConfigError, StoreError
 from . import schema
@@ -36,6 +37,8 @@ class SQLiteLedger(SQLLedger):
         durability: what the books survive: the death of a ``process`` (WAL, synchronous
             NORMAL; the last transactions can be lost if the machine loses power), or of
             the ``power`` (FULL: every transaction waits for the disk).
+        read_only: look at it, and write nothing: neither the file nor its schema, which is brought up to
+            date in a copy in memory where it is an older one.
 
     Raises:
         ConfigError: not a URL of a supported database.
@@ -44,7 +47,14 @@ class SQLiteLedger(SQLLedger):
 
     statements = Statements(sqlite_dialect(paramstyle="qmark"), insert)
 
-    def __init__(self, url: str, *, timeout: float = 5.0, durability: Durability = "process") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 5.0,
+        durability: Durability = "process",
+        read_only: bool = False,
+    ) -> None:
         path = _file(url)
         if durability not in ("process", "power"):
             raise ConfigError(f"durability is 'process' or 'power', not {durability!r}")
@@ -53,6 +63,7 @@ class SQLiteLedger(SQLLedger):
         self._file = str(self.path)
         self._timeout = timeout
         self._durability = durability
+        self._read_only = read_only
         self._connection: sqlite3.Connection | None = None
         self._rows: SQLRows | None = None
         self._inode: tuple[int, int] | None = None
@@ -60,13 +71,67 @@ class SQLiteLedger(SQLLedger):
         """Since the log was last copied into the file."""
         self._seen: int | None = None
         """The version of the data at the last transaction's begin."""
-        self._engine = self._make_engine()
+        self._engine = self._engine_to_read() if read_only else self._make_engine()
         with self._lock:
             self._open()
 
     @classmethod
     def exists(cls, url: str) -> bool:
         return _file(url).exists()
+
+    @classmethod
+    def to_read(cls, url: str, *, timeout: float = 5.0) -> SQLiteLedger:
+        return cls(url, timeout=timeout, read_only=True)
+
+    def _engine_to_read(self) -> sa.Engine:
+        """The file, as nobody can write it; or, where its schema is an older one, an up-to-date copy.
+
+        Raises:
+            StoreError: it cannot be read, or is no ledger that this version can read.
+        """
+        if self.path.is_dir():
+            raise StoreError(f"{self.path} is a folder: name the ledger's file in it.", retryable=False)
+        try:
+            # Who may write the file tidies its log away at the end, and writes no more than that.
+            engine = self._try_to_read("mode=rw")
+            try:
+                with engine.connect() as connection:
+                    version = schema_version(connection)
+            except sa.exc.OperationalError:
+                # Its log's index cannot be made beside it. Without a log nothing of it is needed.
+                log = Path(f"{self.path}-wal")
+                if log.exists() and log.stat().st_size:
+                    raise
+                engine = self._try_to_read("mode=ro&immutable=1")
+                with engine.connect() as connection:
+                    version = schema_version(connection)
+            if version is None:
+                raise StoreError(f"{self.path} is empty: no ledger has been made in it.", retryable=False)
+            if version == schema.HEAD:
+                return engine
+            copy = sqlite3.connect(":memory:", check_same_thread=False)
+            copy.isolation_level = None
+            with engine.connect() as connection:
+                source: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+                source.backup(copy)
+            current = sa.create_engine(f"sqlite:///{self.path}", creator=lambda: copy, poolclass=StaticPool)
+            sa.event.listen(current, "begin", _begin_by_hand)
+            upgrade(current)
+            return current
+        except (sqlite3.Error, sa.exc.DatabaseError, OSError) as error:
+            raise self._explain(getattr(error, "orig", None) or error) from error
+
+    def _try_to_read(self, options: str) -> sa.Engine:
+        def connect() -> sqlite3.Connection:
+            where = f"file:{quote(str(self.path))}?{options}"
+            connection = sqlite3.connect(where, uri=True, timeout=self._timeout, check_same_thread=False)
+            connection.isolation_level = None
+            connection.execute("PRAGMA query_only=ON")
+            return connection
+
+        engine = sa.create_engine(f"sqlite:///{self.path}", creator=connect, poolclass=NullPool)
+        sa.event.listen(engine, "begin", _begin_by_hand)
+        return engine
 
     def _make_engine(self) -> sa.Engine:
         engine = sa.create_engine(
@@ -89,11 +154,7 @@ class SQLiteLedger(SQLLedger):
             # done sooner and by hand, where nobody waits: see `_commit`.
             connection.execute("PRAGMA wal_autocheckpoint=20000")
 
-        @sa.event.listens_for(engine, "begin")
-        def begin(connection: sa.Connection) -> None:
-            write = connection.get_execution_options().get("write")
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
+        sa.event.listen(engine, "begin", _begin_by_hand)
         return engine
 
     # ── opening ────────────────────────────────────────────────────────────────────────
@@ -108,8 +169,12 @@ class SQLiteLedger(SQLLedger):
             raise StoreError(
                 f"Cannot open the ledger {self.path}: its folder does not exist", retryable=False
             )
+        if self.path.is_dir():
+            raise StoreError(f"{self.path} is a folder: name the ledger's file in it.", retryable=False)
         try:
-            self._migrate()
+            if not self._read_only:
+                self._check_whose()
+                self._migrate()
             pooled = self._engine.raw_connection()
             connection: sqlite3.Connection = pooled.driver_connection  # type: ignore[assignment]
             pooled.detach()
@@ -122,6 +187,17 @@ class SQLiteLedger(SQLLedger):
         self._rows = SQLRows(connection.execute, connection.executemany, self.statements)
         stat = os.stat(self._file)
         self._inode = (stat.st_dev, stat.st_ino)
+
+    def _check_whose(self) -> None:
+        """Of a database that is not ours nothing is changed, not even how it keeps its log.
+
+        https://sqlite.org/fileformat2.html#the_database_header: byte 18 is 2 with a write-ahead log.
+        """
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            header = file.read(19)
+            if len(header) == 19 and header[18] != 2:
+                with self._try_to_read("mode=rw").connect() as connection:
+                    schema_version(connection)
 
     def _migrate(self) -> None:
         deadline = time.monotonic() + self._timeout
@@ -168,7 +244,7 @@ class SQLiteLedger(SQLLedger):
         pause = 0.0002
         while True:
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
                 return self._begun()
             except sqlite3.Error as error:
                 if not _is_busy(error):
@@ -182,7 +258,7 @@ class SQLiteLedger(SQLLedger):
 
     def _begin_now(self) -> SQLRows | None:
         # With FULL a commit waits for the disk, and so does the one that copies the log.
-        if self._durability != "process" or self._commits + 1 >= _COMMITS_TO_COPY:
+        if self._read_only or self._durability != "process" or self._commits + 1 >= _COMMITS_TO_COPY:
             return None
         try:
             self._check_file()
@@ -210,7 +286,7 @@ class SQLiteLedger(SQLLedger):
         self._rows.flush()
         self._connection.execute("COMMIT")
         self._commits += 1
-        if self._commits >= _COMMITS_TO_COPY:
+        if self._commits >= _COMMITS_TO_COPY and not self._read_only:
             self._commits = 0
             with contextlib.suppress(sqlite3.Error):  # it is written: what is left is tidying up
                 self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
@@ -251,6 +327,17 @@ class SQLiteLedger(SQLLedger):
                 f"{where} was locked by another process for more than {self._timeout:g} s; the call was "
                 "not let through. Find who holds it, or wait longer: Meter(store_timeout=30)."
             )
+        if self._read_only and "readonly" in text:
+            return StoreError(f"{where} was opened to be read, and cannot be written.", retryable=False)
+        if self._read_only and "unable to open" in text:
+            return StoreError(
+                f"{where} cannot be read: check the permissions of the file. Where there is a file "
+                f"{self.path.name}-wal beside it, the folder must be writable too, or both be copied to one "
+                "that is.",
+                retryable=False,
+            )
+        if "unable to open" in text:
+            return StoreError(f"{where} cannot be opened: check the permissions of the file and its folder.")
         if "readonly" in text:
             return StoreError(
                 f"{where} cannot be written ({text}): check the permissions of the file and its folder."
@@ -276,6 +363,12 @@ def _file(url: str) -> Path:
     if not parsed.database or parsed.database == ":memory:":
         raise ConfigError("an SQLite store is a file; for books in memory use 'memory://'")
     return Path(parsed.database)
+
+
+def _begin_by_hand(connection: sa.Connection) -> None:
+    """sqlite3's own rules begin transactions too late."""
+    write = connection.get_execution_options().get("write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
 _ABANDONED: list[object] = []

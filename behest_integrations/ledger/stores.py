@@ -59,6 +59,19 @@ def open_store(
     return make(url, timeout=timeout, durability=durability, **options)
 
 
+def open_to_read(url: str, *, timeout: float = 5.0) -> Ledger:
+    """The store at `url`, to be looked at: it must be there, and nothing of it is written.
+
+    Raises:
+        ConfigError: there is none, or no such kind of store.
+        StoreError: it cannot be read.
+    """
+    kind = store_class(url)
+    if not kind.exists(url):
+        raise ConfigError(f"there is no ledger at {url.removeprefix('sqlite:///')}")
+    return kind.to_read(url, timeout=timeout)
+
+
 def store_class(url: str) -> type[Ledger]:
     """The class of the store at `url`, which says whether it is shared and exists.
 

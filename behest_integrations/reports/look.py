@@ -78,8 +78,8 @@ def bar(spent: int, held: int, limit: int, width: int = 20) -> Text:
     return text
 
 
-def resets(end_ms: int | None, now: datetime) -> str:
-    """When a window turns over: soon as a duration, later as a date."""
+def resets(end_ms: int | None, now: datetime, *, short: bool = False) -> str:
+    """When a window turns over: soon as a duration, later as a date (`short`: without the hour)."""
     if end_ms is None:
         return "never"
     at = datetime.fromtimestamp(end_ms / 1000, timezone.utc)
@@ -90,4 +90,4 @@ def resets(end_ms: int | None, now: datetime) -> str:
         return f"in {seconds // 60}m{seconds % 60:02d}s"
     if seconds < 86400:
         return f"in {seconds // 3600}h{seconds % 3600 // 60:02d}m"
-    return f"{at:%b %d %H:%M}"
+    return f"{at:%b %d}" if short else f"{at:%b %d %H:%M}"

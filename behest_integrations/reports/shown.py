@@ -53,6 +53,17 @@ class Asked:
     now: datetime | None = None
 
     @property
+    def narrowed(self) -> str:
+        """What of all calls it is about, for people; "" if it is about all."""
+        said = [
+            f"{n} {v}"
+            for n in ("session", "user", "project", "tenant")
+            if (v := getattr(self, n)) is not None
+        ]
+        said += [f"{n} {v:%Y-%m-%d %H:%M}" for n in ("since", "until") if (v := getattr(self, n)) is not None]
+        return ", ".join(said)
+
+    @property
     def at(self) -> datetime:
         """`now`, or the clock's."""
         return self.now or datetime.now(timezone.utc)
@@ -69,6 +80,7 @@ class Shown:
         columns: of CSV; default: those of the first row.
         empty: what a person is told where there are no rows; "": the table all the same.
         exit_code: what `behest` ends with.
+        page: the whole of it as HTML, where there is such a form.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -77,6 +89,7 @@ class Shown:
     columns: Sequence[str] = ()
     empty: str = "Nothing yet."
     exit_code: int = 0
+    page: Callable[[], str] | None = None
 
 
 @contextmanager

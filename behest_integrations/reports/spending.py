@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from rich.table import Table
+from rich.text import Text
 
 from ..ledger import Ledger, schema
 from ..rules.errors import ConfigError
@@ -19,6 +20,9 @@ from ..rules.near import say_near
 from ..rules.units import format_usd, to_usd
 from .look import count, id_or_none, show
 from .shown import Asked, Shown, reading
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 _e = schema.entries
 _r = schema.refusals
@@ -95,6 +99,40 @@ class Report:
     by: tuple[str, ...]
     lines: list[Line]
     total: Line
+    others: Line | None = None
+    """The sum of the lines that `top` has left out; how many they were is in `left_out`."""
+    left_out: int = 0
+
+    def top(self, most: int) -> Report:
+        """The `most` dearest lines, and the sum of the others. Periods stay in their order."""
+        if len(self.lines) <= most:
+            return self
+        dearest = sorted(range(len(self.lines)), key=lambda i: -self.lines[i].cost)[:most]
+        others = Line(())
+        for place in sorted(set(range(len(self.lines))) - set(dearest)):
+            others.add(self.lines[place])
+        lines = [self.lines[place] for place in sorted(dearest)]
+        return Report(self.by, lines, self.total, others, len(self.lines) - most)
+
+    def dataframe(self, library: str | None = None) -> Any:
+        """The lines as a DataFrame of polars or of pandas, whichever is installed; USD as `Decimal`.
+
+        Args:
+            library: ``polars`` or ``pandas``; None: the one that is imported already, else that
+                which is installed.
+
+        Raises:
+            MissingExtra: neither is installed.
+        """
+        from .frames import dataframe
+
+        return dataframe([line.as_dict(self.by) for line in self.lines], self.by, library)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from .html import text_of
+
+        return text_of(html_table(self))
 
 
 # ── the query ──────────────────────────────────────────────────────────────────────────
@@ -273,13 +311,18 @@ _WHERE_THERE_ARE_ANY: Mapping[str, Callable[[Line], str]] = {
 }
 
 
-def report_table(found: Report) -> Table:
-    """A report's lines, and their total."""
-    columns: dict[str, Callable[[Line], str]] = {
+def report_columns(found: Report) -> dict[str, Callable[[Line], str]]:
+    """The columns of numbers that a report has anything for, with how each is told of a line."""
+    return {
         **_ALWAYS,
         **{name: tell for name, tell in _WHERE_THERE_ARE_ANY.items() if getattr(found.total, name)},
         "cost": lambda line: format_usd(line.cost),
     }
+
+
+def report_table(found: Report) -> Table:
+    """A report's lines, and their total."""
+    columns = report_columns(found)
     table = Table(box=None, pad_edge=False, show_footer=True, header_style="bold", footer_style="bold")
     for i, name in enumerate(found.by):
         table.add_column(name, footer="total" if i == 0 else "", overflow="fold", min_width=8)
@@ -287,7 +330,29 @@ def report_table(found: Report) -> Table:
         table.add_column(header, footer=tell(found.total), justify="right", no_wrap=True)
     for line in found.lines:
         table.add_row(*map(id_or_none, line.key), *(tell(line) for tell in columns.values()))
+    if found.others is not None:
+        others = found.others
+        others_are = Text(f"({count(found.left_out)} others)", style="dim italic")
+        blank = [""] * (len(found.by) - 1)
+        table.add_row(others_are, *blank, *(tell(others) for tell in columns.values()))
     return table
+
+
+def html_table(found: Report) -> Element:
+    """The same as HTML."""
+    from .html import Cell, el, id_cell, table
+
+    columns = report_columns(found)
+
+    def numbers(line: Line) -> list[str]:
+        return [tell(line) for tell in columns.values()]
+
+    rows: list[Sequence[Cell]] = [[*map(id_cell, line.key), *numbers(line)] for line in found.lines]
+    blank = [""] * (len(found.by) - 1)
+    if found.others is not None:
+        rows.append([el("i", f"({count(found.left_out)} others)"), *blank, *numbers(found.others)])
+    foot = ["total", *blank, *numbers(found.total)]
+    return table([*found.by, *columns], rows, foot, len(found.by))
 
 
 def print_report(ledger: Ledger, by: Sequence[str] = ("session",), *, file: TextIO | None = None) -> None:
@@ -295,16 +360,25 @@ def print_report(ledger: Ledger, by: Sequence[str] = ("session",), *, file: Text
     show(report_table(report(ledger, by)), file)
 
 
-def show_spending(ledger: Ledger, asked: Asked, by: Sequence[str] = ("session",)) -> Shown:
-    """What was spent: by session, user, project, model, day, tag."""
+def show_spending(
+    ledger: Ledger, asked: Asked, by: Sequence[str] = ("session",), *, top: int | None = None
+) -> Shown:
+    """What was spent: by session, user, project, model, day, tag.
+
+    Args:
+        top: only so many lines, the dearest, and the sum of the others.
+    """
     check_groups(by)
     found = report_of(ledger, by, asked)
+    if top is not None:
+        found = found.top(top)
     rows = [line.as_dict(by) for line in found.lines]
     total = found.total.as_dict(())
+    others = {} if found.others is None else {"others": found.others.as_dict(()), "left_out": found.left_out}
     return Shown(
         rows,
         lambda: report_table(found),
-        data={"by": list(by), "lines": rows, "total": total},
+        data={"by": list(by), "lines": rows, **others, "total": total},
         columns=[*by, *total],
-        empty="No calls yet.",
+        empty=f"No such calls ({asked.narrowed})." if asked.narrowed else "No calls yet.",
     )

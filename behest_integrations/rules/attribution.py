@@ -41,7 +41,7 @@ def check_id(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{what} must be text, not {type(value).__name__}: {value!r}")
     if not value:
-        raise ConfigError(f"{what} is empty; leave it out, or give None")
+        raise ConfigError(f"{what} is empty: give it a value, or leave it out")
     if len(value) > MAX_ID:
         raise ConfigError(f"{what} has {len(value)} characters; the limit is {MAX_ID}")
     if not (value.isascii() and value.isprintable()):

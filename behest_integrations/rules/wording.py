@@ -1,13 +1,14 @@
-"""What is wrong with a settings file, by the names that stand in it, and what may have been meant.
+"""What is wrong with a settings file or a request, by the names that stand in it, and what may have
+been meant.
 
 pydantic says which branch of a union did not hold, by names of ours; a person is told where in the
-file it is, and what could stand there. Values are not repeated: they may be secret.
+file it is, and what could stand there. Values are not repeated: they may be secret, or a prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -32,8 +33,43 @@ _WANTED = {
 """What could stand there, by what pydantic calls that it does not."""
 
 
+_JSON = {**_WANTED, **{name: "an object" for name, words in _WANTED.items() if words == "a table"}}
+_JSON |= {"string_type": "text", "string_sub_type": "text", "list_type": "a list"}
+
+
+class Problem(NamedTuple):
+    """What is wrong at one place.
+
+    Attributes:
+        place: as it stands in the file, with dots.
+        said: what could stand there instead.
+    """
+
+    place: str
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.said}"
+
+
 def say_problems(error: ValidationError, model: type[BaseModel], data: object) -> str:
-    """What a validation of `data` against `model` found, problem by problem."""
+    """What a validation of a file's `data` against `model` found, problem by problem."""
+    return "; ".join(map(str, problems(error, model, data)))
+
+
+def problems_of_json(error: ValidationError, model: type[BaseModel], data: object) -> list[Problem]:
+    """What a validation of a request's `data` against `model` found."""
+    return problems(error, model, data, _JSON)
+
+
+def problems(
+    error: ValidationError, model: type[BaseModel], data: object, wanted: Mapping[str, str] = _WANTED
+) -> list[Problem]:
+    """What a validation of `data` against `model` found, by place.
+
+    Args:
+        wanted: what could stand there, by what pydantic calls that it does not.
+    """
     by_place: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for problem in error.errors(include_url=False, include_context=True):
         by_place.setdefault(_place(problem, data), []).append(problem)
@@ -42,8 +78,8 @@ def say_problems(error: ValidationError, model: type[BaseModel], data: object) -
         # Where a table stands, what is wrong inside of it is said, not that it is no text.
         inside = any(other[: len(place)] == place and other != place for other in by_place)
         if not (inside and all(p["type"] in _WANTED for p in problems)):
-            said.append(f"{'.'.join(map(str, place))}: {_say(problems, model, place)}")
-    return "; ".join(said)
+            said.append(Problem(".".join(map(str, place)), _say(problems, model, place, wanted)))
+    return said
 
 
 def _place(problem: ErrorDetails, data: Any) -> tuple[str | int, ...]:
@@ -60,12 +96,17 @@ def _place(problem: ErrorDetails, data: Any) -> tuple[str | int, ...]:
     return tuple(place)
 
 
-def _say(problems: Sequence[ErrorDetails], model: type[BaseModel], place: Sequence[str | int]) -> str:
-    wanted = list(dict.fromkeys(_WANTED[p["type"]] for p in problems if p["type"] in _WANTED))
+def _say(
+    problems: Sequence[ErrorDetails],
+    model: type[BaseModel],
+    place: Sequence[str | int],
+    words: Mapping[str, str],
+) -> str:
+    wanted = list(dict.fromkeys(words[p["type"]] for p in problems if p["type"] in words))
     others = [p for p in problems if p["type"] not in _WANTED]
     if others:
         return _say_one(others[0], model, place)
-    if isinstance(problems[0]["input"], float) and "text, in quotes" in wanted:
+    if words is _WANTED and isinstance(problems[0]["input"], float) and "text, in quotes" in wanted:
         setting = f"{place[-1]} = " if isinstance(place[-1], str) else ""
         return f'write it as text: {setting}"{problems[0]["input"]}"'  # a number is nobody's secret
     return f"it must be {', or '.join(wanted)}"
