@@ -18,6 +18,8 @@ COMMANDS = {
     "verify": ("cli.ledger:verify", "Prove that the buckets equal the ledger."),
     "audit": ("cli.audit:audit", "What was allowed, refused and changed; and a proof of it."),
     "repair": ("cli.ledger:repair", "Rebuild the buckets from the ledger."),
+    "export": ("cli.finance:export", "The books as a file: FOCUS, CSV, JSON lines, Parquet."),
+    "chargeback": ("cli.finance:chargeback", "What was spent, by cost centre."),
     "prices": ("cli.tools:prices", "What a model costs, and where that is from."),
     "run": ("cli.run:run", "Run a Python program, metered and held to a budget."),
     "serve": ("cli.gateway:serve", "Serve the gateway: an OpenAI-compatible endpoint."),
