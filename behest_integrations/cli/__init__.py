@@ -20,6 +20,8 @@ COMMANDS = {
     "repair": ("cli.ledger:repair", "Rebuild the buckets from the ledger."),
     "export": ("cli.finance:export", "The books as a file: FOCUS, CSV, JSON lines, Parquet."),
     "chargeback": ("cli.finance:chargeback", "What was spent, by cost centre."),
+    "reconcile": ("cli.finance:reconcile", "A provider's own export against the books."),
+    "reprice": ("cli.finance:reprice", "Price the calls that had no price when booked."),
     "prices": ("cli.tools:prices", "What a model costs, and where that is from."),
     "run": ("cli.run:run", "Run a Python program, metered and held to a budget."),
     "serve": ("cli.gateway:serve", "Serve the gateway: an OpenAI-compatible endpoint."),

@@ -1,4 +1,4 @@
-"""What finance takes away: exports, chargeback."""
+"""What finance takes away: exports, chargeback, invoices held against the books."""
 
 from __future__ import annotations
 
@@ -94,3 +94,78 @@ def chargeback(ledger: Ledger, by: str, asked: Asked) -> Shown:
     from ..reports.finance.centres import CostCentres, show_chargeback
 
     return show_chargeback(ledger, CostCentres(stores.config().cost_centres), asked, groups(by))
+
+
+@click.command()
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--format", "form", help="Of the files. Default: what they look like.")
+@click.option(
+    "--map", "mapping", metavar="date=DAY,model=MODEL,cost=AMOUNT", help="The columns of any other CSV."
+)
+@click.option("--provider", help="Whose calls are compared. Default: the invoice's.")
+@click.option("--timezone", "zone", help="Of the invoice's days. Default: what fits best, from UTC on.")
+@click.option("--book", is_flag=True, help="Write the differences as entries, so that none is left.")
+@shows
+def reconcile(
+    ledger: Ledger,
+    files: tuple[Path, ...],
+    form: str | None,
+    mapping: str | None,
+    provider: str | None,
+    zone: str | None,
+    book: bool,
+) -> Shown:
+    """Hold a provider's own export against the books: by day and model, and why they differ.
+
+    OpenAI's usage and costs (JSON or CSV; give both files), Anthropic's usage and cost reports, Google's
+    billing export, OpenRouter's activity, or any CSV by --map.
+    """
+    from ..engine.engine import now_ms
+    from ..prices import Pricing
+    from ..reports.finance.corrections import book_differences
+    from ..reports.finance.invoices import read_invoice
+    from ..reports.finance.reconcile import reconcile as compare
+    from ..reports.finance.reconcile import show_reconciliation
+    from ..rules.budgets import check_zone
+
+    columns = dict(_pair(part) for part in mapping.split(",")) if mapping else None
+    at = check_zone(zone or "UTC")
+    invoice, whose = read_invoice(files, format=form, columns=columns, zone=at)
+    arguments = stores.config().arguments()
+    found = compare(
+        ledger,
+        invoice,
+        provider=provider or whose,
+        pricing=Pricing(arguments["prices"], arguments.get("aliases")),
+        zone=at,
+        find_zone=zone is None,
+    )
+    if book:
+        many = book_differences(ledger, found, now=now_ms(), source=", ".join(f.name for f in files))
+        click.echo(f"{many} corrections are booked.", err=True)
+    return show_reconciliation(found)
+
+
+def _pair(part: str) -> tuple[str, str]:
+    name, equals, column = part.partition("=")
+    if not equals or not name.strip() or not column:
+        raise click.UsageError(f"--map says date=DAY,model=MODEL,cost=AMOUNT; {part!r} is none of that")
+    return name.strip(), column
+
+
+@click.command()
+@stores.store_option
+def reprice(store: str | None) -> None:
+    """Price the calls that had no price when they were booked. Those that had one are not touched."""
+    from ..engine.engine import now_ms
+    from ..prices import Pricing
+    from ..reports.finance.repricing import reprice as do
+    from ..rules.units import format_usd
+
+    arguments = stores.config().arguments()
+    done = do(stores.existing(store), Pricing(arguments["prices"], arguments.get("aliases")), now=now_ms())
+    click.echo(f"{done.calls:,} calls have a price now: {format_usd(done.cost)} in all.")
+    for model, many in sorted(done.unknown.items()):
+        click.echo(f"No price is known for {model!r} ({many:,} calls): write it in behest.toml, [prices].")
