@@ -122,6 +122,8 @@ class Config(_Strict):
     require: list[str] | None = None
     policy: dict[str, Any] | None = None
     """What may be asked at all; see `policy.settings`."""
+    cost_centres: dict[str, Any] = Field(default_factory=dict)
+    """What `behest chargeback` and `behest export` read; see `reports.finance.centres`."""
     gateway: dict[str, Any] = Field(default_factory=dict)
     """What `behest serve` reads; see `gateway.settings`."""
 
@@ -131,7 +133,7 @@ class Config(_Strict):
         Raises:
             ConfigError: a budget or a price cannot be used.
         """
-        said = {name: value for name, value in self if value is not None and name != "gateway"}
+        said = {name: value for name, value in self if value is not None and name not in _FOR_OTHERS}
         said |= {"store": store} if (store := store_of_environment()) else {}
         said["budgets"] = [b if isinstance(b, str) else b.budget() for b in self.budgets]
         said["prices"] = {
@@ -139,6 +141,10 @@ class Config(_Strict):
             for model, tables in self.prices.items()
         }
         return said
+
+
+_FOR_OTHERS = ("gateway", "cost_centres")
+"""Tables that are no settings of a meter."""
 
 
 def store_of_environment() -> str | None:

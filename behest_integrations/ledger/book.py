@@ -606,6 +606,55 @@ def _reverse(rows: Rows, last: Entry, now: int) -> None:
     rows.add_entry(negative)
 
 
+def correct(rows: Rows, *, entry: Entry, amounts: Mapping[str, int], claims: Sequence[Claim]) -> bool:
+    """Book a line that is no call, but what an invoice has otherwise; False if it has been booked.
+
+    Args:
+        entry: its `call_id` names the difference, so that it is booked once.
+        amounts: by unit; they may be negative.
+        claims: of budgets for everybody. Those of rolling windows are left alone: what left them is gone.
+    """
+    if rows.last_entry(entry.call_id) is not None:
+        return False
+    for claim in claims:
+        amount = amounts.get(claim.unit, 0)
+        if claim.rolling_ms or not amount:
+            continue
+        bucket = rows.bucket(*claim.key) or rows.new_bucket(*claim.key, claim.unit)
+        rows.change_bucket(bucket.id, amount, 0)
+        entry.bookings.append((bucket.id, claim.unit, amount))
+    rows.add_entry(entry)
+    return True
+
+
+def reprice(rows: Rows, *, call_id: str, cost: int, now: int) -> bool:
+    """Give a call that had no price the price that is known now; False if it has one.
+
+    Its bookings stay as they are: no budget in dollars has let it through.
+    """
+    last = rows.last_entry(call_id)
+    if last is None or last.cost is not None:
+        return False
+    bookings = [*last.bookings]
+    _reverse(rows, last, now)
+    for id, _unit, amount in bookings:
+        rows.change_bucket(id, amount, 0)
+    flags = _flag(",".join(f for f in last.flags.split(",") if f and f != "unpriced"), "repriced")
+    rows.add_entry(
+        Entry(
+            **{
+                **asdict(last),
+                "at": now,
+                "cost": cost,
+                "flags": flags,
+                "bookings": bookings,
+                "note": "priced",
+            }
+        )
+    )
+    return True
+
+
 def cancel(rows: Rows, *, call_id: str) -> bool:
     """Drop the hold of a call that never left; as if it had not been reserved."""
     hold = rows.take_hold(call_id)

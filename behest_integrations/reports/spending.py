@@ -284,6 +284,11 @@ def _narrowed(
     return statement
 
 
+def narrowed(statement: sa.Select[Any], asked: Asked) -> sa.Select[Any]:
+    """A selection of entries, of those alone that are asked about."""
+    return _narrowed(statement, _e, _COLUMNS, asked)
+
+
 def _in_order(lines: Iterable[Line], groups: Sequence[_Group]) -> list[Line]:
     """By period where there is one; then the dearest first, and by name."""
     period = next((i for i, group in enumerate(groups) if group.is_period), None)
