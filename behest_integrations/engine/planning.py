@@ -238,6 +238,8 @@ class Planner:
             bound.models,
             bound.service_tier or self._service_tier,
             verdict,
+            multiplier_for_url(where, model) if where and pricing is not None and not pricing.own else None,
+            frozenset(features),
         )
 
     def _cost(
@@ -259,6 +261,7 @@ class Planner:
                     output_audio=bound.output_audio,
                     multiplier=multiplier,
                     search_context=bound.search_context,
+                    cache_writes=bound.cache_writes,
                 )
             )
         except UnknownPrice:
