@@ -499,8 +499,8 @@ class Meter(Doors):
     # ── doors ──────────────────────────────────────────────────────────────────────────
 
     def instrument(self) -> Undo:
-        """Meter OpenAI clients, LangChain and LlamaIndex, each as soon as it is imported; and what
-        doors of other packages say.
+        """Meter clients of OpenAI and Anthropic, LangChain and LlamaIndex, as soon as they are imported; and
+        what doors of other packages say.
 
         Threads and pools take sessions and stages along by themselves meanwhile.
 

@@ -30,8 +30,8 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 FRAMEWORKS = (
-    "openai", "langchain_core", "langgraph", "llama_index", "starlette", "uvicorn", "aiohttp", "jwt",
-    "prometheus_client", "httpx", "rich",
+    "openai", "anthropic", "langchain_core", "langgraph", "llama_index", "starlette", "uvicorn", "aiohttp",
+    "jwt", "prometheus_client", "httpx", "rich",
 )  # fmt: skip
 
 
@@ -72,6 +72,11 @@ def test_a_missing_extra_says_what_to_install() -> None:
     missing = WITHOUT % (("openai",),)
     said = python(missing + "from behest_integrations import Meter\nMeter('memory://').openai(object())")
     assert "pip install 'behest-integrations[openai]'" in said.stderr
+    said = python(
+        WITHOUT % (("anthropic",),)
+        + "from behest_integrations import Meter\nMeter('memory://').anthropic(object())"
+    )
+    assert "pip install 'behest-integrations[anthropic]'" in said.stderr
     said = python(missing + "from behest_integrations.cli import main; main(['demo'])")
     assert "pip install 'behest-integrations[openai,sandbox]'" in said.stderr
     assert "Traceback" not in said.stderr

@@ -22,6 +22,13 @@ SHOWS = {
         "session conversation-42",
         "total",
     ],
+    "anthropic_client.py": [
+        "One call:",
+        "A streamed one:",
+        "Stopped before call",
+        "session conversation-42",
+        "total",
+    ],
     "langchain_chain.py": [
         "One call:",
         "A streamed one:",
@@ -48,15 +55,21 @@ SHOWS = {
 }
 NEEDS = {
     "openai_client.py": "openai",
+    "anthropic_client.py": "anthropic",
     "langchain_chain.py": "langchain_openai",
     "langgraph_agent.py": "langgraph",
     "llama_index_rag.py": "llama_index.llms.openai",
 }
 
 
+def key_of(path: Path) -> str:
+    """Whose key it takes."""
+    return "ANTHROPIC" if path.name.startswith("anthropic") else "OPENAI"
+
+
 def run(path: Path, folder: Path, **env: str) -> str:
     pytest.importorskip(NEEDS[path.name])
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "ANTHROPIC_"))}
     done = subprocess.run(
         [sys.executable, str(path)],
         capture_output=True, text=True, timeout=120, cwd=folder, env={**clean, **env},
@@ -70,14 +83,16 @@ def test_a_quickstart_runs_offline(path: Path, tmp_path: Path) -> None:
     said = run(path, tmp_path)
     for words in SHOWS[path.name]:
         assert words in said
-    assert "No OPENAI_API_KEY" in said
+    assert f"No {key_of(path)}_API_KEY" in said
 
 
 @pytest.mark.parametrize("path", QUICKSTARTS, ids=lambda p: p.name)
 def test_a_quickstart_with_a_key_asks_the_provider_it_is_told(path: Path, tmp_path: Path) -> None:
     with Sandbox(output_tokens=4000) as provider:
-        said = run(path, tmp_path, OPENAI_API_KEY="none", OPENAI_BASE_URL=provider.base_url)
+        key = key_of(path)
+        url = provider.url if key == "ANTHROPIC" else provider.base_url
+        said = run(path, tmp_path, **{f"{key}_API_KEY": "none", f"{key}_BASE_URL": url})
         assert provider.requests > 1
     for words in SHOWS[path.name]:
         assert words in said
-    assert "No OPENAI_API_KEY" not in said
+    assert f"No {key_of(path)}_API_KEY" not in said

@@ -118,7 +118,7 @@ def test_doors_share_no_name_and_keep_no_state() -> None:
             assert name not in seen, f"{name}: {door} and {seen[name]}"
             assert callable(getattr(door, name)), name
             seen[name] = door
-    assert {"openai", "langchain", "llama_index"} <= set(seen)
+    assert {"openai", "anthropic", "langchain", "llama_index"} <= set(seen)
     assert issubclass(Meter, Doors)
 
 

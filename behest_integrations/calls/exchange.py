@@ -1,4 +1,4 @@
-"""One attempt of one HTTP request of OpenAI's wire, metered; without doing any I/O.
+"""One attempt of one HTTP request of a wire that is known, metered; without doing any I/O.
 
 A door (the client wrapper, the gateway) reserves the plan, sends `body`, tells what came
 back, and ends the hold with the outcome that it is handed here.
@@ -32,6 +32,7 @@ from ..wire import (
     with_stream_usage,
     without_stream_usage,
 )
+from ..wire.anthropic import MESSAGES
 from ..wire.hangups import OnAbandoned
 from ..wire.replies import parse_json
 from ..wire.tokens import estimate_tokens
@@ -45,6 +46,8 @@ _REFUSED = (400, 422)
 """What servers answer to a field that they do not take."""
 _MOST_SERVERS = 1000
 _UNMETERED = RequestBound(0, output_limit=0)
+_TERMS = ("speed", "inference_geo")
+"""Fields of Anthropic's requests, and of its usage, on which the price depends."""
 
 
 class Exchange:
@@ -83,6 +86,9 @@ class Exchange:
         self.metered = operation in METERED_OPERATIONS
         self._original = body
         self._where = where
+        self._continued = operation == "responses" or (operation == MESSAGES and "thread" in body)
+        """Whether another request may continue what the provider has stored of this one."""
+        self._terms = {name: body[name] for name in _TERMS if isinstance(body.get(name), str)}
         outer = verdict = None
         options: dict[str, Any] = {
             "prefer_max_tokens": provider not in _NEWER_FIELD,
@@ -223,7 +229,7 @@ class Exchange:
             return self._judge(reply.usage or Usage())
         if reply.usage is not None and not reply.final_usage:
             return self._judge(None, whole=False, note="the stream ended before its end", flag="broken")
-        if self.operation == "responses":
+        if self._continued:
             self.engine.planner.remember_context(reply.id, reply.usage)
         return self._judge(reply.usage)
 
@@ -235,6 +241,7 @@ class Exchange:
 
     def _judge(self, usage: Usage | None, *, whole: bool = True, note: str = "", flag: str = "") -> Outcome:
         reply = self.reply
+        told = self.operation == MESSAGES and usage is not None
         evidence = Evidence(
             usage=usage,
             whole=whole,
@@ -247,6 +254,9 @@ class Exchange:
             model=reply.model,
             service_tier=reply.service_tier,
             provider_id=reply.id,
+            # Who tells a price's terms tells all of them: what is not told is as it was asked for.
+            terms={"inference_geo": "global", **self._terms, **reply.terms} if told else {},
+            uses=reply.uses if told else None,
         )
         return judge(evidence, estimate=self.engine.on_unknown == "estimate")
 

@@ -6,6 +6,7 @@ import threading
 
 from ..engine.outcomes import Outcome
 from ..wire import SSEReader
+from ..wire.frames import FrameReader
 from .exchange import Exchange
 
 
@@ -27,7 +28,7 @@ class Passing:
         self._ended = threading.Lock()
 
     @property
-    def reader(self) -> SSEReader | None:
+    def reader(self) -> SSEReader | FrameReader | None:
         """The reader of the events, if it is events."""
         return self._reader.events
 

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ledger.book import Booked, Entry, Rows, settle, unknown
+from ..prices import ModelPricing
+from ..prices.rates import round_nano
+from ..rules.errors import UnknownPrice
 from ..rules.units import unit_of
 from ..wire import METERED_OPERATIONS
+from ..wire.fields import ONE, times
 from ..wire.overheads import Learnt, server_name
 from .holds import Hold
 from .outcomes import Outcome
-from .plan import TOOL
+from .plan import TOOL, Plan
 from .planning import Planner
 from .writing import Writing, dropping
 
@@ -48,12 +52,17 @@ def booking(
             unit = unit_of(name)
             assert unit is not None
             amounts[name] = unit.booked(usage)
-    # An allowance is booked as given: what it is for is not in the reply's usage.
-    cost = plan.allowance.get("usd")
+    # An allowance is booked as given, unless the reply tells how often what it is for was used.
+    told = plan.allowance and _are_told(plan, outcome)
+    cost = None if told else plan.allowance.get("usd")
     if plan.operation in METERED_OPERATIONS and plan.pricing is not None:
         reply = planner.pricing.for_reply(plan.pricing, plan.model, outcome.model, plan.provider, plan.models)
         tier, size = outcome.service_tier, plan.search_context
-        found = [p.cost(usage, tier, multiplier=plan.multiplier, search_context=size) for p in reply.pricings]
+        found = [
+            p.cost(usage, tier, multiplier=_multiplier(plan, p, outcome, flags), search_context=size)
+            + round_nano(sum(p.uses.get(name, 0) * count for name, count in (outcome.uses or {}).items()))
+            for p in reply.pricings
+        ]
         cost = max(found) + (cost or 0)
         if reply.other:
             flags.append("other_model")
@@ -62,6 +71,28 @@ def booking(
     if cost is not None:
         amounts["usd"] = cost
     return amounts, {n: getattr(usage, n) for n in _USAGE_FIELDS}, cost
+
+
+def _are_told(plan: Plan, outcome: Outcome) -> bool:
+    """Whether the reply tells all that an allowance was for, and it has a price."""
+    if plan.pricing is None or outcome.uses is None:
+        return False
+    return all(name in outcome.uses and name in plan.pricing.uses for name in plan.features)
+
+
+def _multiplier(
+    plan: Plan, pricing: ModelPricing, outcome: Outcome, flags: list[str]
+) -> tuple[int, int] | None:
+    """What the price of the tokens is multiplied by: as the reply says, else as was asked for."""
+    if not outcome.terms:
+        return plan.multiplier
+    try:
+        said = pricing.multiplier(outcome.terms)
+    except UnknownPrice:
+        flags.append("unpriced")
+        return plan.multiplier
+    over, under = times(said or ONE, plan.dearer or ONE)
+    return None if over == under else (over, under)
 
 
 def _keep(rows: Rows, server: str, model: str, learnt: Learnt) -> None:
@@ -84,7 +115,8 @@ def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, n
         where, size, bound = plan.sized
         learnt = planner.lessons.learn(where, plan.model, size, bound, outcome.usage.input_tokens)
     amounts, usage, cost = booking(hold, outcome, planner, flags, release=release)
-    if plan.allowance and status != "failed" and plan.operation != TOOL:
+    told = outcome.usage is not None and _are_told(plan, outcome)
+    if plan.allowance and status != "failed" and plan.operation != TOOL and not told:
         flags.append("allowance")
         status = "estimated" if status == "settled" else status
 

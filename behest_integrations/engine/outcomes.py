@@ -6,7 +6,7 @@ A door gathers the `Evidence` of its call; `judge` says what it comes to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -27,6 +27,8 @@ class Outcome(NamedTuple):
         model, service_tier, provider_id: as the reply says.
         note: for people: what happened. Never text of a prompt or an answer.
         flags: short words for queries.
+        terms: what the reply says of that on which the price depends (``speed``, ``inference_geo``).
+        uses: how often tools that the provider runs were used, by name; None: the reply does not tell.
     """
 
     status: Status
@@ -36,6 +38,8 @@ class Outcome(NamedTuple):
     provider_id: str | None = None
     note: str = ""
     flags: tuple[str, ...] = ()
+    terms: Mapping[str, str] = {}
+    uses: Mapping[str, int] | None = None
 
 
 CANCELLED = Outcome("cancelled")
@@ -60,7 +64,7 @@ class Evidence(NamedTuple):
             aside).
         input_tokens: of the request, as we count it; 0 where there is none.
         has_output: whether there is any output to bill (embeddings have none).
-        model, service_tier, provider_id: as the reply says.
+        model, service_tier, provider_id, terms, uses: as the reply says.
     """
 
     usage: Usage | None = None
@@ -78,6 +82,8 @@ class Evidence(NamedTuple):
     model: str | None = None
     service_tier: str | None = None
     provider_id: str | None = None
+    terms: Mapping[str, str] = {}
+    uses: Mapping[str, int] | None = None
 
 
 class Row(NamedTuple):
@@ -107,6 +113,8 @@ def _of(
         e.provider_id,
         e.note if note is None else note,
         (flag,) if flag else (),
+        e.terms,
+        e.uses,
     )
 
 

@@ -103,6 +103,8 @@ class Plan:
         sends_limit: whether an output limit is sent to the provider.
         outer: the hold of the layer around, until this call's own takes its place.
         multiplier: what the price of its tokens is multiplied by; None: by nothing.
+        dearer: how much of that is for where it goes.
+        features: what it has that cannot be bounded, and was allowed.
         search_context: the size that it pins, of a model that searches by itself.
         models: others that it has said may answer.
         tier: the service tier that it pins, or that the meter was told; None: it may be any.
@@ -111,8 +113,8 @@ class Plan:
     """
 
     __slots__ = (
-        "allowance", "ask", "model", "models", "multiplier", "operation", "outer", "provider",
-        "search_context", "sends_limit", "shape", "sized", "tier", "verdict",
+        "allowance", "ask", "dearer", "features", "model", "models", "multiplier", "operation", "outer",
+        "provider", "search_context", "sends_limit", "shape", "sized", "tier", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -131,9 +133,13 @@ class Plan:
         models: tuple[str, ...] = (),
         tier: str | None = None,
         verdict: Verdict | None = None,
+        dearer: tuple[int, int] | None = None,
+        features: frozenset[str] = frozenset(),
     ) -> None:
         self.tier = tier
         self.verdict = verdict
+        self.dearer = dearer
+        self.features = features
         self.models = models
         self.multiplier = multiplier
         self.search_context = search_context

@@ -240,6 +240,8 @@ class Planner:
             bound.models,
             bound.service_tier,
             verdict,
+            multiplier_for_url(where, model) if where and pricing is not None and not pricing.own else None,
+            frozenset(features),
         )
 
     def _tier(self, provider: str | None, pricing: ModelPricing | None) -> str | None:
@@ -266,6 +268,7 @@ class Planner:
                     output_audio=bound.output_audio,
                     multiplier=multiplier,
                     search_context=bound.search_context,
+                    cache_writes=bound.cache_writes,
                 )
             )
         except UnknownPrice:

@@ -7,10 +7,11 @@ can publish one of its own under the entry point `behest_integrations.doors`; se
 
 from __future__ import annotations
 
+from .anthropic import AnthropicDoor
 from .langchain import LangChainDoor
 from .llama_index import LlamaIndexDoor
 from .openai import OpenAIDoor
 
 
-class Doors(OpenAIDoor, LangChainDoor, LlamaIndexDoor):
+class Doors(OpenAIDoor, AnthropicDoor, LangChainDoor, LlamaIndexDoor):
     """Every framework that a meter can be put into."""

@@ -190,6 +190,7 @@ def compile_model(
         multipliers=multipliers,
         ceilings=_TIER_CEILINGS.get(provider, {}),
         unseen=tuple(sorted(key.removesuffix("_mtok") for key in keys & _UNSEEN_OUTPUT)),
+        uses=_Listed(standard_price).uses,
     )
 
 
@@ -273,12 +274,15 @@ class _Listed:
         self._tiered = TieredPrices
         self._priced: list[tuple[dict[str, str], int, Any]] = []
         self.request = 0
+        self.uses: dict[str, int] = {}
         self.starts = {0}
         for key, value in price.__dict__.items():
             if value is None or key.startswith("_"):
                 continue
             per, dimensions = _units()[key]
-            if dimensions.get("family") == "requests":
+            if dimensions.get("family") == "tool_calls" and isinstance(value, Decimal):
+                self.uses[dimensions["tool_type"]] = to_femto(value, per)
+            elif dimensions.get("family") == "requests":
                 top = (
                     value
                     if isinstance(value, Decimal)

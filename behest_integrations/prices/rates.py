@@ -107,9 +107,15 @@ class Rates:
             total += thought * self.reasoning + spoken * self.output_audio
         return total + text * self.input + plain * self.output
 
-    def dearest_input(self, *, audio: bool) -> int:
-        """The most that a token of the prompt may cost."""
-        text = max(self.input, self.cached_input, self.cache_write, self.cache_write_1h, self.other_input)
+    def dearest_input(self, *, audio: bool, writes: str = "1h") -> int:
+        """The most that a token of the prompt may cost.
+
+        Args:
+            writes: the longest life that a write to the cache can have: ``none``, ``5m``, ``1h``.
+        """
+        text = max(self.input, self.cached_input, self.other_input)
+        if writes != "none":
+            text = max(text, self.cache_write, self.cache_write_1h if writes == "1h" else 0)
         return max(text, self.input_audio, self.cached_audio) if audio else text
 
     def dearest_output(self, *, audio: bool) -> int:
@@ -240,6 +246,10 @@ class _Ceiling(NamedTuple):
     longer: tuple[tuple[int, int, int, int], ...]
 
 
+_Key = tuple["str | None", bool, bool, str]
+"""What a ceiling depends on: the tier, whether audio can be heard and spoken, the writes to the cache."""
+
+
 @dataclass(frozen=True)
 class ModelPricing:
     """Everything known of a model's price at one moment.
@@ -260,6 +270,7 @@ class ModelPricing:
         ceilings: what a service tier multiplies the standard rates by at most, where it has
             no rates in `tiers`.
         own: whether the price is the user's own.
+        uses: femto-dollars for each use of a tool that the provider runs, by its name (``web_search``).
         unseen: classes of tokens that a reply does not tell from others and that cost more;
             they are booked at the dearest.
     """
@@ -278,9 +289,8 @@ class ModelPricing:
     ceilings: Mapping[str, Multiplier] = field(default_factory=dict)
     own: bool = False
     unseen: tuple[str, ...] = ()
-    _ceilings: dict[tuple[str | None, bool, bool], _Ceiling] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    uses: Mapping[str, int] = field(default_factory=dict)
+    _ceilings: dict[_Key, _Ceiling] = field(default_factory=dict, init=False, repr=False, compare=False)
     _tables: dict[str | None, PriceTable] = field(init=False, repr=False, compare=False)
     _plain: bool = field(init=False, repr=False, compare=False)
 
@@ -412,6 +422,7 @@ class ModelPricing:
         output_audio: bool = False,
         multiplier: Multiplier | None = None,
         search_context: str | None = None,
+        cache_writes: str = "1h",
     ) -> tuple[int, int]:
         """Upper bounds in femto-dollars: (for the prompt and the request, per output token).
 
@@ -421,11 +432,12 @@ class ModelPricing:
             input_audio, output_audio: whether tokens of audio can occur.
             multiplier: what the price of tokens is multiplied by.
             search_context: the size that the request pins; None: any.
+            cache_writes: the longest life that a write to the cache can have: ``none``, ``5m``, ``1h``.
 
         Raises:
             UnknownPrice: something that can occur has no price.
         """
-        key = (service_tier, input_audio, output_audio)
+        key = (service_tier, input_audio, output_audio, cache_writes)
         request, per_input, per_output, longer = self._ceilings.get(key) or self._ceiling(key)
         for start, more_request, more_input, more_output in longer:
             if input_tokens <= start:
@@ -441,14 +453,14 @@ class ModelPricing:
     def over_ordinary(self) -> tuple[int, int]:
         """How much dearer the dearest tier that a call may fall in is than the ordinary one, at most: a
         numerator and a denominator."""
-        keys: tuple[tuple[str | None, bool, bool], ...] = ((None, False, False), ("default", False, False))
+        keys: tuple[_Key, ...] = ((None, False, False, "1h"), ("default", False, False, "1h"))
         dearest, ordinary = (self._ceilings.get(key) or self._ceiling(key) for key in keys)
         pairs = ((dearest[1], ordinary[1]), (dearest[2], ordinary[2]))
         return min(((d, o) for d, o in pairs if o), key=lambda pair: Fraction(*pair), default=(1, 1))
 
-    def _ceiling(self, key: tuple[str | None, bool, bool]) -> _Ceiling:
+    def _ceiling(self, key: _Key) -> _Ceiling:
         """The dearest of all that could apply, from each length of the prompt on."""
-        tier, input_audio, output_audio = key
+        tier, input_audio, output_audio, writes = key
         pinned = None if tier == "auto" else tier
         over, under = 1, 1
         if pinned and pinned not in self.tiers and pinned not in _HARMLESS_TIERS and not self.own:
@@ -471,7 +483,7 @@ class ModelPricing:
                 # What is longer than this may turn out shorter: so the maximum grows.
                 rates = table.rates(start + 1)
                 request = max(request, rates.request)
-                per_input = max(per_input, rates.dearest_input(audio=input_audio))
+                per_input = max(per_input, rates.dearest_input(audio=input_audio, writes=writes))
                 per_output = max(per_output, rates.dearest_output(audio=output_audio))
             step = (start, request, -(-per_input * over // under), -(-per_output * over // under))
             if not steps or steps[-1][1:] != step[1:]:

@@ -9,6 +9,10 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
 _NANO = Decimal("1e-9")
+_ONE = Decimal(1)
+_SEARCH = Decimal("0.01")
+"""Each search of the web: https://platform.claude.com/docs/en/about-claude/pricing#web-search-tool"""
+_ALWAYS = ("input_tokens", "output_tokens")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class BillLine:
     reasoning_tokens: int
     cost: Decimal
     abandoned: bool = False
+    written_tokens: int = 0
+    written_1h_tokens: int = 0
+    searches: int = 0
 
 
 @dataclass
@@ -55,28 +62,42 @@ class Bill:
         output_tokens: int = 0,
         reasoning_tokens: int = 0,
         abandoned: bool = False,
+        provider: str = "openai",
+        written_tokens: int = 0,
+        written_1h_tokens: int = 0,
+        searches: int = 0,
+        factor: Decimal = _ONE,
     ) -> None:
-        cost = self._cost(model, input_tokens, cached_tokens, output_tokens)
+        used = {
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "cache_read_tokens": cached_tokens,
+            "cache_write_tokens": written_tokens,
+            "cache_write_1h_tokens": written_1h_tokens,
+        }
+        cost = self._cost(model, used, provider, factor, searches)
         self.lines.append(
             BillLine(
                 session_id, user_id, operation, model, input_tokens, cached_tokens, output_tokens,
-                reasoning_tokens, cost, abandoned,
+                reasoning_tokens, cost, abandoned, written_tokens, written_1h_tokens, searches,
             )
         )  # fmt: skip
 
-    def _cost(self, model: str, input_tokens: int, cached: int, output: int) -> Decimal:
+    def _cost(
+        self, model: str, used: Mapping[str, int], provider: str, factor: Decimal = _ONE, searches: int = 0
+    ) -> Decimal:
         model = self.aliases.get(model, model)
         if model in self.prices:
             per_input, per_output = self.prices[model]
-            total = (per_input * input_tokens + per_output * output) / 10**6
+            total = (per_input * used["input_tokens"] + per_output * used["output_tokens"]) / 10**6
         else:
-            total = _listed(model, input_tokens, cached, output)
-        return total.quantize(_NANO, ROUND_HALF_EVEN)
+            total = _listed(model, used, provider)
+        return (total * factor).quantize(_NANO, ROUND_HALF_EVEN) + _SEARCH * searches
 
-    def knows(self, model: str) -> bool:
+    def knows(self, model: str, provider: str = "openai") -> bool:
         """Whether it has a price: what has none cannot be sold."""
         try:
-            self._cost(model, 0, 0, 0)
+            self._cost(model, dict.fromkeys(_ALWAYS, 0), provider)
         except LookupError:
             return False
         return True
@@ -119,16 +140,19 @@ class Bill:
         }
 
 
-def _listed(model: str, input_tokens: int, cached: int, output: int) -> Decimal:
-    """OpenAI's price; of a model that is not OpenAI's, its maker's.
+def _listed(model: str, used: Mapping[str, int], provider: str) -> Decimal:
+    """A provider's price; of a model that is not OpenAI's, over OpenAI's wire, its maker's.
 
     Raises:
         LookupError: nobody has it.
     """
     from genai_prices import Usage, calc_price
 
-    usage = Usage(input_tokens=input_tokens, output_tokens=output, cache_read_tokens=cached)
+    # Classes that a model has no price for are not asked about.
+    usage = Usage(**{name: count for name, count in used.items() if count or name in _ALWAYS})
     try:
-        return calc_price(usage, model, provider_id="openai").total_price
+        return calc_price(usage, model, provider_id=provider).total_price
     except LookupError:
+        if provider != "openai":
+            raise
         return calc_price(usage, model).total_price

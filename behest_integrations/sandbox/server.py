@@ -1,4 +1,5 @@
-"""The sandbox's HTTP side: OpenAI's wire, faults on demand, and a thread to run it in.
+"""The sandbox's HTTP side: OpenAI's wire, faults on demand, and a thread to run it in. Anthropic's is in
+`anthropic`.
 
 Over 500 lines: one provider, whose faults are on its way everywhere.
 """
@@ -13,9 +14,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -29,11 +28,13 @@ try:
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
+
+    from .anthropic import MODELS as CLAUDES
+    from .anthropic import Messages
+    from .parts import FAULTS, Fault, FaultKind, Job, header, json_of, sse, text_in
 except ImportError:
     raise MissingExtra("The sandbox provider's HTTP server", "sandbox") from None
 
-FaultKind = Literal["latency", "status", "timeout", "cut", "no_usage", "over_limit"]
-_FAULTS = ("latency", "status", "timeout", "cut", "no_usage", "over_limit")
 _MODELS = (
     "gpt-4o",
     "gpt-4o-mini",
@@ -48,28 +49,6 @@ _MODELS = (
 """What it lists. It answers every model that has a price."""
 
 
-@dataclass
-class _Fault:
-    kind: str
-    times: int
-    status: int = 500
-    billed: bool = True
-    seconds: float = 0.0
-    factor: int = 2
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One request, as far as billing goes."""
-
-    operation: str
-    model: str
-    session_id: str | None
-    user_id: str | None
-    input_tokens: int
-    cached_tokens: int
-
-
 class Sandbox:
     """An offline provider; use it as `with Sandbox() as sandbox:`.
 
@@ -82,6 +61,7 @@ class Sandbox:
             provider that goes on generating) or ``sent`` (what had been sent by then).
         prices: USD per million tokens by model, (input, output), over the price list's.
         aliases: what else models are called: a name, and the model that it stands for.
+        inference_geo: where Claude runs if a request does not say: ``global``, ``us``.
         host, port: where to listen; port 0 takes a free one.
 
     Raises:
@@ -98,6 +78,7 @@ class Sandbox:
         abandoned: Literal["all", "sent"] = "all",
         prices: Mapping[str, tuple[str, str]] | None = None,
         aliases: Mapping[str, str] | None = None,
+        inference_geo: Literal["global", "us"] = "global",
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -108,10 +89,11 @@ class Sandbox:
         self.abandoned = abandoned
         own = {m: (Decimal(i), Decimal(o)) for m, (i, o) in (prices or {}).items()}
         self.bill = Bill(own, aliases or {})
+        self.inference_geo: str = inference_geo
         self.requests = 0
         """Requests received on billable paths, refused or not."""
         self.host, self.port = host, port
-        self._faults: list[_Fault] = []
+        self._faults: list[Fault] = []
         self._seen: set[tuple[str, str]] = set()
         self._background: dict[str, tuple[float, dict[str, Any]]] = {}
         self._ids = itertools.count(1)
@@ -126,6 +108,7 @@ class Sandbox:
                 Route("/v1/embeddings", self._embeddings, methods=["POST"]),
                 Route("/v1/images/generations", self._images, methods=["POST"]),
                 Route("/v1/models", self._models),
+                *Messages(self).routes,
                 Route("/openai/deployments/{deployment}/chat/completions", self._chat, methods=["POST"]),
                 Route("/sandbox/bill", self._show_bill),
                 Route("/sandbox/faults", self._add_fault, methods=["POST"]),
@@ -140,8 +123,13 @@ class Sandbox:
 
     @property
     def base_url(self) -> str:
-        """What to give to a client as `base_url`."""
-        return f"http://{self.host}:{self.port}/v1"
+        """What to give to a client as `base_url`; to Anthropic's: `url`."""
+        return f"{self.url}/v1"
+
+    @property
+    def url(self) -> str:
+        """Where it is, less the version of an API."""
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> Sandbox:
         """Serve from a thread of this process; returns when it accepts connections."""
@@ -203,13 +191,13 @@ class Sandbox:
                 ``over_limit`` (bill and report `factor` times the output).
             billed: whether a ``status`` is billed all the same; None: 5xx is, 4xx is not.
         """
-        if kind not in _FAULTS:
-            raise ConfigError(f"unknown fault {kind!r}: one of {', '.join(_FAULTS)}")
+        if kind not in FAULTS:
+            raise ConfigError(f"unknown fault {kind!r}: one of {', '.join(FAULTS)}")
         if billed is None:
             billed = kind == "timeout" or status >= 500
-        self._faults.append(_Fault(kind, times, status, billed, seconds, factor))
+        self._faults.append(Fault(kind, times, status, billed, seconds, factor))
 
-    def _next_fault(self) -> _Fault | None:
+    def next_fault(self) -> Fault | None:
         while self._faults:
             fault = self._faults[0]
             if fault.times > 0:
@@ -232,7 +220,7 @@ class Sandbox:
 
     def _job(
         self, request: Request, operation: str, body: Mapping[str, Any], prompt: Any, messages: int
-    ) -> _Job:
+    ) -> Job:
         model = str(body.get("model") or request.path_params.get("deployment") or "")
         tokens = prompt_tokens(prompt, model) + (3 * messages + 3 if messages else 0)
         cached = 0
@@ -241,16 +229,16 @@ class Sandbox:
             prefix = (model, json.dumps(prompt, default=str)[:4096])
             cached = tokens // 128 * 128 if prefix in self._seen else 0
             self._seen.add(prefix)
-        return _Job(
+        return Job(
             operation,
             model,
-            _header(request, "x-session-id"),
-            _header(request, "x-end-user-id") or _text(body.get("user")),
+            header(request, "x-session-id"),
+            header(request, "x-end-user-id") or text_in(body.get("user")),
             tokens,
             cached,
         )
 
-    def _charge(self, job: _Job, output: int, reasoning: int = 0, *, abandoned: bool = False) -> None:
+    def charge(self, job: Job, output: int, reasoning: int = 0, *, abandoned: bool = False) -> None:
         self.bill.charge(
             session_id=job.session_id,
             user_id=job.user_id,
@@ -261,29 +249,41 @@ class Sandbox:
             output_tokens=output,
             reasoning_tokens=reasoning,
             abandoned=abandoned,
+            provider=job.provider,
+            written_tokens=job.written_tokens,
+            written_1h_tokens=job.written_1h_tokens,
+            searches=job.searches,
+            factor=job.factor,
         )
 
-    async def _begin(self, job: _Job, output: int, fault: _Fault | None) -> Response | None:
-        """Wait, and fail where a fault says so; None to go on and answer."""
+    async def begin(
+        self, job: Job, output: int, fault: Fault | None, say: Callable[[int, str], Response] | None = None
+    ) -> Response | None:
+        """Wait, and fail where a fault says so; None to go on and answer.
+
+        Args:
+            say: makes an error; default: in OpenAI's shape.
+        """
+        say = say or _error
         self.requests += 1
-        if not self.bill.knows(job.model):
-            return _error(404, f"the model {job.model!r} does not exist here")
+        if not self.bill.knows(job.model, job.provider):
+            return say(404, f"the model {job.model!r} does not exist here")
         delay = self.latency + (fault.seconds if fault and fault.kind == "latency" else 0.0)
         if delay:
             await asyncio.sleep(delay)
         if fault is not None and fault.kind in ("status", "timeout"):
             if fault.billed:
-                self._charge(job, output)
+                self.charge(job, output)
             if fault.kind == "status":
-                return _error(fault.status, "the sandbox was told to fail")
+                return say(fault.status, "the sandbox was told to fail")
             await asyncio.sleep(fault.seconds)
-            return _error(504, "the sandbox was told to be late")
+            return say(504, "the sandbox was told to be late")
         return None
 
     # ── the API ────────────────────────────────────────────────────────────────────────
 
     async def _chat(self, request: Request) -> Response:
-        body = await _json(request)
+        body = await json_of(request)
         if body is None or not isinstance(body.get("messages"), list) or not body["messages"]:
             return _error(400, "messages is required")
         messages = body["messages"]
@@ -302,11 +302,11 @@ class Sandbox:
             )
             for i in range(body.get("n") or 1)
         ]  # fmt: skip
-        fault = self._next_fault()
+        fault = self.next_fault()
         factor = fault.factor if fault and fault.kind == "over_limit" else 1
         output = sum(a.tokens for a in answers) * factor
         reasoning = sum(a.reasoning for a in answers)
-        failed = await self._begin(job, output, fault)
+        failed = await self.begin(job, output, fault)
         if failed is not None:
             return failed
         usage = {
@@ -320,8 +320,8 @@ class Sandbox:
         if body.get("stream"):
             asked = (body.get("stream_options") or {}).get("include_usage")
             events = self._chat_events(head, answers, usage if asked else None, fault)
-            return self._stream(events, job, output, reasoning, fault, sum(a.tokens for a in answers))
-        self._charge(job, output, reasoning)
+            return self.stream(events, job, output, reasoning, fault)
+        self.charge(job, output, reasoning)
         reply: dict[str, Any] = {**head, "object": "chat.completion", "service_tier": "default"}
         reply["choices"] = [
             {
@@ -337,7 +337,7 @@ class Sandbox:
         return JSONResponse(reply)
 
     def _chat_events(
-        self, head: dict[str, Any], answers: list[Answer], usage: dict[str, Any] | None, fault: _Fault | None
+        self, head: dict[str, Any], answers: list[Answer], usage: dict[str, Any] | None, fault: Fault | None
     ) -> list[tuple[int, str]]:
         """A chat stream's events, each with the tokens it brings."""
         base = {**head, "object": "chat.completion.chunk", "service_tier": "default"}
@@ -346,7 +346,7 @@ class Sandbox:
 
         def chunk(index: int, delta: dict[str, Any], finish: str | None, tokens: int) -> None:
             choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
-            events.append((tokens, _sse({**base, "choices": [choice], **pending})))
+            events.append((tokens, sse({**base, "choices": [choice], **pending})))
 
         for index, answer in enumerate(answers):
             chunk(index, {"role": "assistant", "content": ""}, None, answer.reasoning)
@@ -361,20 +361,22 @@ class Sandbox:
                 chunk(index, {"content": "".join(piece)}, None, len(piece))
             chunk(index, {}, _finish(answer), 0)
         if usage is not None and not (fault and fault.kind == "no_usage"):
-            events.append((0, _sse({**base, "choices": [], "usage": usage})))
+            events.append((0, sse({**base, "choices": [], "usage": usage})))
         events.append((0, "data: [DONE]\n\n"))
         return events
 
-    def _stream(
+    def stream(
         self,
-        events: list[tuple[int, str]],
-        job: _Job,
+        events: Sequence[tuple[int, str | bytes]],
+        job: Job,
         output: int,
         reasoning: int,
-        fault: _Fault | None,
-        generated: int,
+        fault: Fault | None,
+        media_type: str = "text/event-stream",
     ) -> Response:
-        async def body() -> AsyncIterator[str]:
+        """Events, each with the tokens that it brings; billed by how it ends."""
+
+        async def body() -> AsyncIterator[str | bytes]:
             sent, whole = 0, False
             try:
                 for number, (tokens, event) in enumerate(events):
@@ -384,7 +386,7 @@ class Sandbox:
                     if number == len(events) - 1:
                         # Charged before its end is told: who has read it may look at the bill.
                         whole = True
-                        self._charge(job, output, reasoning)
+                        self.charge(job, output, reasoning)
                     yield event
                     # Also without a delay: the loop must get to notice a client's hang-up.
                     await asyncio.sleep(self.chunk_delay)
@@ -392,12 +394,12 @@ class Sandbox:
                 # Also when the client has hung up: what was made has been paid for.
                 if not whole:
                     everything = self.abandoned == "all" or (fault is not None and fault.kind == "cut")
-                    self._charge(job, output if everything else sent, reasoning, abandoned=True)
+                    self.charge(job, output if everything else sent, reasoning, abandoned=True)
 
-        return StreamingResponse(body(), media_type="text/event-stream")
+        return StreamingResponse(body(), media_type=media_type)
 
     async def _completions(self, request: Request) -> Response:
-        body = await _json(request)
+        body = await json_of(request)
         if body is None or body.get("prompt") is None:
             return _error(400, "prompt is required")
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
@@ -408,8 +410,8 @@ class Sandbox:
             for i in range(body.get("n") or 1)
         ]
         output = sum(a.tokens for a in answers)
-        fault = self._next_fault()
-        failed = await self._begin(job, output, fault)
+        fault = self.next_fault()
+        failed = await self.begin(job, output, fault)
         if failed is not None:
             return failed
         usage = _plain_usage(job, output)
@@ -425,17 +427,17 @@ class Sandbox:
         ]
         if body.get("stream"):
             events = [
-                (a.tokens, _sse({**head, "choices": [c]})) for a, c in zip(answers, choices, strict=False)
+                (a.tokens, sse({**head, "choices": [c]})) for a, c in zip(answers, choices, strict=False)
             ]
             if (body.get("stream_options") or {}).get("include_usage"):
-                events.append((0, _sse({**head, "choices": [], "usage": usage})))
+                events.append((0, sse({**head, "choices": [], "usage": usage})))
             events.append((0, "data: [DONE]\n\n"))
-            return self._stream(events, job, output, 0, fault, output)
-        self._charge(job, output)
+            return self.stream(events, job, output, 0, fault)
+        self.charge(job, output)
         return JSONResponse({**head, "choices": choices, "usage": usage})
 
     async def _responses(self, request: Request) -> Response:
-        body = await _json(request)
+        body = await json_of(request)
         if body is None or body.get("input") is None:
             return _error(400, "input is required")
         given = body["input"]
@@ -445,7 +447,7 @@ class Sandbox:
         previous = self._background.get(str(body.get("previous_response_id")))
         if previous is not None:
             before = previous[1]["usage"]
-            job = _Job(**{**job.__dict__, "input_tokens": job.input_tokens + before["total_tokens"]})
+            job = Job(**{**job.__dict__, "input_tokens": job.input_tokens + before["total_tokens"]})
         answered = isinstance(given, list) and any(
             isinstance(i, dict) and i.get("type") == "function_call_output" for i in given
         )
@@ -457,25 +459,25 @@ class Sandbox:
             tools=() if answered else [t for t in body.get("tools") or () if t.get("type") == "function"],
             schema=form.get("schema") if form.get("type") == "json_schema" else None,
         )
-        fault = self._next_fault()
-        failed = await self._begin(job, answer.tokens, fault)
+        fault = self.next_fault()
+        failed = await self.begin(job, answer.tokens, fault)
         if failed is not None:
             return failed
         reply = self._response_object(body, job, answer)
         if fault and fault.kind == "no_usage":
             reply["usage"] = None
         if body.get("background"):
-            self._charge(job, answer.tokens, answer.reasoning)
+            self.charge(job, answer.tokens, answer.reasoning)
             self._background[reply["id"]] = (time.monotonic() + max(self.latency, 0.05), reply)
             return JSONResponse({**reply, "status": "queued", "output": [], "usage": None})
         if body.get("stream"):
             events = self._response_events(reply, answer)
-            return self._stream(events, job, answer.tokens, answer.reasoning, fault, answer.tokens)
-        self._charge(job, answer.tokens, answer.reasoning)
+            return self.stream(events, job, answer.tokens, answer.reasoning, fault)
+        self.charge(job, answer.tokens, answer.reasoning)
         self._background[reply["id"]] = (0.0, reply)
         return JSONResponse(reply)
 
-    def _response_object(self, body: Mapping[str, Any], job: _Job, answer: Answer) -> dict[str, Any]:
+    def _response_object(self, body: Mapping[str, Any], job: Job, answer: Answer) -> dict[str, Any]:
         number = next(self._ids)
         if answer.tool is not None:
             output: dict[str, Any] = {
@@ -520,7 +522,7 @@ class Sandbox:
 
         def event(kind: str, tokens: int = 0, **fields: Any) -> None:
             data = {"type": kind, "sequence_number": next(numbers), **fields}
-            events.append((tokens, f"event: {kind}\n{_sse(data)}"))
+            events.append((tokens, f"event: {kind}\n{sse(data)}"))
 
         item = reply["output"][0]
         place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
@@ -553,18 +555,18 @@ class Sandbox:
         return JSONResponse(reply)
 
     async def _embeddings(self, request: Request) -> Response:
-        body = await _json(request)
+        body = await json_of(request)
         if body is None or body.get("input") is None:
             return _error(400, "input is required")
         given = body["input"]
         single = isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int))
         texts = [given] if single else given
         job = self._job(request, "embeddings", body, given, 0)
-        fault = self._next_fault()
-        failed = await self._begin(job, 0, fault)
+        fault = self.next_fault()
+        failed = await self.begin(job, 0, fault)
         if failed is not None:
             return failed
-        self._charge(job, 0)
+        self.charge(job, 0)
         vectors = [embedding(t, body.get("dimensions") or 64) for t in texts]
         packed = body.get("encoding_format") == "base64"
         data = [
@@ -585,38 +587,20 @@ class Sandbox:
 
     async def _models(self, request: Request) -> Response:
         models = [*_MODELS, *self.bill.prices, *self.bill.aliases]
+        if "anthropic-version" in request.headers:
+            claudes = [
+                {"type": "model", "id": m, "display_name": m, "created_at": "2026-01-01T00:00:00Z"}
+                for m in CLAUDES
+            ]
+            ends = {"has_more": False, "first_id": CLAUDES[0], "last_id": CLAUDES[-1]}
+            return JSONResponse({"data": claudes, **ends})
+        models = [*_MODELS, *self.bill.prices]
         data = [{"id": m, "object": "model", "created": 0, "owned_by": "sandbox"} for m in models]
         return JSONResponse({"object": "list", "data": data})
 
 
 async def _misshapen(request: Request, error: Exception) -> Response:
     return _error(400, f"a field has the wrong shape ({type(error).__name__})")
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _header(request: Request, name: str) -> str | None:
-    """A header's value; ids in any script travel as UTF-8."""
-    value = request.headers.get(name)
-    if value is None:
-        return None
-    with suppress(UnicodeError):
-        return value.encode("latin-1").decode("utf-8")
-    return value
-
-
-async def _json(request: Request) -> dict[str, Any] | None:
-    try:
-        body = await request.json()
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
-
-
-def _sse(data: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
 def _error(status: int, message: str) -> Response:
@@ -639,7 +623,7 @@ def _message(answer: Answer, id: str) -> dict[str, Any]:
     return message
 
 
-def _plain_usage(job: _Job, output: int) -> dict[str, Any]:
+def _plain_usage(job: Job, output: int) -> dict[str, Any]:
     return {
         "prompt_tokens": job.input_tokens,
         "completion_tokens": output,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .openai import RequestBound
+from .bounds import RequestBound
 
 
 def with_output_limit(body: Mapping[str, Any], bound: RequestBound, limit: int) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""What servers of OpenAI's wire take in a request, and what each field does to the bill: data.
+"""What servers take in a request, and what each field does to the bill: data.
+
+Of OpenAI's wire, which most speak, and of Anthropic's (`messages`).
 
 `fields` reads this. A dialect is what one server or provider understands. Its rows are lines
 `EFFECT [ARGUMENT]: names`, by operation; a name with dots is a field within a field. What the
@@ -100,6 +102,7 @@ class Dialect(NamedTuple):
         providers: price list ids, and other names that a provider is known by.
         source: where its fields are listed.
         both: rows of chat and of completions.
+        messages: rows of Anthropic's own API.
     """
 
     name: str
@@ -110,6 +113,7 @@ class Dialect(NamedTuple):
     completions: str = ""
     responses: str = ""
     embeddings: str = ""
+    messages: str = ""
 
 
 # What nearly every server takes.
@@ -562,6 +566,26 @@ values speed: speed
 values geo: inference_geo
 tier: service_tier
 fee_here fallbacks: fallbacks
+fee mcp: mcp_servers
+fee code_execution: container
+fee compaction: compaction context_management
+stored: thread
+""",
+        # https://platform.claude.com/docs/en/api/messages, and its beta; with what Bedrock and Vertex have
+        # in the body, which is headers elsewhere. `max_tokens` may be 0. Its context is edited before it is
+        # read: `anthropic` looks at how.
+        messages="""
+request: model messages
+prompt: tools system output_config
+limit: max_tokens
+thoughts: thinking.budget_tokens
+nothing: stream temperature top_p top_k stop_sequences metadata tool_choice
+nothing: thinking.type thinking.display cache_control diagnostics user_profile_id workspace_id betas
+nothing: anthropic_version anthropic_beta fallback_credit_token billing_policy.type billing_policy.bill_to
+values speed: speed
+values geo: inference_geo
+tier: service_tier
+fee fallbacks: fallbacks
 fee mcp: mcp_servers
 fee code_execution: container
 fee compaction: compaction context_management

@@ -37,7 +37,7 @@ Ratio = tuple[int, int]
 
 ONE: Ratio = (1, 1)
 NO_FIELDS: frozenset[str] = frozenset()
-OPERATIONS = ("chat", "completions", "responses", "embeddings")
+OPERATIONS = ("chat", "completions", "responses", "embeddings", "messages")
 
 READ_BY_BOUNDS: Mapping[str, frozenset[str]] = {
     "chat": frozenset(
@@ -55,6 +55,9 @@ READ_BY_BOUNDS: Mapping[str, frozenset[str]] = {
     "completions": frozenset(("model", "prompt", "max_tokens", "n")),
     "responses": frozenset(("model", "input", "instructions", "tools", "text", "max_output_tokens")),
     "embeddings": frozenset(("model", "input")),
+    "messages": frozenset(
+        ("model", "messages", "system", "tools", "max_tokens", "context_management", "thread")
+    ),
 }
 """Fields that the bounds of these operations take from the request themselves."""
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from ..rules.usage import Usage, believable
+from .frames import FrameReader, looks_like_frames
 from .usage_shapes import find_usage, read_usage
 
 _MOST_EVENT = 16 * 1024 * 1024
@@ -39,6 +40,8 @@ class Reply:
         heard: characters of the answer that were seen; not of the events that were not read.
         unread: events of a stream that carry some of the answer, and were not read.
         keep_text: whether to keep the text, for estimates.
+        terms: what it says of that on which the price depends (``speed``, ``inference_geo``).
+        uses: how often tools that the provider runs were used, by name; None: it does not tell.
     """
 
     usage: Usage | None = None
@@ -54,6 +57,8 @@ class Reply:
     error: bool = False
     heard: int = 0
     unread: int = 0
+    terms: dict[str, str] = field(default_factory=dict)
+    uses: dict[str, int] | None = None
     _last: bool = False
     _broken: bool = False
     _begun: Mapping[str, Any] | None = None
@@ -90,6 +95,8 @@ class Reply:
             return
         outside = body
         inner = body.get("response")
+        if inner is None and body.get("type") == "message_start":
+            inner = body.get("message")
         if inner is not None and isinstance(inner, Mapping):
             body = inner
         choices = body.get("choices")
@@ -105,6 +112,8 @@ class Reply:
         usage = None
         if said is not None:
             usage = read_usage(said if choices else self._completed(outside, said))
+            if outside.get("type") in _ANTHROPIC:
+                self._read_terms(said)
         if usage is None or size is None or size > 32 * usage.output_tokens:
             texts = list(filter(None, _texts(body)))
             self.heard += sum(map(len, texts))
@@ -137,12 +146,32 @@ class Reply:
         if kind == "message_start":
             self._begun = said
         elif kind == "message_delta" and self._begun is not None:
-            return {**self._begun, **{name: value for name, value in said.items() if value}}
+            # A nought says nothing but of the output: what was told at the beginning stands.
+            told = {name: value for name, value in said.items() if value or name == "output_tokens"}
+            return {**self._begun, **told}
         return said
+
+    def _read_terms(self, said: Mapping[str, Any]) -> None:
+        """What Anthropic's usage says beside tokens: https://platform.claude.com/docs/en/api/messages"""
+        for name in ("speed", "inference_geo"):
+            value = said.get(name)
+            if isinstance(value, str):
+                self.terms[name] = value
+        tier, tools = said.get("service_tier"), said.get("server_tool_use")
+        if isinstance(tier, str):
+            self.service_tier = tier
+        if isinstance(tools, Mapping):
+            uses = {name.removesuffix("_requests"): count for name, count in tools.items()}
+            self.uses = {n: c for n, c in uses.items() if type(c) is int and c >= 0}
+        elif self.uses is None:
+            self.uses = {}
 
     def failed(self) -> None:
         """The reply says that something failed; usage that it tells from now on counts again."""
         self.error = self._broken = True
+
+
+_ANTHROPIC = frozenset({"message", "message_start", "message_delta"})
 
 
 def _index(choice: Mapping[str, Any]) -> int:
@@ -444,7 +473,7 @@ class SSEReader:
 
 
 class ReplyReader:
-    """A body as it passes, whatever it is: JSON, lines of JSON, or server-sent events.
+    """A body as it passes, whatever it is: JSON, lines of JSON, server-sent events, or AWS's frames.
 
     Args:
         events: whether it is said to be events; if not, it is looked at: servers, recordings and
@@ -453,7 +482,7 @@ class ReplyReader:
 
     def __init__(self, reply: Reply, *, events: bool, hide_usage: bool) -> None:
         self.reply = reply
-        self.events: SSEReader | None = None
+        self.events: SSEReader | FrameReader | None = None
         """The reader of the events, if it is events."""
         self._hide_usage = hide_usage
         self._body: bytearray | None = bytearray()
@@ -479,10 +508,14 @@ class ReplyReader:
             return data
         body += data
         if not self._known:
-            events = looks_like_events(bytes(body[:256]))
-            if events is None and len(body) < 256:
+            head = bytes(body[:256])
+            frames, events = looks_like_frames(head), looks_like_events(head)
+            if (events is None or frames is None) and len(body) < 256:
                 return b""
             self._known, data = True, bytes(body)
+            if frames:
+                self.events = FrameReader(self._read_frame, self.reply.failed)
+                return self.events.feed(data)
             if events:
                 self._as_events()
                 assert self.events is not None
@@ -501,6 +534,13 @@ class ReplyReader:
         rest = b"" if self._known else bytes(body)
         self._read(body)
         return rest
+
+    def _read_frame(self, body: Any) -> bool:
+        """Take in an event of a stream in frames; whether it is the last."""
+        self.reply.read(body)
+        ended = isinstance(body, dict) and body.get("type") in _TERMINAL
+        self.reply.ended |= ended
+        return ended
 
     def _read(self, body: bytearray) -> None:
         reply = self.reply

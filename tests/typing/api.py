@@ -5,6 +5,8 @@ A metered client keeps the type that it had, so that it completes and type-check
 
 from datetime import datetime
 
+from anthropic import Anthropic, AnthropicBedrock, AsyncAnthropic
+from anthropic.types import Message
 from langchain.agents import create_agent
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -48,6 +50,16 @@ assert_type(
     ),
     ChatCompletion,
 )
+assert_type(meter.anthropic(Anthropic()), Anthropic)
+assert_type(meter.anthropic(AsyncAnthropic()), AsyncAnthropic)
+assert_type(meter.anthropic(AnthropicBedrock()), AnthropicBedrock)
+assert_type(
+    meter.anthropic(Anthropic()).messages.create(
+        model="claude-haiku-4-5", max_tokens=9, messages=[{"role": "user", "content": "hello"}]
+    ),
+    Message,
+)
+meter.anthropic(OpenAI())  # type: ignore[type-var]
 assert_type(meter.langchain_model(ChatOpenAI()), ChatOpenAI)
 assert_type(meter.langchain_embeddings(OpenAIEmbeddings()), OpenAIEmbeddings)
 meter.langchain_model("a model")  # type: ignore[type-var]

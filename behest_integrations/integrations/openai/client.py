@@ -14,22 +14,21 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...calls.exchange import Exchange, unasked
+from ...calls.exchange import Exchange
 from ...engine.holds import Hold
-from ...engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
+from ...engine.outcomes import CANCELLED, outcome_of_error
 from ...engine.per_engine import PerEngine
 from ...engine.steps import Steps
-from ...prices import provider_for_url
-from ...rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, from_headers
+from ...rules.attribution import from_headers
 from ...rules.errors import ConfigError, need
 from ...wire import operation_of
 from ..kit.metered import metered_class
+from ..kit.response import watch_response
+from ..kit.stainless import FREE, Call, Free, server_of
 from ..kit.terms import Terms
-from .response import watch_response
 from .websockets import count, is_opening, methods
 
 if TYPE_CHECKING:
@@ -45,104 +44,12 @@ PENDING: PerEngine[dict[str, tuple[Exchange, Hold]]] = PerEngine(lambda engine: 
 end by their lease; what is looked at here is settled when it is known."""
 
 
-class _Free:
-    """A request that is not billed: nothing is done about it."""
+class _Call(Call):
+    """A request of this SDK."""
 
-    def take(self) -> Hold | None:
-        return None
-
-
-class _Call:
-    """One `request` of the SDK: the attempts it takes, one after the other."""
-
-    def __init__(self, terms: Terms, operation: str, client: Any) -> None:
-        self.terms = terms
-        self.operation = operation
-        self.client = client
-        self.exchange: Exchange | None = None
-        self._open: Hold | None = None
-
-    def prepared(self, options: Any) -> Steps[Any]:
-        """Reserve the attempt that `options` describe; the options to send under its hold."""
-        exchange = self.exchange
-        if exchange is None:
-            client = self.client
-            headers = options.headers
-            where, provider = _server(client)
-            exchange = self.exchange = Exchange(
-                self.terms.engine,
-                self.operation,
-                _body(options),
-                who=from_headers(headers) if headers and isinstance(headers, Mapping) else NOBODY,
-                fallback=from_headers(client._custom_headers) if client._custom_headers else NOBODY,
-                provider=provider,
-                where=where,
-            )
-        hold = self._open = yield from self.terms.engine.reserving(exchange.plan)
-        body = exchange.reserved(hold)
-        if options.files is None and (options.json_data is not None or options.extra_json is not None):
-            options.json_data, options.extra_json = body, None
-        return options
-
-    def headers(self, options: Any) -> dict[str, str]:
-        """The headers to send that say who the call is for.
-
-        Taken out of `options`: the SDK takes a header's text for ASCII, and ids may be in any
-        script, so these are put on the request that it has built, as UTF-8.
-        """
-        given = options.headers if isinstance(options.headers, Mapping) else {}
-        if not given and not self.terms.send_attribution:
-            return {}
-        names = (SESSION_HEADER, USER_HEADER)
-        sent = {n.lower(): v for n, v in given.items() if n.lower() in names and isinstance(v, str)}
-        if self.terms.send_attribution and self.exchange is not None:
-            who = self.exchange.plan.who
-            ids = ((SESSION_HEADER, who.session_id), (USER_HEADER, who.user_id))
-            sent.update({name: value for name, value in ids if value is not None})
-        if sent and given:
-            options.headers = {n: v for n, v in given.items() if n.lower() not in sent}
-        return sent
-
-    def take(self) -> Hold | None:
-        """The open hold, which the caller will now end."""
-        hold, self._open = self._open, None
-        return hold
-
-    def again(self, request: Any, response: Any) -> Any:
-        """The request to send in the place of one that was refused for what we put in; else None."""
-        exchange = self.exchange
-        if exchange is None or not exchange.answered(response.status_code):
-            return None
-        # Of the class that the SDK's HTTP library has: there are two of them.
-        headers = [(n, v) for n, v in request.headers.raw if n.lower() != b"content-length"]
-        return type(request)(
-            request.method,
-            request.url,
-            headers=headers,
-            content=unasked(request.content),
-            extensions=request.extensions,
-        )
-
-    def answered(self, response: Any, *, streamed: bool) -> Steps[None] | None:
-        """The steps that end the attempt; None if its outcome is still to come with the body."""
-        exchange, hold = self.exchange, self.take()
-        assert exchange is not None
-        if hold is None:
-            return None
-        outcome = outcome_of_status(response.status_code)
-        if outcome is None:
-            if streamed and not response.is_stream_consumed:
-                watch_response(response, exchange, hold, asynchronous=_is_async(self.client))
-                return None
-            content = response.content
-            shown = exchange.read_body(content)
-            if shown is not content:
-                response._content = shown  # events that something else has read already
-            if exchange.pending:
-                PENDING.of(self.terms.engine)[str(exchange.reply.id)] = (exchange, hold)
-                return None
-            outcome = exchange.complete()
-        return hold.keeper.ending(hold, outcome)
+    def keep(self, exchange: Exchange, hold: Hold) -> bool:
+        PENDING.of(self.terms.engine)[str(exchange.reply.id)] = (exchange, hold)
+        return True
 
 
 class _Follow:
@@ -172,38 +79,20 @@ class _Follow:
         return self.hold.keeper.ending(self.hold, self.exchange.complete())
 
 
-_FREE = _Free()
-_doing: ContextVar[_Call | _Follow | _Free | None] = ContextVar("behest_openai_call", default=None)
+_doing: ContextVar[_Call | _Follow | Free | None] = ContextVar("behest_openai_call", default=None)
 """What the SDK is doing in this context; None outside of its requests."""
 
 
-def _begin(client: Any, options: Any) -> _Call | _Follow | _Free:
+def _begin(client: Any, options: Any) -> _Call | _Follow | Free:
     terms: Terms = client._behest
     operation = _operation_of(options.method, options.url)
     if operation is not None:
-        return _Call(terms, operation, client)
+        return _Call(terms, operation, client, asynchronous=_is_async(client))
     pending = PENDING.of(terms.engine)
     match = _RESPONSE_PATH.search(options.url) if pending else None
     if match and match.group(1) in pending:
         return _Follow(client, *pending[match.group(1)])
-    return _FREE
-
-
-def _body(options: Any) -> Mapping[str, Any]:
-    body = options.json_data if isinstance(options.json_data, Mapping) else {}
-    return {**body, **options.extra_json} if options.extra_json else body
-
-
-def _server(client: Any) -> tuple[str, str | None]:
-    """A client's base URL, and whose prices apply; looked up when the URL changes."""
-    url = client.base_url
-    known = client.__dict__.get("_behest_server")
-    if known is None or known[0] is not url:
-        terms: Terms = client._behest
-        where = str(url)
-        known = (url, (where, terms.provider or provider_for_url(where)))
-        client.__dict__["_behest_server"] = known
-    return known[1]  # type: ignore[no-any-return]
+    return FREE
 
 
 def _is_async(client: Any) -> bool:
@@ -238,7 +127,7 @@ def _websocket(client: Any) -> Exchange:
         "realtime",
         {},
         fallback=from_headers(client._custom_headers),
-        provider=_server(client)[1],
+        provider=server_of(client)[1],
     )
 
 
@@ -262,7 +151,7 @@ class _MeteredSync(Metered):
     def _send_request(self, request: Any, *, stream: bool, **kwargs: Any) -> Any:
         call = _doing.get()
         send = super()._send_request  # type: ignore[misc]
-        if call is None or call is _FREE:
+        if call is None or call is FREE:
             return send(request, stream=stream, **kwargs)
         try:
             response = send(request, stream=stream, **kwargs)
@@ -302,7 +191,7 @@ class _MeteredAsync(Metered):
     async def _send_request(self, request: Any, *, stream: bool, **kwargs: Any) -> Any:
         call = _doing.get()
         send = super()._send_request  # type: ignore[misc]
-        if call is None or call is _FREE:
+        if call is None or call is FREE:
             return await send(request, stream=stream, **kwargs)
         try:
             response = await send(request, stream=stream, **kwargs)

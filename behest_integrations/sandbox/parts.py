@@ -1,0 +1,75 @@
+"""What the sandbox's APIs have in common: faults, what is to be billed, requests and events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from starlette.requests import Request
+
+FaultKind = Literal["latency", "status", "timeout", "cut", "no_usage", "over_limit"]
+FAULTS = ("latency", "status", "timeout", "cut", "no_usage", "over_limit")
+
+
+@dataclass
+class Fault:
+    kind: str
+    times: int
+    status: int = 500
+    billed: bool = True
+    seconds: float = 0.0
+    factor: int = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request, as far as billing goes.
+
+    Attributes:
+        provider: whose prices apply, by the price list's id.
+        written_tokens, written_1h_tokens: written to a cache; those of them that stay for an hour.
+        searches: of the web.
+        factor: what the price of the tokens is multiplied by.
+    """
+
+    operation: str
+    model: str
+    session_id: str | None
+    user_id: str | None
+    input_tokens: int
+    cached_tokens: int
+    provider: str = "openai"
+    written_tokens: int = 0
+    written_1h_tokens: int = 0
+    searches: int = 0
+    factor: Decimal = Decimal(1)
+
+
+def text_in(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def header(request: Request, name: str) -> str | None:
+    """A header's value; ids in any script travel as UTF-8."""
+    value = request.headers.get(name)
+    if value is None:
+        return None
+    with suppress(UnicodeError):
+        return value.encode("latin-1").decode("utf-8")
+    return value
+
+
+async def json_of(request: Request) -> dict[str, Any] | None:
+    try:
+        body = await request.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def sse(data: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
