@@ -21,7 +21,7 @@ from test_streams import EARLY, read_some, stream
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, session
 from behest_integrations.engine import draining
-from behest_integrations.integrations.openai import response
+from behest_integrations.integrations.kit import response
 from behest_integrations.sandbox import Sandbox
 from behest_integrations.wire.hangups import HANG_UPS
 
