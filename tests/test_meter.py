@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -569,6 +570,36 @@ def test_the_tier_of_one_providers_project() -> None:
         assert said.amount(100) < plain.amount(100)
     with pytest.raises(ConfigError, match="service_tier"):
         Meter("memory://", service_tier={"openai": ""})
+
+
+def test_3000_limits_of_users_own_cost_a_call_no_more_than_one(store: str) -> None:
+    """Counted, and not timed: what a call does, of a user who has one; in a process of many users."""
+
+    def counted(limited: int) -> float:
+        with Meter(
+            store if limited < 2 else store.replace("ledger", "other"), budgets=["$5/day per user"]
+        ) as meter:
+            for number in range(limited):
+                meter.set_limit("$5/day per user", "$20", user=f"u{number}")
+            bound, many = RequestBound(100, output_limit=100), 0
+
+            def seen(frame: object, event: str, arg: object) -> None:
+                nonlocal many
+                many += event in ("call", "c_call")
+
+            for turn in range(2):  # what is made when a user first calls, is made
+                sys.setprofile(seen if turn else None)
+                try:
+                    for number in range(60):
+                        with session(user=f"u{number % 30}"):
+                            meter.reserve(meter.plan("chat", "gpt-4o", bound)).settle(Usage(10, 10))
+                finally:
+                    sys.setprofile(None)
+            assert meter.spend(user="u3")[0].limit == (20 if limited > 3 else 5) * 10**9
+            return many / 60
+
+    none, all_of_them = counted(0), counted(3000)
+    assert none < all_of_them <= 1.1 * none
 
 
 # ── thresholds ─────────────────────────────────────────────────────────────────────────
