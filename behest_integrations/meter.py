@@ -8,22 +8,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .engine.contexts import bind
 from .engine.costs import CostScope
 from .engine.engine import OnStoreError, OnUnknown, now_ms
+from .engine.limits import BudgetChanges, scope_of
 from .engine.living import register, revive
 from .engine.planning import Planner, as_budget, distinct
 from .engine.stages import StageScope
 from .integrations import Doors
 from .integrations.kit.instrument import instrumented, marked
 from .integrations.kit.undo import Undo
-from .ledger.audit import Decision
-from .ledger.base import Durability, Ledger, Work
-from .ledger.book import Rows, ThresholdEvent
+from .ledger.base import Durability, Ledger
+from .ledger.book import ThresholdEvent
 from .ledger.retention import prune
 from .ledger.stores import open_store, store_class, store_url
 from .prices import Price, Pricing
@@ -291,6 +291,8 @@ class Meter(Doors):
         tenant: str | None = None,
         tags: Mapping[str, str] | None = None,
         model: str | None = None,
+        by: str | None = None,
+        why: str | None = None,
     ) -> None:
         """Raise or lower a budget, at once and for every process on the same store.
 
@@ -307,43 +309,63 @@ class Meter(Doors):
             session, user, project, tenant, tags, model: whose limit alone it is: all that the budget is
                 `per`, and the tenant that sessions and users are of. Ids are taken as they are: ``a*``
                 is nobody but ``a*``.
+            by, why: for the audit: who changes it, and for what reason.
 
         Raises:
             ConfigError: no such budget, not an amount of its unit, or not one of its scopes.
         """
-        found = self._configured(budget)
-        if isinstance(amount, str):
-            amounts = parse_allowance(amount)
-            if found.unit not in amounts:
-                raise ConfigError(f"{amount!r} is not an amount of {found.unit}")
-            amount = amounts[found.unit]
-        limit = replace(found, amount=amount).amount
-        scope = _scope(found, session, user, project, tenant, tags, model)
-        said = f"set to {format_amount(limit, found.unit)}"
-        if scope is None:
-            self._change(found, said, lambda rows: rows.set_override(found.shape, limit))
-        else:
-            own = lambda rows: rows.set_own_limit(found.shape, scope, limit)  # noqa: E731
-            self._change(found, said, own, scope)
+        changes = self._changes(by, why)
+        found = changes.find(budget)
+        changes.set(found, amount, scope_of(found, session, user, project, tenant, tags, model))
 
-    def remove_budget(self, budget: str | Budget) -> None:
+    def grant(
+        self,
+        budget: str | Budget,
+        amount: str | int,
+        *,
+        until: datetime | timedelta,
+        session: str | None = None,
+        user: str | None = None,
+        project: str | None = None,
+        tenant: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        model: str | None = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> None:
+        """Let one spend so much over the limit, until a time; then the limit is again what it was.
+
+            meter.grant("$5/day per user", "$3", user="ada", until=timedelta(hours=2), why="month's end")
+
+        Grants add up. What was spent of one stays spent: once it is over, nothing more is admitted
+        until the window turns over, or the limit is higher than that.
+
+        Args:
+            budget, amount, session, user, project, tenant, tags, model, by, why: as for `set_limit`;
+                whom it is for must be said where the budget is per somebody.
+            until: a time with a time zone, or how long from now.
+
+        Raises:
+            ConfigError: as for `set_limit`; or the time has passed, or has no time zone.
+        """
+        changes = self._changes(by, why)
+        found = changes.find(budget)
+        scope = scope_of(found, session, user, project, tenant, tags, model)
+        if isinstance(until, timedelta):
+            end = self._clock() + until // timedelta(milliseconds=1)
+        elif until.tzinfo is None:
+            raise ConfigError(f"a time has a time zone: {until!r} has none")
+        else:
+            end = int(until.timestamp() * 1000)
+        changes.grant(found, amount, scope, end)
+
+    def remove_budget(self, budget: str | Budget, *, by: str | None = None, why: str | None = None) -> None:
         """Stop enforcing a budget, at once and for every process on the same store.
 
         Also for meters that are made later, which say so; until `reset_limit`.
         """
-        found = self._configured(budget)
-        self._change(found, "removed", lambda rows: rows.set_override(found.shape, None))
-
-    def _change(self, budget: Budget, what: str, work: Work[None], scope: str = "") -> None:
-        """Change a budget for all, and write into the audit that it was."""
-        details = {"what": what, "scope": scope} if scope else {"what": what}
-        decision = Decision(self._clock(), "budget", str(budget), details=details)
-
-        def change(rows: Rows) -> None:
-            work(rows)
-            rows.add_audit(decision)
-
-        self._ledger.submit(change)
+        changes = self._changes(by, why)
+        changes.pause(changes.find(budget))
 
     def reset_limit(
         self,
@@ -355,22 +377,16 @@ class Meter(Doors):
         tenant: str | None = None,
         tags: Mapping[str, str] | None = None,
         model: str | None = None,
+        by: str | None = None,
+        why: str | None = None,
     ) -> None:
         """Go back to the limit that was configured; of one, if it is named as for `set_limit`."""
-        found = self._configured(budget)
-        scope = _scope(found, session, user, project, tenant, tags, model)
-        if scope is None:
-            self._change(found, "reset", lambda rows: rows.drop_override(found.shape))
-        else:
-            self._change(found, "reset", lambda rows: rows.set_own_limit(found.shape, scope, None), scope)
+        changes = self._changes(by, why)
+        found = changes.find(budget)
+        changes.reset(found, scope_of(found, session, user, project, tenant, tags, model))
 
-    def _configured(self, budget: str | Budget) -> Budget:
-        wanted = as_budget(budget).counted
-        for candidate in self._planner.budgets:
-            if candidate.counted == wanted:
-                return candidate
-        known = ", ".join(f'"{b}"' for b in self._planner.budgets) or "none"
-        raise ConfigError(f'no budget "{budget}" in this meter; configured: {known}')
+    def _changes(self, by: str | None, why: str | None) -> BudgetChanges:
+        return BudgetChanges(self._ledger, self._planner.budgets, self._clock, by=by, why=why)
 
     def _begin(self) -> None:
         """Tell the store which budgets are in force, and hear what others have learnt."""
@@ -560,32 +576,3 @@ def _policing(policy: Any) -> Policing | None:
     from .policy import Policing, Policy
 
     return Policing(Policy.of(policy))
-
-
-def _scope(
-    budget: Budget,
-    session: str | None,
-    user: str | None,
-    project: str | None,
-    tenant: str | None,
-    tags: Mapping[str, str] | None,
-    model: str | None,
-) -> str | None:
-    """The key of one scope of a budget; None: of all.
-
-    Raises:
-        ConfigError: it names more or less than the budget is per.
-    """
-    said = {"session": session, "user": user, "project": project, "tenant": tenant, "model": model}
-    named = {name for name, value in said.items() if value is not None} | {f"tag:{n}" for n in tags or ()}
-    if not named:
-        return None
-    per = set(budget.per)
-    of_tenant = {"tenant"} if per & {"session", "user"} else set()
-    if not per <= named or named - per - of_tenant:
-        raise ConfigError(
-            f'"{budget}" is {"per " + " and ".join(budget.per) if per else "for everybody together"}: name '
-            f"{'that' if per else 'nobody'}, not {', '.join(sorted(named))}"
-        )
-    who = Attribution(session_id=session, user_id=user, project=project, tenant=tenant, tags=tags or {})
-    return budget.scope_key(who, model or "")

@@ -28,7 +28,7 @@ from behest_integrations.gateway.keys import KeyStore
 from behest_integrations.ledger import Bucket, Claim, Entry, HoldRecord, Ledger, audit, open_store, schema
 from behest_integrations.ledger.admission import Ask, Need
 from behest_integrations.ledger.audit import Decision
-from behest_integrations.ledger.book import Refused, Reserved, Rows, cancel, expire, reserve, settle
+from behest_integrations.ledger.book import Grant, Refused, Reserved, Rows, cancel, expire, reserve, settle
 from behest_integrations.ledger.retention import prune
 from behest_integrations.ledger.stores import store_class
 from behest_integrations.reports import Asked, repair, report, verify
@@ -223,6 +223,25 @@ class StoreSuite:
             ("http://a", "m", *one),
             ("", "n", *two),
         ]
+
+    def test_grants_are_kept_and_mark_their_budget(self, ledger: Ledger, url: str) -> None:
+        mine, later = Grant("b", '["u"]', 5, NOW), Grant("b", '["u"]', 7, NOW + 1)
+
+        def write(rows: Rows) -> None:
+            assert list(rows.grants("b", '["u"]')) == []
+            rows.add_grant(mine)
+            rows.add_grant(later)
+            assert "b" in rows.own_limited()
+            assert list(rows.grants("b", '["u"]')) == [mine, later]
+            assert list(rows.grants("b", '["v"]')) == []
+
+        ledger.submit(write)
+        assert list(ledger.submit(lambda rows: rows.grants("b", '["u"]'))) == [mine, later]
+        assert ledger.submit(lambda rows: rows.own_limit("b", '["u"]')) is None
+        with ledger.reading().connect() as connection:
+            g = schema.grants
+            found = connection.execute(sa.select(g.c.budget, g.c.scope, g.c.amount, g.c.expires)).fetchall()
+        assert [Grant(*row) for row in found] == [mine, later]
 
     def test_limits_of_one_scope_alone(self, ledger: Ledger, url: str) -> None:
         def write(rows: Rows) -> None:

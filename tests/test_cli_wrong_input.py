@@ -214,8 +214,9 @@ def test_a_ledger_of_an_older_schema_is_read_as_it_is(here: Path) -> None:
 
 
 OLDER = (
-    "ALTER TABLE holds DROP COLUMN owner",
-    "UPDATE alembic_version SET version_num = '0004'",
+    "DROP TABLE grants",
+    "ALTER TABLE refusals DROP COLUMN operation",
+    "UPDATE alembic_version SET version_num = '0009'",
 )
 
 

@@ -14,7 +14,7 @@ from .group import Commands, Group
 
 COMMANDS = {
     "report": ("cli.ledger:report", "What was spent: by session, user, project, model, day, tag."),
-    "budgets": ("cli.ledger:budgets", "Each bucket: spent, held, left, and when it resets."),
+    "budgets": ("cli.budgets:budgets", "What is left of each; set, raise, grant, pause, resume, reset."),
     "statusline": ("cli.ledger:statusline", "Today's spending and the fullest budget, in a line."),
     "verify": ("cli.ledger:verify", "Prove that the buckets equal the ledger."),
     "audit": ("cli.audit:audit", "What was allowed, refused and changed; and a proof of it."),

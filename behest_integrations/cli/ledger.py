@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import store as stores
-from .shown import narrows, shows, whose
+from .shown import narrows, shows
 
 if TYPE_CHECKING:
     from ..ledger import Ledger
@@ -52,29 +52,6 @@ def report(ledger: Ledger, by: str, asked: Asked, top: int | None, compare: str 
 def groups(by: str) -> tuple[str, ...]:
     """The groups of `--by`."""
     return tuple(g.strip() for g in by.split(",") if g.strip())
-
-
-@click.command()
-@shows
-@whose
-@click.option(
-    "--all", "everything", is_flag=True, help="Windows that have passed, and each run of a stage, too."
-)
-@click.option(
-    "--check",
-    is_flag=False,
-    flag_value=80,
-    type=click.IntRange(1, 1000),
-    metavar="[PERCENT]",
-    help="Those alone that have reached so much of their limit (80, if not said); exit code 1 if there are "
-    "any.",
-)
-@click.option("--forecast", is_flag=True, help="When each runs out, if it is spent on as it was lately.")
-def budgets(ledger: Ledger, asked: Asked, everything: bool, check: int | None, forecast: bool) -> Shown:
-    """Each bucket: spent, held, left, and when it resets."""
-    from ..reports.budgets import show_budgets
-
-    return show_budgets(ledger, asked, everything=everything, check=check, forecast=forecast)
 
 
 @click.command()

@@ -348,7 +348,7 @@ class Planner:
         self, rows: Rows, budgets: Iterable[Budget], who: Attribution, model: str, now: int
     ) -> list[Balance]:
         """The buckets of `budgets` for `who`, as they stand."""
-        limits = Limits(rows)
+        limits = Limits(rows, now)
         found = []
         for budget in budgets:
             claim = self.claim(budget, who, model, now)

@@ -31,7 +31,7 @@ What the provider has said, billed or not, is final: the room that a failed call
 spent already. A ``cancelled`` call never left; it has no entry.
 """
 
-REFUSED = ("session_id", "user_id", "project", "tenant", "model")
+REFUSED = ("session_id", "user_id", "project", "tenant", "model", "operation")
 """What refusals are counted by, in each bucket: names of a call's fields."""
 
 
@@ -144,6 +144,15 @@ class KnownBudget(NamedTuple):
     seen: int
 
 
+class Grant(NamedTuple):
+    """What one scope may spend of a budget over its limit, in the budget's unit, until `expires` (ms)."""
+
+    budget: str
+    scope: str
+    amount: int
+    expires: int
+
+
 Lessons = Mapping[tuple[str, str], tuple[int, ...]]
 """What bills have taught, by server and model: nine whole numbers (see `wire.overheads.Learnt`)."""
 
@@ -168,6 +177,7 @@ class Books:
     lessons: Lessons
     own_limits: Mapping[tuple[str, str], int]
     audit: Sequence[Record] = ()
+    grants: Sequence[Grant] = ()
 
 
 ADDITIVE = (
@@ -202,6 +212,12 @@ class Rows(Protocol):
 
     def set_own_limit(self, budget: str, scope: str, amount: int | None) -> None:
         """None: it has none any more."""
+
+    def grants(self, budget: str, scope: str) -> Sequence[Grant]:
+        """What one scope was granted, also what has expired."""
+
+    def add_grant(self, grant: Grant) -> None:
+        """From now on its budget is among `own_limited`."""
 
     def load(self, claims: Sequence[Claim]) -> None:
         """Say which buckets will be asked for, so that they can be fetched at once."""
@@ -358,10 +374,11 @@ _There = tuple[Claim, Bucket | None, int, int, int]
 class Limits:
     """The limits in force, read once for an operation."""
 
-    __slots__ = ("_overrides", "_own", "_rows")
+    __slots__ = ("_now", "_overrides", "_own", "_rows")
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, now: int) -> None:
         self._rows = rows
+        self._now = now
         self._overrides = rows.overrides()
         self._own = rows.own_limited()
 
@@ -371,7 +388,9 @@ class Limits:
         if limit is None or not self._own or claim.budget not in self._own:
             return limit
         own = self._rows.own_limit(claim.budget, claim.scope)
-        return limit if own is None else own
+        granted = self._rows.grants(claim.budget, claim.scope)
+        limit = limit if own is None else own
+        return limit + sum(g.amount for g in granted if g.expires > self._now) if granted else limit
 
 
 def _spent(rows: Rows, claim: Claim, bucket: Bucket, now: int) -> int:
@@ -409,7 +428,7 @@ def reserve(
     """
     if replaces is not None:
         cancel(rows, call_id=replaces)
-    limits = Limits(rows)
+    limits = Limits(rows, now)
     rows.load(claims)
     amounts = {unit: need.amount(ask.want) for unit, need in ask.needs.items()}
     there: list[_There] = []
@@ -565,7 +584,7 @@ def settle(
 
 def _events_after(rows: Rows, claims: Sequence[Claim], now: int) -> tuple[ThresholdEvent, ...]:
     events: tuple[ThresholdEvent, ...] = ()
-    limits = Limits(rows)
+    limits = Limits(rows, now)
     for claim in claims:
         if not claim.thresholds:
             continue

@@ -35,6 +35,7 @@ def copy_into_database(books: Books) -> sa.Engine:
         (schema.limits, [{"text": text, "amount": amount} for text, amount in books.limits.items()]),
         (schema.budgets, [b._asdict() for b in books.budgets]),
         (schema.own_limits, list(_own_limits(books.own_limits))),
+        (schema.grants, [g._asdict() for g in books.grants]),
         (schema.audit, [r._asdict() for r in books.audit]),
         (schema.lessons, [_lesson(*key, values) for key, values in books.lessons.items()]),
     ]

@@ -15,7 +15,7 @@ from ..rules.errors import StoreError
 from ..rules.usage import Usage
 from .audit import Chain, Decision, Pruned, Record
 from .base import Durability, Ledger
-from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget, Lessons
+from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons
 
 
 class _MemoryRows:
@@ -33,6 +33,7 @@ class _MemoryRows:
         self.taught: dict[tuple[str, str], tuple[int, ...]] = {}
         self.own: dict[tuple[str, str], int] = {}
         self.having_own: frozenset[str] = frozenset()
+        self.granted: dict[tuple[str, str], list[Grant]] = {}
         self.chain: Chain | None = None
         self.decided: list[Record] = []
 
@@ -57,6 +58,13 @@ class _MemoryRows:
         else:
             self.own[budget, scope] = amount
             self.having_own |= {budget}
+
+    def grants(self, budget: str, scope: str) -> Sequence[Grant]:
+        return self.granted.get((budget, scope), ())
+
+    def add_grant(self, grant: Grant) -> None:
+        self.granted.setdefault((grant.budget, grant.scope), []).append(grant)
+        self.having_own |= {grant.budget}
 
     def load(self, claims: Sequence[Claim]) -> None:
         pass  # all of it is here
@@ -166,6 +174,7 @@ class _MemoryRows:
                 self.taught,
                 self.own,
                 self.decided,
+                [grant for granted in self.granted.values() for grant in granted],
             )
         )
 

@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0009"
+HEAD = "0010"
 """The newest migration."""
 
 metadata = MetaData()
@@ -49,6 +49,18 @@ own_limits = Table(
     Column("scope", Text, primary_key=True),
     Column("budget", Text, primary_key=True),
     Column("amount", BigInteger, nullable=False),
+)
+
+# What was given to one scope over its limit, until a time.
+grants = Table(
+    "grants",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("scope", Text, nullable=False),
+    Column("budget", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Index("grants_scope", "scope", "budget"),
 )
 
 buckets = Table(
@@ -88,6 +100,7 @@ refusals = Table(
     Column("project", Text),
     Column("tenant", Text),
     Column("model", Text),
+    Column("operation", Text),
     Column("count", BigInteger, nullable=False),
     Column("at", BigInteger, nullable=False),
 )

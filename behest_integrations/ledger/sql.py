@@ -22,7 +22,7 @@ from ..rules.usage import Usage
 from . import schema
 from .audit import Chain, Decision, Pruned, Record
 from .base import Ledger
-from .book import REFUSED, Books, Bucket, Claim, Entry, HoldRecord, KnownBudget, Lessons, encode
+from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons, encode
 from .keys import SQLKeys
 from .statements import ENTRY_ORDER, Statements
 
@@ -58,6 +58,7 @@ class SQLRows:
         self._lessons: Lessons | None = None
         self._own_limited: frozenset[str] | None = None
         self._own_limits: dict[tuple[str, str], int | None] = {}
+        self._grants: dict[tuple[str, str], list[Grant]] = {}
         self._own_holds: dict[str, HoldRecord] = {}
         """Holds that were written here and are there, because nobody else has written since."""
         self._old_holds: dict[str, HoldRecord] = {}
@@ -100,6 +101,7 @@ class SQLRows:
     def _forget_settings(self) -> None:
         self._limits = self._lessons = self._own_limited = None
         self._own_limits.clear()
+        self._grants.clear()
 
     def flush(self) -> None:
         """Write what has been changed, before it is read with SQL or committed."""
@@ -155,6 +157,8 @@ class SQLRows:
         return self._own_limited
 
     def own_limit(self, budget: str, scope: str) -> int | None:
+        if not scope:
+            return None  # a row of this scope is only the mark that there are others
         key = (budget, scope)
         if key not in self._own_limits:
             row = self._run(self._sql.own_limit, (scope, budget)).fetchone()
@@ -171,6 +175,20 @@ class SQLRows:
             self._run(self._sql.set_own_limit, ("", budget, 0))
         self._own_limited = None
         self._own_limits.clear()
+
+    def grants(self, budget: str, scope: str) -> Sequence[Grant]:
+        key = (budget, scope)
+        if key not in self._grants:
+            if len(self._grants) >= _MOST_BUCKETS:
+                self._grants.clear()
+            self._grants[key] = [Grant(*row) for row in self._run(self._sql.grants, (scope, budget))]
+        return self._grants[key]
+
+    def add_grant(self, grant: Grant) -> None:
+        self._run(self._sql.add_grant, (grant.scope, grant.budget, grant.amount, grant.expires))
+        self._run(self._sql.set_own_limit, ("", grant.budget, 0))
+        self._own_limited = None
+        self._grants.clear()
 
     def load(self, claims: Sequence[Claim]) -> None:
         known, ids = self._by_key, self._ids

@@ -17,7 +17,7 @@ _b, _h, _e, _l, _r, _g, _t = (
     schema.buckets, schema.holds, schema.entries, schema.limits, schema.refusals, schema.budgets,
     schema.lessons,
 )  # fmt: skip
-_o, _a = schema.own_limits, schema.audit
+_o, _a, _w = schema.own_limits, schema.audit, schema.grants
 _P = sa.bindparam
 _ENTRY_NAMES = {f.name for f in fields(Entry)}
 ENTRY_ORDER = tuple(c.name for c in _e.columns if c.name in _ENTRY_NAMES)
@@ -112,16 +112,26 @@ class Statements:
             sa.delete(_o).where(_o.c.scope == _P("s"), _o.c.budget == _P("b")), "s", "b"
         )
         self.all_own_limits = compiled(sa.select(_o).where(_o.c.scope != sa.literal_column("''")))
+        self.grants = compiled(
+            sa.select(_w.c.budget, _w.c.scope, _w.c.amount, _w.c.expires).where(
+                _w.c.scope == _P("s"), _w.c.budget == _P("b")
+            ),
+            "s", "b",
+        )  # fmt: skip
+        self.add_grant = compiled(
+            sa.insert(_w).values(budget=_P("b"), scope=_P("s"), amount=_P("a"), expires=_P("x")),
+            "s", "b", "a", "x",
+        )  # fmt: skip
         self.drop_override = compiled(sa.delete(_l).where(_l.c.text == _P("t")), "t")
         refusal = insert(_r).values(
             bucket=_P("b"), who=_P("w"), session_id=_P("s"), user_id=_P("u"), project=_P("p"),
-            tenant=_P("t"), model=_P("m"), count=one, at=_P("at"),
+            tenant=_P("t"), model=_P("m"), operation=_P("o"), count=one, at=_P("at"),
         )  # fmt: skip
         self.count_refusal = compiled(
             refusal.on_conflict_do_update(
                 index_elements=["bucket", "who"], set_={"count": _r.c.count + one, "at": refusal.excluded.at}
             ),
-            "b", "w", "s", "u", "p", "t", "m", "at",
+            "b", "w", "s", "u", "p", "t", "m", "o", "at",
         )  # fmt: skip
         self.remember_budget = compiled(
             _upsert(insert(_g).values(shape=_P("s"), text=_P("t"), zone=_P("z"), seen=_P("at")), "shape"),

@@ -71,7 +71,7 @@ class _Books:
 
     Attributes:
         rules: the budgets last in force, by shape. limits: their amounts as changed since.
-        own: the limits of some scopes alone, by shape and scope.
+        own: the limits of some scopes alone, by shape and scope. granted: what these have on top now.
         refused: by bucket.
     """
 
@@ -79,6 +79,7 @@ class _Books:
     rules: Mapping[str, sa.Row[Any]]
     limits: Mapping[str, int | None]
     own: Mapping[tuple[str, str], int]
+    granted: Mapping[tuple[str, str], int]
     refused: Mapping[int, int]
 
 
@@ -113,7 +114,7 @@ def _lines(
     ledger: Ledger, now_ms: int, everything: bool, asked: Asked
 ) -> list[tuple[Sequence[sa.Row[Any]], BucketLine]]:
     """The lines, each with the rows of its buckets: a rolling window has one for every slot."""
-    books = _read(ledger)
+    books = _read(ledger, now_ms)
     slots: dict[tuple[str, str], list[sa.Row[Any]]] = {}
     found: list[tuple[Sequence[sa.Row[Any]], BucketLine]] = []
     with explained(ledger):
@@ -150,16 +151,23 @@ def _folded(lines: Iterable[BucketLine]) -> list[BucketLine]:
     return list(found.values())
 
 
-def _read(ledger: Ledger) -> _Books:
+def _read(ledger: Ledger, now_ms: int) -> _Books:
     b, r, known, limits = schema.buckets, schema.refusals, schema.budgets, schema.limits
     own = schema.own_limits
+    g = schema.grants
+    given = sa.select(g.c.budget, g.c.scope, sa.func.sum(g.c.amount).label("amount"))
+    given = given.where(g.c.expires > now_ms).group_by(g.c.budget, g.c.scope)
     refused = sa.select(r.c.bucket, sa.func.sum(r.c.count).label("n")).group_by(r.c.bucket)
     with reading(ledger) as connection:
         return _Books(
             buckets=list(connection.execute(sa.select(b).order_by(b.c.budget, b.c.scope, b.c.start))),
             rules={row.shape: row for row in connection.execute(sa.select(known))},
             limits={row.text: row.amount for row in connection.execute(sa.select(limits))},
-            own={(row.budget, row.scope): row.amount for row in connection.execute(sa.select(own))},
+            own={
+                (row.budget, row.scope): row.amount
+                for row in connection.execute(sa.select(own).where(own.c.scope != ""))
+            },
+            granted={(row.budget, row.scope): int(row.amount) for row in connection.execute(given)},
             refused={row.bucket: row.n for row in connection.execute(refused)},
         )
 
@@ -177,6 +185,8 @@ def _line(row: sa.Row[Any], books: _Books, slots: Sequence[sa.Row[Any]], now_ms:
     else:
         # A stage's budget, or one that is configured no more: its shape says what it counts.
         budget, limit = _of_shape(row.budget, row.unit), own
+    if limit is not None:
+        limit += books.granted.get((row.budget, row.scope), 0)
     text = str(budget) if rule is not None else row.budget.removeprefix(STAGE)
     if limit is not None:
         text = str(replace(budget, amount=limit))

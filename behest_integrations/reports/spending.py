@@ -48,6 +48,7 @@ _REFUSED: dict[str, Column] = {
     "project": _r.c.project,
     "tenant": _r.c.tenant,
     "model": _r.c.model,
+    "operation": _r.c.operation,
 }
 _QUARTER = 15 * 60_000
 

@@ -18,6 +18,7 @@ from behest_integrations.ledger.book import (
     Bucket,
     Claim,
     Entry,
+    Grant,
     HoldRecord,
     KnownBudget,
     Lessons,
@@ -36,6 +37,7 @@ class ToyRows:
         self.budgets: dict[str, KnownBudget] = {}
         self.taught: dict[tuple[str, str], tuple[int, ...]] = {}
         self.own: dict[tuple[str, str], int] = {}
+        self.granted: list[Grant] = []
         self.chain = Chain("")
         self.decided: list[Record] = []
 
@@ -49,10 +51,16 @@ class ToyRows:
         self.limits.pop(budget, None)
 
     def own_limited(self) -> frozenset[str]:
-        return frozenset(budget for budget, _scope in self.own)
+        return frozenset([*(budget for budget, _scope in self.own), *(g.budget for g in self.granted)])
 
     def own_limit(self, budget: str, scope: str) -> int | None:
         return self.own.get((budget, scope))
+
+    def grants(self, budget: str, scope: str) -> Sequence[Grant]:
+        return [g for g in self.granted if (g.budget, g.scope) == (budget, scope)]
+
+    def add_grant(self, grant: Grant) -> None:
+        self.granted.append(grant)
 
     def set_own_limit(self, budget: str, scope: str, amount: int | None) -> None:
         self.own.pop((budget, scope), None)
@@ -158,7 +166,9 @@ class ToyRows:
         refusals, budgets = list(self.refusals.values()), list(self.budgets.values())
         holds = list(self.holds.values())
         kept = (self.limits, budgets, self.taught, self.own)
-        return copy.deepcopy(Books(self.buckets, holds, self.entries, refusals, *kept, self.decided))
+        return copy.deepcopy(
+            Books(self.buckets, holds, self.entries, refusals, *kept, self.decided, self.granted)
+        )
 
 
 class ToyLedger(Ledger):
