@@ -122,6 +122,8 @@ class Config(_Strict):
     require: list[str] | None = None
     policy: dict[str, Any] | None = None
     """What may be asked at all; see `policy.settings`."""
+    alerts: dict[str, Any] | None = None
+    """Who is told of what; see `engine.alerting`."""
     cost_centres: dict[str, Any] = Field(default_factory=dict)
     """What `behest chargeback` and `behest export` read; see `reports.finance.centres`."""
     gateway: dict[str, Any] = Field(default_factory=dict)

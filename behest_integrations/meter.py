@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .engine.alert import Alert
+from .engine.alerts import Alerts
 from .engine.contexts import bind
 from .engine.costs import CostScope
 from .engine.engine import OnStoreError, OnUnknown, now_ms
@@ -37,6 +39,7 @@ from .rules.units import format_amount
 from .wire.hangups import ON_ABANDONED, OnAbandoned
 
 if TYPE_CHECKING:
+    from .engine.alerting import AlertSettings
     from .policy import Policing, Policy, Rule
     from .reports import Report
 
@@ -81,6 +84,10 @@ class Meter(Doors):
         thresholds: percentages of a limit at which `on_threshold` is called, once a bucket.
         on_threshold: called with a `ThresholdEvent`, on a thread of its own; it may be a coroutine
             function. `flush` returns when all have been told.
+        alerts: who is told of thresholds, burn rates and the like by webhook and mail: what ``[alerts]``
+            of a file says, as a dict; see `engine.alerting`.
+        on_alert: called with each `Alert` by one process of all that share the store; may be a
+            coroutine function.
         stream_usage: whether streams are asked for their usage (`stream_options`). Without it, they are
             counted where the model is known to show all that it writes, and else booked at the
             worst case.
@@ -121,6 +128,8 @@ class Meter(Doors):
         durability: Durability = "process",
         thresholds: Sequence[int] = (50, 80, 100),
         on_threshold: Callable[[ThresholdEvent], object] | None = None,
+        alerts: AlertSettings | Mapping[str, Any] | None = None,
+        on_alert: Callable[[Alert], object] | None = None,
         stream_usage: bool = True,
         service_tier: str | Mapping[str, str] | None = None,
         session: str | None = None,
@@ -165,7 +174,7 @@ class Meter(Doors):
             lease_ms=lease_ms,
             on_unknown=unknown,
             on_store_error=store_error,
-            on_threshold=on_threshold,
+            alerts=Alerts(on_threshold, _alerting(alerts), on_alert),
             clock=clock or now_ms,
             allow_fields=given["allow_fields"],
             on_abandoned=each_of(on_abandoned, ON_ABANDONED, "on_abandoned", "auto"),
@@ -173,6 +182,7 @@ class Meter(Doors):
             policy=_policing(policy),
         )
         self._begin()
+        self._alerts.wake()
         register(self)
 
     @classmethod
@@ -547,6 +557,7 @@ class Meter(Doors):
             self.drains.give_up()
             self.flush()
         finally:
+            self._alerts.close()
             self._ledger.close()
 
     def __enter__(self) -> Meter:
@@ -567,6 +578,15 @@ class Meter(Doors):
 def _defaults(session: str | None, user: str | None, project: str | None, tenant: str | None) -> Attribution:
     who = Attribution(session_id=session, user_id=user, project=project, tenant=tenant)
     return NOBODY if who == NOBODY else who
+
+
+def _alerting(alerts: AlertSettings | Mapping[str, Any] | None) -> AlertSettings | None:
+    """Who is told of what; nothing of it is imported where nobody is named."""
+    if alerts is None:
+        return None
+    from .engine.alerting import AlertSettings
+
+    return AlertSettings.of(alerts)
 
 
 def _policing(policy: Any) -> Policing | None:

@@ -29,6 +29,7 @@ from behest_integrations.ledger import Bucket, Claim, Entry, HoldRecord, Ledger,
 from behest_integrations.ledger.admission import Ask, Need
 from behest_integrations.ledger.audit import Decision
 from behest_integrations.ledger.book import Grant, Refused, Reserved, Rows, cancel, expire, reserve, settle
+from behest_integrations.ledger.outbox import Message
 from behest_integrations.ledger.retention import prune
 from behest_integrations.ledger.stores import store_class
 from behest_integrations.reports import Asked, repair, report, verify
@@ -66,6 +67,21 @@ class StoreSuite:
             return ledger
         ledger.close()
         return open_store(url)
+
+    def test_a_message_is_written_once_and_kept_until_it_is_told(self, ledger: Ledger, url: str) -> None:
+        first = Message("id", "sink", NOW, "{}", NOW + 1)
+        assert ledger.submit(lambda rows: rows.add_message(first))
+        assert ledger.submit(lambda rows: rows.add_message(Message("id", "other", NOW, "{}", NOW)))
+        assert not ledger.submit(lambda rows: rows.add_message(Message("id", "sink", NOW, "new", NOW)))
+        ledger = self.again(ledger, url)
+        found = ledger.submit(lambda rows: rows.open_messages(10))
+        assert [(m.sink, m.body) for m in found] == [("other", "{}"), ("sink", "{}")]
+        assert len(ledger.submit(lambda rows: rows.open_messages(1))) == 1
+        told = Message("id", "sink", NOW, "{}", NOW + 1, 3, NOW + 2)
+        ledger.submit(lambda rows: rows.set_message(told))
+        assert [m.sink for m in ledger.submit(lambda rows: rows.open_messages(10))] == ["other"]
+        assert told in ledger.submit(lambda rows: rows.all_messages())
+        assert not ledger.submit(lambda rows: rows.add_message(first))
 
     def hold(self, ledger: Ledger, id: str, *claims: Claim, now: int = NOW, **asked: int) -> Any:
         claims = claims or (LIFETIME,)

@@ -19,7 +19,6 @@ from ..ledger.book import (
     Reserved,
     Rows,
     Standing,
-    ThresholdEvent,
     cancel,
     expire,
     reserve,
@@ -69,7 +68,7 @@ class Engine:
         planner: what calls may come to, and which budgets they meet.
         wait: seconds to wait for calls in flight when a budget is busy; 0: none.
         lease_ms: after how long a call whose process has died is booked as assumed.
-        on_unknown, on_store_error, on_threshold: see `Meter`.
+        on_unknown, on_store_error: see `Meter`. alerts: who is told of what.
         clock: milliseconds since 1970.
         allow_fields: fields of requests that are let through though they are not known.
         stream_usage: whether streams are asked for their usage.
@@ -86,7 +85,7 @@ class Engine:
         lease_ms: int,
         on_unknown: OnUnknown,
         on_store_error: OnStoreError,
-        on_threshold: Callable[[ThresholdEvent], object] | None,
+        alerts: Alerts,
         clock: Callable[[], int],
         allow_fields: frozenset[str] = frozenset(),
         stream_usage: bool = True,
@@ -111,7 +110,8 @@ class Engine:
         """What doors would have the garbage collector do, done at exit if it has not been."""
         self._wait = wait
         self._on_store_error = on_store_error
-        self._alerts = Alerts(on_threshold)
+        self._alerts = alerts
+        alerts.open(ledger, clock)
         self._clock = clock
         self._next_sweep = 0
         self._unwritten = Unwritten(self._after)
@@ -320,6 +320,8 @@ class Engine:
             )
             if decision is not None and isinstance(result, Reserved):
                 rows.add_audit(decision)
+            if isinstance(result, Refused) and result.events:
+                self._alerts.write(rows, now, result.events)
             return result
 
         return work
@@ -368,6 +370,8 @@ class Engine:
             booked = work(rows)
             if self._lines:
                 self._lines.wake(hold.claims)
+            if booked.events or booked.over or booked.unpriced:
+                self._alerts.write(rows, self._clock(), booked.events, booked, hold.plan.model)
             return booked
 
         return waking
@@ -379,7 +383,7 @@ class Engine:
                 "booked and the budget admits no more than it has left; check the model's price",
                 ", ".join(booked.over),
             )
-        if booked.events:
+        if booked.events or booked.over or booked.unpriced:
             self._alerts.tell(booked.events)
 
     def reads_on(self, provider: str | None, said: OnAbandoned | None = None) -> bool:

@@ -12,6 +12,7 @@ Over 500 lines, so that all that may be done to the books is read in one place.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -22,6 +23,7 @@ from ..rules.balance import Reason
 from ..rules.usage import Usage
 from .admission import Ask, BucketState, Denied, decide
 from .audit import Decision, Pruned, Record
+from .outbox import Message
 
 Status = Literal["settled", "estimated", "assumed", "failed"]
 KNOWS: Mapping[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "cancelled": 2, "settled": 2}
@@ -272,6 +274,16 @@ class Rows(Protocol):
     def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
         """Keep it, in place of what was kept of the same model at the same server."""
 
+    def add_message(self, message: Message) -> bool:
+        """Keep it to be told; False if one of that id has been written to that sink, at any time."""
+
+    def set_message(self, message: Message) -> None:
+        """Keep it in place of what was kept of the same id and sink."""
+
+    def open_messages(self, most: int) -> list[Message]:
+        """At most so many that have not been told, the earliest due first."""
+
+    def all_messages(self) -> list[Message]: ...
     def add_audit(self, decision: Decision) -> None:
         """Append to the audit, as the next record of this writer's chain (see `audit.Chain`)."""
 
@@ -336,6 +348,7 @@ class ThresholdEvent:
         budget: the budget's text; `scope` whom the bucket is for.
         unit, spent, limit: the bucket, in its unit (nano-dollars for ``usd``).
         session, user, project, tenant, model, stage: whom it is for, in parts; None: for all of them.
+        id: names this crossing, of this bucket, in every process.
     """
 
     percent: int
@@ -350,6 +363,7 @@ class ThresholdEvent:
     tenant: str | None = None
     model: str | None = None
     stage: str | None = None
+    id: str = ""
 
 
 class Booked(NamedTuple):
@@ -359,12 +373,14 @@ class Booked(NamedTuple):
         written: whether anything was booked (False: it had been already).
         replaced: whether an earlier assumption was taken back.
         over: units in which more was booked than had been reserved.
+        unpriced: whether what was booked has no price, or less than its price.
     """
 
     written: bool
     replaced: bool = False
     over: tuple[str, ...] = ()
     events: tuple[ThresholdEvent, ...] = ()
+    unpriced: bool = False
 
 
 _There = tuple[Claim, Bucket | None, int, int, int]
@@ -493,7 +509,7 @@ def _refuse(
         if denied.reason == "exhausted":
             # A call may be refused for its size alone; of a twentieth there is little to be had.
             full = spent * 20 >= limit * 19
-            events = _thresholds(rows, claim, bucket, limit, spent, full=full)
+            events = _thresholds(rows, claim, bucket, limit, spent, now, full=full)
     frees = _frees(rows, claim, limit - denied.asked, now) if denied.reason == "exhausted" else None
     return Refused(claim, limit, spent, held, denied.asked, denied.reason, events, frees)
 
@@ -516,7 +532,7 @@ def _frees(rows: Rows, claim: Claim, most: int, now: int) -> int | None:
 
 
 def _thresholds(
-    rows: Rows, claim: Claim, bucket: Bucket, limit: int, spent: int, *, full: bool = False
+    rows: Rows, claim: Claim, bucket: Bucket, limit: int, spent: int, now: int, *, full: bool = False
 ) -> tuple[ThresholdEvent, ...]:
     if not claim.thresholds or (
         spent * 100 < claim.thresholds[0] * limit and not bucket.notified and not full
@@ -530,8 +546,24 @@ def _thresholds(
     # A rolling window can fall below a threshold and reach it again: that is a new event.
     rows.set_notified(bucket.id, top)
     return tuple(
-        ThresholdEvent(p, claim.text, claim.scope, claim.unit, spent, limit) for p in reached if p > before
+        ThresholdEvent(
+            p,
+            claim.text,
+            claim.scope,
+            claim.unit,
+            spent,
+            limit,
+            id=crossing(claim, p, now if claim.rolling_ms else 0),
+        )
+        for p in reached
+        if p > before
     )
+
+
+def crossing(claim: Claim, percent: int | str, now: int = 0) -> str:
+    """The id of what is told of a bucket: once a window; of a rolling one, each time that it comes to it."""
+    named = (claim.budget, claim.scope, claim.start, percent, now)
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:32]
 
 
 def settle(
@@ -579,7 +611,8 @@ def settle(
     if over:
         entry.flags = _flag(entry.flags, "over_bound")
     rows.add_entry(entry)
-    return Booked(True, replaced, tuple(over), _events_after(rows, claims, now))
+    unpriced = entry.cost is None or "unpriced" in entry.flags.split(",")
+    return Booked(True, replaced, tuple(over), _events_after(rows, claims, now), unpriced)
 
 
 def _events_after(rows: Rows, claims: Sequence[Claim], now: int) -> tuple[ThresholdEvent, ...]:
@@ -591,7 +624,7 @@ def _events_after(rows: Rows, claims: Sequence[Claim], now: int) -> tuple[Thresh
         bucket = rows.bucket(claim.budget, claim.scope, claim.start)
         limit = limits.of(claim)
         if bucket is not None and limit is not None:
-            events += _thresholds(rows, claim, bucket, limit, _spent(rows, claim, bucket, now))
+            events += _thresholds(rows, claim, bucket, limit, _spent(rows, claim, bucket, now), now)
     return events
 
 

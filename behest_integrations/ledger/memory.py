@@ -9,6 +9,7 @@ import bisect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy, deepcopy
+from dataclasses import replace
 from typing import Any
 
 from ..rules.errors import StoreError
@@ -16,6 +17,7 @@ from ..rules.usage import Usage
 from .audit import Chain, Decision, Pruned, Record
 from .base import Durability, Ledger
 from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons
+from .outbox import Message
 
 
 class _MemoryRows:
@@ -36,6 +38,7 @@ class _MemoryRows:
         self.granted: dict[tuple[str, str], list[Grant]] = {}
         self.chain: Chain | None = None
         self.decided: list[Record] = []
+        self.messages: dict[tuple[str, str], Message] = {}
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
@@ -126,6 +129,22 @@ class _MemoryRows:
             self.last[entry.call_id] = entry
             if entry.operation == "responses" and entry.provider_id:
                 self.responses.setdefault(entry.provider_id, []).append(entry)
+
+    def add_message(self, message: Message) -> bool:
+        if (message.id, message.sink) in self.messages:
+            return False
+        self.messages[message.id, message.sink] = replace(message)
+        return True
+
+    def set_message(self, message: Message) -> None:
+        self.messages[message.id, message.sink] = replace(message)
+
+    def open_messages(self, most: int) -> list[Message]:
+        there = (replace(m) for m in self.messages.values() if m.done is None)
+        return sorted(there, key=lambda m: m.due)[:most]
+
+    def all_messages(self) -> list[Message]:
+        return [replace(m) for m in self.messages.values()]
 
     def add_audit(self, decision: Decision) -> None:
         if self.chain is None:

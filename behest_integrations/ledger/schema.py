@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0010"
+HEAD = "0013"
 """The newest migration."""
 
 metadata = MetaData()
@@ -204,6 +204,23 @@ revisions = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("number", BigInteger, nullable=False),
+)
+
+# What is to be told to somebody outside: see `outbox`.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("sink", Text, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("due", BigInteger, nullable=False),
+    Column("tries", BigInteger, nullable=False),
+    Column("done", BigInteger),
+    Column("error", Text, nullable=False),
+)
+Index(
+    "outbox_due", outbox.c.due, sqlite_where=outbox.c.done.is_(None), postgresql_where=outbox.c.done.is_(None)
 )
 
 # What was decided, chained by hashes: see `audit`. Nothing updates a row.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from .audit import Chain, Decision, Pruned, Record
 from .base import Ledger
 from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons, encode
 from .keys import SQLKeys
+from .outbox import Message
 from .statements import ENTRY_ORDER, Statements
 
 _TAGS, _BOOKINGS = ENTRY_ORDER.index("tags"), ENTRY_ORDER.index("bookings")
@@ -299,6 +301,18 @@ class SQLRows:
     def add_entry(self, entry: Entry) -> None:
         self._new_entries.append(entry)
 
+    def add_message(self, message: Message) -> bool:
+        return bool(self._run(self._sql.add_message, _message_values(message)).rowcount)
+
+    def set_message(self, message: Message) -> None:
+        self._run(self._sql.set_message, _message_values(message))
+
+    def open_messages(self, most: int) -> list[Message]:
+        return [Message(*row) for row in self._run(self._sql.open_messages).fetchmany(most)]
+
+    def all_messages(self) -> list[Message]:
+        return [Message(*row) for row in self._run(self._sql.all_messages)]
+
     def add_audit(self, decision: Decision) -> None:
         self._new_audit.append(decision)
 
@@ -344,6 +358,9 @@ class SQLRows:
 
 def _lessons(run: Callable[[str], Any], sql: Statements) -> Lessons:
     return {(server, model): tuple(values) for server, model, *values in run(sql.lessons)}
+
+
+_message_values = attrgetter(*(field.name for field in fields(Message)))
 
 
 def _entry_values(entry: Entry) -> list[Any]:

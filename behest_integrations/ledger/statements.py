@@ -17,7 +17,7 @@ _b, _h, _e, _l, _r, _g, _t = (
     schema.buckets, schema.holds, schema.entries, schema.limits, schema.refusals, schema.budgets,
     schema.lessons,
 )  # fmt: skip
-_o, _a, _w = schema.own_limits, schema.audit, schema.grants
+_o, _a, _w, _x = schema.own_limits, schema.audit, schema.grants, schema.outbox
 _P = sa.bindparam
 _ENTRY_NAMES = {f.name for f in fields(Entry)}
 ENTRY_ORDER = tuple(c.name for c in _e.columns if c.name in _ENTRY_NAMES)
@@ -142,6 +142,13 @@ class Statements:
         self.keep_lesson = compiled(_upsert(kept, "server", "model"), *(f"v_{name}" for name in names))
         self.lessons = compiled(sa.select(_t))
         names = list(FIELDS)
+        fields = [c.name for c in _x.columns]
+        message = insert(_x).values({name: _P(f"v_{name}") for name in fields})
+        order = tuple(f"v_{name}" for name in fields)
+        self.add_message = compiled(message.on_conflict_do_nothing(index_elements=["id", "sink"]), *order)
+        self.set_message = compiled(_upsert(message, "id", "sink"), *order)
+        self.open_messages = compiled(sa.select(_x).where(_x.c.done.is_(None)).order_by(_x.c.due))
+        self.all_messages = compiled(sa.select(_x).order_by(_x.c.at, _x.c.id, _x.c.sink))
         self.add_audit = compiled(
             sa.insert(_a).values({name: _P(f"v_{name}", type_=sa.Text()) for name in names}),
             *(f"v_{name}" for name in names),

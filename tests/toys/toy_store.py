@@ -6,6 +6,7 @@ import copy
 import fcntl
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from behest_integrations.ledger.book import (
     KnownBudget,
     Lessons,
 )
+from behest_integrations.ledger.outbox import Message
 
 
 class ToyRows:
@@ -40,6 +42,7 @@ class ToyRows:
         self.granted: list[Grant] = []
         self.chain = Chain("")
         self.decided: list[Record] = []
+        self.messages: dict[tuple[str, str], Message] = {}
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
@@ -152,6 +155,22 @@ class ToyRows:
 
     def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
         self.taught[server, model] = values
+
+    def add_message(self, message: Message) -> bool:
+        if (message.id, message.sink) in self.messages:
+            return False
+        self.messages[message.id, message.sink] = replace(message)
+        return True
+
+    def set_message(self, message: Message) -> None:
+        self.messages[message.id, message.sink] = replace(message)
+
+    def open_messages(self, most: int) -> list[Message]:
+        there = (replace(m) for m in self.messages.values() if m.done is None)
+        return sorted(there, key=lambda m: m.due)[:most]
+
+    def all_messages(self) -> list[Message]:
+        return [replace(m) for m in self.messages.values()]
 
     def add_audit(self, decision: Decision) -> None:
         self.decided.append(self.chain.link(decision))
