@@ -68,7 +68,8 @@ def test_it_works_without_any_extra(tmp_path: Path) -> None:
     assert "$1 per session" in said.stdout
 
 
-def test_a_missing_extra_says_what_to_install() -> None:
+def test_a_missing_extra_says_what_to_install(tmp_path: Path) -> None:
+    Meter(f"sqlite:///{tmp_path}/b.db").close()
     missing = WITHOUT % (("openai",),)
     said = python(missing + "from behest_integrations import Meter\nMeter('memory://').openai(object())")
     assert "pip install 'behest-integrations[openai]'" in said.stderr
@@ -98,6 +99,10 @@ def test_a_missing_extra_says_what_to_install() -> None:
         assert "pip install 'behest-integrations[langgraph]'" in python(missing + code).stderr
     said = python(WITHOUT % (("starlette",),) + "import behest_integrations.sandbox")
     assert "pip install 'behest-integrations[sandbox]'" in said.stderr
+    for name in ("starlette", "jinja2", "uvicorn"):
+        code = f"from behest_integrations.cli import main; main(['dashboard', '--store', '{tmp_path}/b.db'])"
+        said = python(WITHOUT % ((name,),) + code)
+        assert "pip install 'behest-integrations[dashboard]'" in said.stderr
     for name in ("starlette", "aiohttp", "jwt", "prometheus_client", "tenacity"):
         code = "from behest_integrations.cli import main; main(['serve', '--keyless'])"
         said = python(WITHOUT % ((name,),) + code)
@@ -127,7 +132,8 @@ def imports_of(path: Path) -> set[str]:
 CORE = [
     p
     for p in PACKAGE.rglob("*.py")
-    if not {"integrations", "gateway", "sandbox", "reports", "cli"} & set(p.relative_to(PACKAGE).parts)
+    if not {"integrations", "gateway", "dashboard", "sandbox", "reports", "cli"}
+    & set(p.relative_to(PACKAGE).parts)
 ]
 
 

@@ -26,6 +26,7 @@ FLOORS = (
     {"integrations"},
     {"config", "sandbox", "reports"},
     {"meter"},
+    {"dashboard"},
     {"gateway", "moved"},
     {"cli"},
 )

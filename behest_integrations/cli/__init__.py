@@ -16,6 +16,7 @@ COMMANDS = {
     "report": ("cli.ledger:report", "What was spent: by session, user, project, model, day, tag."),
     "budgets": ("cli.budgets:budgets", "What is left of each; set, raise, grant, pause, resume, reset."),
     "statusline": ("cli.ledger:statusline", "Today's spending and the fullest budget, in a line."),
+    "dashboard": ("cli.dashboard:dashboard", "Spending and limits in a browser, live."),
     "verify": ("cli.ledger:verify", "Prove that the buckets equal the ledger."),
     "audit": ("cli.audit:audit", "What was allowed, refused and changed; and a proof of it."),
     "repair": ("cli.ledger:repair", "Rebuild the buckets from the ledger."),

@@ -10,10 +10,13 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import webbrowser
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
+from threading import Event
 
 import click
 from rich.console import Console
@@ -53,21 +56,26 @@ QUESTIONS = (
 @click.option(
     "--store", metavar="FILE", callback=not_empty, help="Keep the ledger in this file, to look at afterwards."
 )
+@click.option("--dashboard", is_flag=True, help="Show it live in a browser, until Ctrl-C.")
+@click.option("--open/--no-open", "open_", default=True, hidden=True, help="Open the browser.")
 @click.option("--fast", is_flag=True, hidden=True, help="No pauses (for tests).")
-def demo(store: str | None, fast: bool) -> None:
+def demo(store: str | None, dashboard: bool, open_: bool, fast: bool) -> None:
     """Real calls against a provider on this machine, until the budget stops them.
 
     Needs no key and no network. Exit code 0 only if the ledger and the provider's own bill
     agree to the nano-dollar and no cap was passed.
     """
-    sys.exit(run(store, latency=0.0 if fast else 0.12))
+    # Slower, where somebody watches.
+    latency = 0.0 if fast else 0.4 if dashboard else 0.12
+    sys.exit(run(store, latency=latency, watched=dashboard, open_browser=open_))
 
 
-def run(store: str | None, *, latency: float) -> int:
+def run(store: str | None, *, latency: float, watched: bool = False, open_browser: bool = False) -> int:
     """Run the demo; the exit code.
 
     Args:
         store: a file for the ledger; None: a temporary one.
+        watched: serve the dashboard meanwhile, and afterwards until interrupted.
         latency: seconds that the provider takes to answer.
 
     Raises:
@@ -84,12 +92,17 @@ def run(store: str | None, *, latency: float) -> int:
     # Thresholds are told on the screen here, not through the log.
     logging.getLogger("behest").addHandler(logging.NullHandler())
     logging.getLogger("behest").propagate = False
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = _new_file(store) if store else Path(folder) / "behest.db"
         with (
             Sandbox(latency=latency, output_tokens=400) as provider,
             Meter(f"sqlite:///{path}", budgets=[PER_SESSION, IN_ALL], on_threshold=tell(out)) as meter,
         ):
+            if watched:
+                address = stack.enter_context(_dashboard(f"sqlite:///{path}", path.name))
+                out.print(f"The dashboard is at [bold]{address}[/]\n", soft_wrap=True)
+                if open_browser:
+                    webbrowser.open(address)
             client = meter.openai(
                 OpenAI(base_url=provider.base_url, api_key="not-needed", max_retries=0),
                 provider="openai",
@@ -109,7 +122,24 @@ def run(store: str | None, *, latency: float) -> int:
             out.print(
                 f"\nLook further: behest report --store {store} --by user,model", markup=False, soft_wrap=True
             )
+        if watched:
+            with suppress(KeyboardInterrupt):
+                out.print(f"\nThe dashboard stays at [bold]{address}[/] until Ctrl-C.", soft_wrap=True)
+                Event().wait()
     return 0 if agreed else 1
+
+
+@contextmanager
+def _dashboard(url: str, name: str) -> Iterator[str]:
+    """The dashboard over a ledger while the demo runs; its address."""
+    from ..reports.opening import open as open_to_look
+    from .dashboard import application, in_background
+
+    with (
+        closing(open_to_look(url)) as ledger,
+        in_background(application(ledger, "UTC", None, name)) as address,
+    ):
+        yield address
 
 
 def _new_file(store: str) -> Path:

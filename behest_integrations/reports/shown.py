@@ -41,6 +41,8 @@ class Asked:
         session, user, project, tenant: only theirs.
         zone: the time zone in which days and hours are meant.
         now: the time at which it is asked.
+        model: only calls that were booked as this model's.
+        tags: only calls that have all of these, (name, value).
     """
 
     since: datetime | None = None
@@ -51,6 +53,8 @@ class Asked:
     tenant: str | None = None
     zone: str = "UTC"
     now: datetime | None = None
+    model: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
 
     @property
     def narrowed(self) -> str:

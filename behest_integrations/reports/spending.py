@@ -188,6 +188,17 @@ def report_of(ledger: Ledger, by: Sequence[str], asked: Asked) -> Report:
     return Report(tuple(by), _in_order(lines.values(), groups), total)
 
 
+def cost_of(ledger: Ledger, asked: Asked) -> int:
+    """What was spent in all, in nano-dollars.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    statement = sa.select(sa.func.coalesce(sa.func.sum(_e.c.cost), 0))
+    with reading(ledger) as connection:
+        return int(connection.execute(_narrowed(statement, _e, _COLUMNS, asked)).scalar_one())
+
+
 def check_groups(by: Sequence[str]) -> None:
     """Find out before anything else whether there can be a report by these.
 
@@ -233,10 +244,10 @@ def _spent(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) ->
 def _refused(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) -> Iterator[Line]:
     """How many calls were refused, where refusals know of all groups.
 
-    They are counted by their last time: with `since` these are at least so many.
+    They are counted by their last time: with `since` these are at least so many. They know no tags.
     """
     columns = [group.refusals for group in groups if group.refusals is not None]
-    if len(columns) < len(groups):
+    if len(columns) < len(groups) or asked.tags:
         return
     keys = _labelled(columns)
     statement = sa.select(*keys, sa.func.sum(_r.c.count)).group_by(*keys)
@@ -278,10 +289,12 @@ def _narrowed(
         statement = statement.where(table.c.at >= int(asked.since.timestamp() * 1000))
     if asked.until is not None:
         statement = statement.where(table.c.at < int(asked.until.timestamp() * 1000))
-    for name in ("session", "user", "project", "tenant"):
+    for name in ("session", "user", "project", "tenant", "model"):
         value = getattr(asked, name)
         if value is not None:
             statement = statement.where(columns[name] == value)
+    for name, value in asked.tags if table is _e else ():
+        statement = statement.where(_e.c.tags[name].as_string() == value)
     return statement
 
 

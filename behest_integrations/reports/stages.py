@@ -27,10 +27,11 @@ class StageNode:
 
 def stages(ledger: Ledger, *, session: str | None = None) -> list[StageNode]:
     """Spending as the tree of `meter.budget(...)` blocks; calls outside any are left out."""
-    return _stages(ledger, Asked(session=session))
+    return stage_nodes(ledger, Asked(session=session))
 
 
-def _stages(ledger: Ledger, asked: Asked) -> list[StageNode]:
+def stage_nodes(ledger: Ledger, asked: Asked) -> list[StageNode]:
+    """The same, for whom is asked."""
     roots: list[StageNode] = []
     for line in report_of(ledger, ("stage",), asked).lines:
         path = line.key[0]
@@ -66,5 +67,5 @@ def stage_tree(nodes: Sequence[StageNode]) -> Tree:
 
 def with_stages(shown: Shown, ledger: Ledger, asked: Asked) -> Shown:
     """A report with the tree of stages under its table, for people, if there are any."""
-    tree = _stages(ledger, asked) if shown.rows else []
+    tree = stage_nodes(ledger, asked) if shown.rows else []
     return replace(shown, table=lambda: Group(shown.table(), "", stage_tree(tree))) if tree else shown

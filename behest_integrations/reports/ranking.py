@@ -1,0 +1,127 @@
+"""Who spent most, or last: the first lines of a report, of however many there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from ..ledger import Ledger, schema
+from ..rules.errors import ConfigError
+from ..rules.near import say_near
+from .shown import Asked, reading
+from .spending import _COLUMNS, _REFUSED, Column, Line, _group, _narrowed, _sums
+
+_e, _r = schema.entries, schema.refusals
+_RECENT = 1000
+Order = Literal["cost", "calls", "recent"]
+ORDERS: tuple[Order, ...] = ("cost", "calls", "recent")
+
+
+@dataclass
+class Ranked(Line):
+    """A line, with when its first and last call were booked (ms since 1970).
+
+    `key` is (name, tenant): session and user ids are a tenant's own.
+    """
+
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Some lines in their order. `more`: whether there are others after them."""
+
+    by: str
+    lines: list[Ranked]
+    more: bool
+
+
+def ranking(
+    ledger: Ledger, by: str, asked: Asked, *, order: Order = "cost", limit: int = 10, offset: int = 0
+) -> Ranking:
+    """The first lines of what was spent by `by`: ``session``, ``user``, ``project``, ``tenant``,
+    ``model``, ``operation``, ``stage`` or ``tag:NAME``.
+
+    Raises:
+        ConfigError: it cannot be ranked by that.
+        StoreError: the store cannot be read.
+    """
+    if by not in _COLUMNS and not by.startswith("tag:"):
+        raise ConfigError(f"cannot rank by {by!r}{say_near(by, _COLUMNS)}: one of {', '.join(_COLUMNS)}")
+    column: Column = _group(by, "UTC").entries
+    name = column.label("name")
+    tenant = (_e.c.tenant if by in ("session", "user", "project") else sa.null()).label("tenant")
+    keys: list[Any] = [name] if by not in ("session", "user", "project") else [name, tenant]
+    sums = {label: sum_.label(label) for label, sum_ in _sums().items()}
+    last = sa.func.max(_e.c.at).label("last")
+    by_order = {"cost": sums["cost"], "calls": sums["calls"], "recent": last}[order]
+    statement = (
+        sa.select(name, tenant, sa.func.min(_e.c.at).label("first"), last, *sums.values())
+        .group_by(*keys)
+        .order_by(by_order.desc(), last.desc())
+        .limit(limit + 1)
+        .offset(offset)
+    )
+    with reading(ledger) as connection:
+        rows = connection.execute(_narrowed(statement, _e, _COLUMNS, asked)).all()
+        lines = [
+            Ranked(
+                (row.name, row.tenant),
+                first=row.first,
+                last=row.last,
+                **{label: int(getattr(row, label) or 0) for label in sums},
+            )
+            for row in rows[:limit]
+        ]
+        _add_refusals(connection, by, asked, lines)
+    return Ranking(by, lines, len(rows) > limit)
+
+
+def _add_refusals(connection: sa.Connection, by: str, asked: Asked, lines: Sequence[Ranked]) -> None:
+    column = _REFUSED.get(by)
+    if column is None or asked.tags or not lines:
+        return
+    names = [line.key[0] for line in lines if line.key[0] is not None]
+    statement = (
+        sa.select(column, _r.c.tenant, sa.func.sum(_r.c.count))
+        .where(column.in_(names))
+        .group_by(column, _r.c.tenant)
+    )
+    counted: Counter[tuple[str | None, str | None]] = Counter()
+    for name, tenant, count in connection.execute(_narrowed(statement, _r, _REFUSED, asked)):
+        counted[name, tenant if by in ("session", "user", "project") else None] += int(count)
+    for line in lines:
+        line.refused = counted[line.key[0], line.key[1]]
+
+
+def values_of(ledger: Ledger, asked: Asked) -> dict[str, list[str]]:
+    """What can be filtered by, as the last calls have it: projects, users, models, tags by ``tag:NAME``.
+
+    Not all that there ever was: it is for suggestions, and is asked at every look.
+    """
+    found: dict[str, dict[str, None]] = {"project": {}, "user": {}, "model": {}, "tenant": {}}
+    statement = (
+        sa.select(_e.c.project, _e.c.user_id, _e.c.model, _e.c.tenant, _e.c.tags)
+        .order_by(_e.c.id.desc())
+        .limit(_RECENT)
+    )
+    theirs = Asked(tenant=asked.tenant, project=asked.project, user=asked.user)
+    with reading(ledger) as connection:
+        for row in connection.execute(_narrowed(statement, _e, _COLUMNS, theirs)):
+            for name, value in (
+                ("project", row.project),
+                ("user", row.user_id),
+                ("model", row.model),
+                ("tenant", row.tenant),
+            ):
+                if value is not None:
+                    found[name][value] = None
+            for name, value in (row.tags or {}).items():
+                if name != "trace":  # the gateway's: another for each call
+                    found.setdefault(f"tag:{name}", {})[value] = None
+    return {name: sorted(values)[:200] for name, values in found.items()}
