@@ -6,9 +6,9 @@ back, and ends the hold with the outcome that it is handed here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
@@ -34,8 +34,12 @@ from ..wire import (
 )
 from ..wire.anthropic import MESSAGES
 from ..wire.hangups import OnAbandoned
-from ..wire.replies import parse_json
+from ..wire.replies import looks_like_events, parse_json
 from ..wire.tokens import estimate_tokens
+from .restoring import RestoringReader, restored_body
+
+if TYPE_CHECKING:
+    from ..policy.placeholders import Restorer
 
 _NEWER_FIELD = ("openai", "azure")
 """Providers that take an output limit as `max_completion_tokens`; others read `max_tokens`."""
@@ -60,6 +64,7 @@ class Exchange:
         where: the server that it goes to, if known.
         service_tier: of the project there, where the request names none; None: what the engine says.
         on_abandoned: what is done with its stream if it is left; None: what the engine says.
+        unread: kinds of content that go with it and are not in its JSON.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -79,6 +84,7 @@ class Exchange:
         where: str = "",
         service_tier: str | None = None,
         on_abandoned: OnAbandoned | None = None,
+        unread: Sequence[str] = (),
     ) -> None:
         self.engine = engine
         self._on_abandoned = on_abandoned
@@ -90,6 +96,7 @@ class Exchange:
         """Whether another request may continue what the provider has stored of this one."""
         self._terms = {name: body[name] for name in _TERMS if isinstance(body.get(name), str)}
         outer = verdict = None
+        self._restorer: Restorer | None = None
         options: dict[str, Any] = {
             "prefer_max_tokens": provider not in _NEWER_FIELD,
             "provider": provider,
@@ -106,8 +113,9 @@ class Exchange:
                 provider=provider,
                 where=where,
                 layer=layer,
+                unread=("realtime",) if operation == "realtime" else unread,
             )
-            self._original, self._bound, verdict, outer = ruled
+            self._original, self._bound, verdict, outer, self._restorer = ruled
         elif self.metered:
             self._bound = bound_request(operation, body, **options)
         else:
@@ -202,15 +210,22 @@ class Exchange:
 
     def read_body(self, content: bytes) -> bytes:
         """Take in a whole reply; what of it is for the caller, where it is events that came whole."""
-        return read_whole(self.reply, content, hide_usage=self._hide_usage)
+        shown = read_whole(self.reply, content, hide_usage=self._hide_usage)
+        if self._restorer is None:
+            return shown
+        if looks_like_events(shown[:256]):
+            reader = RestoringReader(ReplyReader(Reply(), events=True, hide_usage=False), self._restorer)
+            return reader.feed(shown) + reader.finish()
+        return restored_body(shown, self._restorer)
 
-    def reader(self, *, events: bool) -> ReplyReader:
+    def reader(self, *, events: bool) -> ReplyReader | RestoringReader:
         """For a reply that is read as it passes.
 
         Args:
             events: whether it is said to be server-sent events; if not, it is looked at.
         """
-        return ReplyReader(self.reply, events=events, hide_usage=self._hide_usage)
+        reader = ReplyReader(self.reply, events=events, hide_usage=self._hide_usage)
+        return reader if self._restorer is None else RestoringReader(reader, self._restorer)
 
     @property
     def pending(self) -> bool:

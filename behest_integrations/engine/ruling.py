@@ -5,7 +5,7 @@ Doors come here only where there is a policy, which they ask with one look at `E
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..rules.attribution import NOBODY, Attribution
@@ -16,6 +16,7 @@ from .layers import take_offer
 
 if TYPE_CHECKING:
     from ..policy import Verdict
+    from ..policy.placeholders import Restorer
     from .engine import Engine
 
 
@@ -25,6 +26,7 @@ class Ruled(NamedTuple):
     Attributes:
         body: the request to send; another than was asked with, where its texts were masked.
         bound: how large that can get.
+        restorer: puts back into the answer what was masked.
         outer: the hold of the layer around it, for `Engine.plan`.
     """
 
@@ -32,6 +34,7 @@ class Ruled(NamedTuple):
     bound: RequestBound
     verdict: Verdict
     outer: Hold | None
+    restorer: Restorer | None
 
 
 def rule(
@@ -47,12 +50,20 @@ def rule(
     layer: str = "",
     outer: Hold | None = None,
     can_limit: bool = True,
+    can_change: bool = True,
+    view: Mapping[str, Any] | None = None,
+    remade: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda view: view,
+    unread: Sequence[str] = (),
 ) -> Ruled:
     """Ask the policy of `engine`, which has one.
 
     Args:
         binding: how large a request can get, for any body.
         can_limit: whether the door can send another output limit than the caller's.
+        can_change: whether it can send other texts.
+        view: what of the call is sent, as JSON; None: the body.
+        remade: the body, from a view whose texts were changed.
+        unread: kinds of content that go with it and are no texts.
 
     Raises:
         PolicyRefused: a rule forbids the call.
@@ -90,7 +101,19 @@ def rule(
         priced,
     )
     try:
-        return Ruled(body, bound, policy.admit(asked), outer)
+        verdict = policy.admit(asked)
+        if not policy.screening:
+            return Ruled(body, bound, verdict, outer, None)
+        seen = body if view is None else view
+        screened = policy.screen(verdict, seen, can_change=can_change, unread=unread)
+        if screened is None or screened.body is seen:
+            return Ruled(body, bound, verdict, outer, None)
+        # What is sent is what is bounded, and what the terms are about.
+        body = remade(screened.body)
+        bound = binding(body)
+        inputs = bound.input_tokens
+        policy.admit(asked._replace(input_tokens=None if inputs is None else max(0, inputs - bound.slack)))
+        return Ruled(body, bound, verdict, outer, screened.restorer)
     except PolicyRefused as error:
         assert engine.auditor is not None
         engine.auditor.refused(error, asked.who, operation, model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from ..ledger.base import Ledger, Work
@@ -25,7 +25,13 @@ class Wait(NamedTuple):
     seconds: float
 
 
-Steps = Generator["Wait | Work[Any]", Any, T]
+class Aside(NamedTuple):
+    """Work that takes its time and asks no store: on an event loop it is done in a thread."""
+
+    work: Callable[[], Any]
+
+
+Steps = Generator["Wait | Aside | Work[Any]", Any, T]
 
 
 def run(ledger: Ledger, steps: Steps[T]) -> T:
@@ -39,6 +45,8 @@ def run(ledger: Ledger, steps: Steps[T]) -> T:
                     answer = not in_loop()
                     if answer:
                         step.waiter.sleep(step.seconds)
+                elif isinstance(step, Aside):
+                    answer = step.work()
                 else:
                     answer = ledger.submit(step)
             except Exception as error:
@@ -61,6 +69,8 @@ async def arun(ledger: Ledger, steps: Steps[T]) -> T:
                 if isinstance(step, Wait):
                     await step.waiter.asleep(step.seconds)
                     answer = True
+                elif isinstance(step, Aside):
+                    answer = await asyncio.to_thread(step.work)
                 else:
                     answer = await ledger.asubmit(step)
             except Exception as error:

@@ -160,7 +160,9 @@ class Attempts:
                 on_abandoned=provider.settings.on_abandoned,
             )
 
-        exchange = await anyio.to_thread.run_sync(plan) if job.large else plan()
+        policy = self._meter.policy
+        aside = job.large or (policy is not None and policy.screening)
+        exchange = await anyio.to_thread.run_sync(plan) if aside else plan()
         hold = await self._reserve(job, exchange)
         sent = False
         try:

@@ -27,6 +27,7 @@ from uvicorn.supervisors import Multiprocess
 
 from ..config import FILE, Config, load
 from ..meter import Meter
+from ..policy.placeholders import SECRET_ENV
 from ..rules.errors import ConfigError
 from ..wire import bound_request
 from .app import create_app, gateway_meter
@@ -139,6 +140,8 @@ def serve(
             os.environ[settings.tokens.secret_env] = secrets.token_hex(32)
             say(f"Tokens: valid until this ends; set {settings.tokens.secret_env} to keep them.")
         Tokens(settings.tokens)  # says what is wrong with its keys
+        # Workers write the same placeholders for what is masked, so that conversations go on in any of them.
+        os.environ.setdefault(SECRET_ENV, secrets.token_hex(32))
         if workers > 1:
             os.environ[FOLDER] = stack.enter_context(_folder())
         listener = stack.enter_context(_listen(host, port))

@@ -8,6 +8,16 @@ down what it has decided. Where none is configured nothing of this is imported.
 from __future__ import annotations
 
 from .policing import Asked, Policing, Verdict
-from .settings import Policy, Rule
+from .settings import Audit, PatternSettings, Pii, Policy, Rule, Sentinel
 
-__all__ = ["Asked", "Policing", "Policy", "Rule", "Verdict"]
+__all__ = [
+    "Asked",
+    "Audit",
+    "PatternSettings",
+    "Pii",
+    "Policing",
+    "Policy",
+    "Rule",
+    "Sentinel",
+    "Verdict",
+]

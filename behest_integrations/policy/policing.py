@@ -5,15 +5,18 @@ It makes no calls and writes nothing. What it found is in the `Verdict`: kinds a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..rules.attribution import Attribution
 from ..rules.errors import PolicyRefused
 from .places import region_of_host
 from .settings import Policy, Terms, applies
+
+if TYPE_CHECKING:
+    from .screening import Screen, Screened
 
 
 class Asked(NamedTuple):
@@ -73,6 +76,14 @@ class Policing:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._listed = policy.named()
+        self._screens = {
+            name: found
+            for name, _, terms in self._listed
+            if terms.pii is not None or terms.sentinel is not None
+            if (found := _screen_of(name, terms))
+        }
+        self.screening = bool(self._screens)
+        """Whether texts are looked through at all."""
         self._places = {host.lower(): region.lower() for host, region in policy.places.items()}
 
     def admit(self, asked: Asked) -> Verdict:
@@ -89,6 +100,36 @@ class Policing:
             if most is not None:
                 ceiling = most if ceiling is None else min(most, ceiling)
         return Verdict(terms, ceiling)
+
+    def screen(
+        self,
+        verdict: Verdict,
+        body: Mapping[str, Any],
+        *,
+        can_change: bool = True,
+        unread: Sequence[str] = (),
+    ) -> Screened | None:
+        """Look the texts of a call through, by the rules of its verdict; None where none does.
+
+        Args:
+            can_change: whether the door can send another request than it was given.
+            unread: kinds of content that go with it and are no texts.
+
+        Raises:
+            PolicyRefused: something in it blocks it.
+        """
+        screens = [s for name in verdict.rules if (s := self._screens.get(name)) is not None]
+        if not screens:
+            return None
+        from .screening import screen
+
+        found = screen(screens, body, can_change=can_change, unread=unread, quoted=_asks_json(body))
+        verdict.kind, verdict.found = found.kind, found.found
+        return found
+
+    def finds(self) -> dict[str, dict[str, Sequence[str]]]:
+        """By rule: what finds each kind of what is somebody's own."""
+        return {name: dict(s.shield.on) for name, s in self._screens.items() if s.shield is not None}
 
     def _check(self, rule: str, terms: Terms, asked: Asked) -> None:
         for model in asked.models:
@@ -147,6 +188,20 @@ class Policing:
                     if fnmatchcase(name, pattern):
                         return region
         return region_of_host(host) if host else None
+
+
+def _screen_of(name: str, terms: Terms) -> Screen | None:
+    from .screening import Screen  # loads what finds
+
+    found = Screen(name, terms.pii, terms.sentinel)
+    return found if found else None
+
+
+def _asks_json(body: Mapping[str, Any]) -> bool:
+    """Whether the answer is to be JSON all through."""
+    text = body.get("text")
+    shape = body.get("response_format") or (text.get("format") if isinstance(text, Mapping) else None)
+    return isinstance(shape, Mapping) and str(shape.get("type", "")).startswith("json")
 
 
 def _check_output(rule: str, most: int, asked: Asked) -> None:

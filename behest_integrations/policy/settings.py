@@ -12,8 +12,9 @@ max_output_tokens = 512
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -35,6 +36,125 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Mode = Literal["disabled", "shadow", "enforce"]
+Failure = Literal["refuse", "pass"]
+Action = Literal["mask", "redact", "block"]
+Seconds = Annotated[float, Field(gt=0, le=30)]
+
+ENTITIES: Mapping[str, Action] = {
+    "EMAIL_ADDRESS": "mask",
+    "PHONE_NUMBER": "mask",
+    "CREDIT_CARD": "mask",
+    "IBAN_CODE": "mask",
+    "IP_ADDRESS": "mask",
+    "CRYPTO": "mask",
+    "US_SSN": "mask",
+    "SECRET": "redact",
+}
+"""What is looked for where nothing is said."""
+
+
+class PatternSettings(Strict):
+    """A pattern of your own: a regular expression, how sure it is, and words that make it surer nearby."""
+
+    regex: str = Field(min_length=1)
+    score: float = Field(default=0.8, gt=0, le=1)
+    context: tuple[str, ...] = ()
+
+
+class Pii(Strict):
+    """The shield of what is somebody's own.
+
+    Attributes:
+        mode: ``shadow`` finds and writes down, and changes nothing.
+        entities: by kind (Presidio's names, and ``SECRET``): ``mask`` it by a placeholder, and put it back
+            into the answer; ``redact`` it for good; ``block`` the call.
+        languages: of the texts, as codes.
+        models: a spaCy model that is installed, by language: it finds people and places.
+        threshold: how sure a recogniser must be.
+        patterns, words: kinds of your own, by name: patterns, and words as they are.
+        recognizers: Presidio's `EntityRecognizer` objects of your own (not in a file).
+        allowed: texts that are nobody's, as they are.
+        timeout: seconds for all the texts of a call.
+        on_failure: what happens when that is not enough, or a recogniser fails.
+        unscanned: what happens to what is no text: images, audio, files, tokens, what is stored elsewhere.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    mode: Mode = "enforce"
+    entities: dict[str, Action] = Field(default_factory=lambda: dict(ENTITIES))
+    languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = ("en",)
+    models: dict[str, str] = Field(default_factory=dict)
+    threshold: float = Field(default=0.4, gt=0, le=1)
+    patterns: dict[str, PatternSettings] = Field(default_factory=dict)
+    words: dict[str, tuple[Pattern, ...]] = Field(default_factory=dict)
+    recognizers: tuple[Any, ...] = ()
+    allowed: tuple[str, ...] = ()
+    timeout: Seconds = 2.0
+    on_failure: Failure = "refuse"
+    unscanned: Failure = "refuse"
+
+    @field_validator("entities", "patterns", "words")
+    @classmethod
+    def _names(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in value:
+            if not _ENTITY.fullmatch(name):
+                raise ValueError(f"a kind is named in capitals, such as EMAIL_ADDRESS, not {name!r}")
+        return value
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, value: Mapping[str, PatternSettings]) -> Mapping[str, PatternSettings]:
+        for name, each in value.items():
+            try:
+                re.compile(each.regex)
+            except re.error as error:
+                raise ValueError(f"{name} is not a regular expression: {error}") from None
+        return value
+
+
+class Sentinel(Strict):
+    """What is not wanted in what people and tools say to a model.
+
+    Attributes:
+        mode: ``shadow`` finds and writes down, and refuses nothing.
+        injection: known ways to turn a model against its orders; see `injections`.
+        blocklist: words and phrases that are not wanted, in any case.
+        patterns: regular expressions over plain text in small letters, by the name that a refusal tells.
+        classifier: asked besides: an address that takes ``{"texts": […]}`` and answers ``{"results": […]}``,
+            or (not in a file) a function of a text. It says true or false, how likely, or a table with
+            ``score`` or ``flagged``, and ``label``.
+        threshold: how likely is likely enough.
+        timeout: seconds for all the texts of a call.
+        on_failure: what happens when that is not enough, or the classifier fails.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    mode: Mode = "enforce"
+    injection: bool = True
+    blocklist: tuple[Pattern, ...] = ()
+    patterns: dict[str, str] = Field(default_factory=dict)
+    classifier: Any = None
+    threshold: float = Field(default=0.5, gt=0, le=1)
+    timeout: Seconds = 2.0
+    on_failure: Failure = "refuse"
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name, pattern in value.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{name} is not a regular expression: {error}") from None
+        return value
+
+
+_ENTITY = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+
+
 class Terms(Strict):
     """What a rule may demand of a call.
 
@@ -50,6 +170,8 @@ class Terms(Strict):
         max_output_tokens: more is refused; a call that sets no limit is sent with this one.
         max_input_tokens: more is refused, counted from above.
         priced: only models whose price is known.
+        pii: the shield of what is somebody's own.
+        sentinel: what is not wanted in what people say.
     """
 
     models: tuple[Pattern, ...] | None = None
@@ -60,6 +182,8 @@ class Terms(Strict):
     max_output_tokens: Tokens | None = None
     max_input_tokens: Tokens | None = None
     priced: bool = False
+    pii: Pii | None = None
+    sentinel: Sentinel | None = None
 
     @field_validator("models", "deny_models", "providers", "deny_providers", "regions", mode="before")
     @classmethod

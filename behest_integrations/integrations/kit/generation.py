@@ -8,10 +8,10 @@ HTTP exchange itself, `calls.exchange` knows more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...engine.engine import Engine
 from ...engine.holds import Hold
@@ -23,6 +23,9 @@ from ...rules.usage import Usage
 from ...wire import RequestBound, bound_request
 from ...wire.fields import CONTAINERS
 from .settings import LIMIT_NAMES
+
+if TYPE_CHECKING:
+    from ...policy.placeholders import Restorer
 
 # Asked to think, any model may do so in tokens that are billed and not shown.
 _THINKING_ASKED = frozenset(
@@ -61,6 +64,9 @@ class Generation:
         input_tokens: most tokens of the input, where the request does not show it.
         where: the server that it goes to, if known.
         deferred: a layer within sees more of the call, and asks the policy.
+        view, remade: what is sent, as JSON, and the request from a view whose texts were changed; None: the
+            adapter cannot change it.
+        unread: kinds of content that go with it and are not in the request.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -83,14 +89,18 @@ class Generation:
         outer: Hold | None = None,
         where: str = "",
         deferred: bool = False,
+        view: Mapping[str, Any] | None = None,
+        remade: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        unread: Sequence[str] = (),
     ) -> None:
         self.engine = engine
         options: dict[str, Any] = {"can_limit": can_limit, "choices": choices, "input_tokens": input_tokens}
         verdict = None
+        self.restorer: Restorer | None = None
         if engine.policy is None or deferred:
             self.bound = _bound(engine, operation, request, provider, **options)
         else:
-            request, self.bound, verdict, outer = rule(
+            ruled = rule(
                 engine,
                 operation,
                 request,
@@ -102,7 +112,12 @@ class Generation:
                 layer=layer,
                 outer=outer,
                 can_limit=can_limit,
+                can_change=remade is not None,
+                view=view,
+                remade=remade or (lambda seen: seen),
+                unread=unread,
             )
+            request, self.bound, verdict, outer, self.restorer = ruled
         self._thinks = any(map(request.get, _THINKING_ASKED.intersection(request)))
         self.plan: Plan = engine.plan(
             operation,

@@ -8,12 +8,13 @@ own affair; what it does there is here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ...calls.exchange import Exchange, unasked
 from ...engine.holds import Hold
 from ...engine.outcomes import outcome_of_status
-from ...engine.steps import Steps
+from ...engine.steps import Aside, Steps
 from ...prices import provider_for_url
 from ...rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, from_headers
 from .response import watch_response
@@ -50,15 +51,19 @@ class Call:
             client = self.client
             headers = options.headers
             where, provider = server_of(client)
-            exchange = self.exchange = Exchange(
-                self.terms.engine,
-                self.operation,
-                body_of(options),
-                who=from_headers(headers) if headers and isinstance(headers, Mapping) else NOBODY,
-                fallback=from_headers(client._custom_headers) if client._custom_headers else NOBODY,
-                provider=provider,
-                where=where,
-            )
+            engine = self.terms.engine
+            said: dict[str, Any] = {
+                "who": from_headers(headers) if headers and isinstance(headers, Mapping) else NOBODY,
+                "fallback": from_headers(client._custom_headers) if client._custom_headers else NOBODY,
+                "provider": provider,
+                "where": where,
+            }
+            if engine.policy is None or not engine.policy.screening:
+                exchange = Exchange(engine, self.operation, body_of(options), **said)
+            else:
+                said["unread"] = ("file",) if options.files is not None else ()
+                exchange = yield Aside(partial(Exchange, engine, self.operation, body_of(options), **said))
+            self.exchange = exchange
         hold = self._open = yield from self.terms.engine.reserving(exchange.plan)
         body = exchange.reserved(hold)
         if options.files is None and (options.json_data is not None or options.extra_json is not None):

@@ -136,6 +136,7 @@ class BehestHandler(BaseCallbackHandler):
             layer=_LAYER,
             provider=provider,
             input_tokens=texts * most,
+            unread=("texts that are not told",),
         )
 
     def _around(self) -> Hold | None:
