@@ -18,7 +18,7 @@ from ..engine.outcomes import Evidence, Outcome, judge
 from ..engine.per_engine import PerEngine
 from ..engine.plan import Plan
 from ..engine.ruling import rule
-from ..rules.attribution import NOBODY, Attribution
+from ..rules.attribution import NOBODY, Attribution, from_body
 from ..rules.usage import Usage
 from ..wire import (
     METERED_OPERATIONS,
@@ -54,6 +54,8 @@ class Exchange:
         body: the request's JSON; it is not changed.
         provider: the price list's provider id, if known.
         where: the server that it goes to, if known.
+        ask_usage: whether the server may be asked for the usage of a stream.
+        body_names: whether the body may say whom it is for, where nothing else does.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -71,12 +73,17 @@ class Exchange:
         provider: str | None = None,
         layer: str = "",
         where: str = "",
+        ask_usage: bool = True,
+        body_names: bool = True,
     ) -> None:
         self.engine = engine
         self.operation = operation
         self.metered = operation in METERED_OPERATIONS
         self._original = body
         self._where = where
+        self._ask_usage = ask_usage and engine.stream_usage
+        if body_names:
+            fallback = fallback.over(from_body(body))
         outer = verdict = None
         options: dict[str, Any] = {
             "prefer_max_tokens": provider not in _NEWER_FIELD,
@@ -132,7 +139,7 @@ class Exchange:
         ):
             body = with_output_limit(body, self._bound, hold.output_limit)
         if self.operation in ("chat", "completions") and body.get("stream") and not asks_stream_usage(body):
-            if self.engine.stream_usage and _TELLS.of(self.engine).get(self._where, True):
+            if self._ask_usage and _TELLS.of(self.engine).get(self._where, True):
                 self._hide_usage = True
                 body = with_stream_usage(body)
             else:
@@ -162,7 +169,7 @@ class Exchange:
 
     def _note(self, tells: bool) -> None:
         known = _TELLS.of(self.engine)
-        if self._where and known.get(self._where) is not tells and self.engine.stream_usage:
+        if self._where and known.get(self._where) is not tells and self._ask_usage:
             if len(known) >= _MOST_SERVERS:
                 known.clear()
             known[self._where] = tells
