@@ -18,7 +18,7 @@ from ..engine.outcomes import Evidence, Outcome, judge
 from ..engine.per_engine import PerEngine
 from ..engine.plan import Plan
 from ..engine.ruling import rule
-from ..rules.attribution import NOBODY, Attribution
+from ..rules.attribution import NOBODY, Attribution, from_body
 from ..rules.usage import Usage
 from ..wire import (
     METERED_OPERATIONS,
@@ -65,6 +65,8 @@ class Exchange:
         service_tier: of the project there, where the request names none; None: what the engine says.
         on_abandoned: what is done with its stream if it is left; None: what the engine says.
         unread: kinds of content that go with it and are not in its JSON.
+        ask_usage: whether the server may be asked for the usage of a stream.
+        body_names: whether the body may say whom it is for, where nothing else does.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -85,6 +87,8 @@ class Exchange:
         service_tier: str | None = None,
         on_abandoned: OnAbandoned | None = None,
         unread: Sequence[str] = (),
+        ask_usage: bool = True,
+        body_names: bool = True,
     ) -> None:
         self.engine = engine
         self._on_abandoned = on_abandoned
@@ -95,6 +99,9 @@ class Exchange:
         self._continued = operation == "responses" or (operation == MESSAGES and "thread" in body)
         """Whether another request may continue what the provider has stored of this one."""
         self._terms = {name: body[name] for name in _TERMS if isinstance(body.get(name), str)}
+        self._ask_usage = ask_usage and engine.stream_usage
+        if body_names:
+            fallback = fallback.over(from_body(body))
         outer = verdict = None
         self._restorer: Restorer | None = None
         options: dict[str, Any] = {
@@ -154,7 +161,7 @@ class Exchange:
         ):
             body = with_output_limit(body, self._bound, hold.output_limit)
         if self.operation in ("chat", "completions") and body.get("stream") and not asks_stream_usage(body):
-            if self.engine.stream_usage and _TELLS.of(self.engine).get(self._where, True):
+            if self._ask_usage and _TELLS.of(self.engine).get(self._where, True):
                 self._hide_usage = True
                 body = with_stream_usage(body)
             else:
@@ -184,7 +191,7 @@ class Exchange:
 
     def _note(self, tells: bool) -> None:
         known = _TELLS.of(self.engine)
-        if self._where and known.get(self._where) is not tells and self.engine.stream_usage:
+        if self._where and known.get(self._where) is not tells and self._ask_usage:
             if len(known) >= _MOST_SERVERS:
                 known.clear()
             known[self._where] = tells

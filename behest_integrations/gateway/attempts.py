@@ -28,6 +28,7 @@ from ..engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
 from ..meter import Meter
 from ..rules.attribution import Attribution
 from ..rules.errors import BehestError
+from .answers import Answer, BrokenOff, FailedInside, begin, read_at_most
 from .bodies import Held
 from .callers import Caller
 from .leaving import headed
@@ -83,15 +84,6 @@ class Job:
     """Since when (monotonic) a part of the answer is being sent."""
     budget: dict[str, str] = field(default_factory=dict)
     """The headers that tell which budget binds."""
-
-
-@dataclass
-class Answer:
-    """A provider's answer whose head says success; its hold is still open."""
-
-    response: aiohttp.ClientResponse
-    exchange: Exchange
-    hold: Hold
 
 
 class Attempts:
@@ -158,6 +150,8 @@ class Attempts:
                 where=provider.settings.base_url,
                 service_tier=provider.settings.service_tier,
                 on_abandoned=provider.settings.on_abandoned,
+                ask_usage=provider.settings.stream_usage,
+                body_names=False,  # as far as the caller may, it has
             )
 
         policy = self._meter.policy
@@ -182,6 +176,8 @@ class Attempts:
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             await hold.aend(outcome_of_error(error))
             self._metrics.attempt(provider.name, type(error).__name__)
+            if isinstance(error, aiohttp.ClientResponseError):  # it has answered, and may have billed
+                raise _Failed(_unreadable(provider.name, error), repeat=False, elsewhere=False) from error
             raise _Failed(_no_answer(provider.name, error), repeat=True, elsewhere=True) from error
         except BaseException as error:
             # Nothing may be waited for here: the task may be cancelled again.
@@ -191,7 +187,7 @@ class Attempts:
         self._metrics.attempt(provider.name, str(response.status))
         outcome = outcome_of_status(response.status)
         if outcome is None:
-            return Answer(response, exchange, hold)
+            return await _begun(provider.name, response, exchange, hold)
         await hold.aend(outcome)
         raise await _refused(provider.name, response, repeated=provider.settings.retries > 0)
 
@@ -229,22 +225,6 @@ async def hanging_up(receive: Receive) -> None:
         pass
 
 
-async def read_at_most(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """The whole body.
-
-    Raises:
-        ValueError: it is longer.
-    """
-    parts: list[bytes] = []
-    size = 0
-    async for data in response.content.iter_any():
-        size += len(data)
-        if size > most:
-            raise ValueError(f"more than {most} bytes")
-        parts.append(data)
-    return b"".join(parts)
-
-
 # ── attempts that fail ─────────────────────────────────────────────────────────────────
 
 _backoff = wait_random_exponential(multiplier=0.5, max=8)
@@ -267,6 +247,34 @@ async def _gone(job: Job) -> bool:
         at_once.cancel()
         return bool((await job.receive())["type"] == "http.disconnect")
     return False
+
+
+async def _begun(provider: str, response: aiohttp.ClientResponse, exchange: Exchange, hold: Hold) -> Answer:
+    """The answer, if it is one. What has been answered is not asked for again, whatever it was.
+
+    Raises:
+        _Failed: it is none.
+    """
+    try:
+        return await begin(response, exchange, hold)
+    except BrokenOff as broken:
+        problem = Problem(502, "The provider's answer broke off.", retry=False)
+        raise _Failed(problem, repeat=False, elsewhere=False) from broken
+    except FailedInside as failed:
+        error, code = failed.error, failed.error.get("code")
+        status = code if isinstance(code, int) and 400 <= code < 600 else 502
+        details = {"provider": provider, "status": response.status}
+        message = _text(error, "message") or f"The provider {provider!r} failed."
+        if status in _OURS:
+            status, message = 502, f"The provider {provider!r} {_OURS[status]}."
+        problem = Problem(status, message, code=_text(error, "code"), details=details, retry=False)
+        raise _Failed(problem, repeat=False, elsewhere=True) from failed
+
+
+def _unreadable(provider: str, error: aiohttp.ClientResponseError) -> Problem:
+    details = {"provider": provider, "error": type(error).__name__}
+    message = f"The provider {provider!r} answered in a way that cannot be read: {error.message[:200]}"
+    return Problem(502, message, details=details, retry=False)
 
 
 def _no_answer(provider: str, error: BaseException) -> Problem:

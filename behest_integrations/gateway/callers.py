@@ -10,14 +10,14 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio.to_thread
 from starlette.types import Scope
 
-from ..rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_headers
+from ..rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_body, from_headers
 from ..rules.budgets import Budget
 from ..rules.errors import ConfigError
 from .keys import KEY_TAG, Key, KeyStore, SigningKey, id_in, key_budgets
@@ -84,6 +84,16 @@ class Caller:
             project=self.project,
             tenant=self.tenant,
             tags={"trace": trace, **self.tags},
+        )
+
+    def named(self, body: Mapping[str, Any]) -> Attribution:
+        """Whom a request's body says it is for, as far as the caller may speak for them."""
+        said = from_body(body)
+        if said is NOBODY or (self.any_user and self.any_session):
+            return said
+        return Attribution(
+            session_id=said.session_id if self.any_session else None,
+            user_id=said.user_id if self.any_user else None,
         )
 
     @property

@@ -19,9 +19,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..calls.passing import Passing
-from ..engine.holds import Hold
 from ..meter import Meter
-from .attempts import Answer, Attempts, Job, hanging_up, read_at_most
+from .answers import LARGE, Answer, drain, end, post
+from .attempts import Attempts, Job, hanging_up
 from .bodies import Bodies, Held, parse
 from .callers import Caller, Gate
 from .leaving import Rest
@@ -39,13 +39,8 @@ REQUESTS: Mapping[str, type[Request]] = {
     "responses": ResponseRequest,
     "embeddings": EmbeddingRequest,
 }
-_LARGE = 50_000
-"""Bytes from which a body is worked on in a thread: to count the tokens of more than that takes
-milliseconds, in which the event loop would serve nobody."""
-_MOST_ANSWER = 64 * 1024 * 1024
 _DRAIN_SECONDS = 5.0
 _TAIL_SECONDS = 1.0
-_EVENTS = "text/event-stream"
 _HANDED_BACK = ("openai-processing-ms", "openai-version", "openai-model")
 
 
@@ -92,13 +87,14 @@ class Relay:
     async def _read(self, operation: str, caller: Caller, scope: Scope, receive: Receive, held: Held) -> Job:
         who = caller.attribution(scope["headers"], scope["state"]["trace"])
         raw = await held.read(Headers(scope=scope), receive)
-        model, large = REQUESTS[operation], len(raw) > _LARGE
+        model, large = REQUESTS[operation], len(raw) > LARGE
         if large:
             body, checked = await anyio.to_thread.run_sync(parse, raw, model, self.limits)
         else:
             body, checked = parse(raw, model, self.limits)
         for name in (checked.model, *_others(body)):
             caller.may_call(name)
+        who = who.over(caller.named(body))
         job = Job(operation, body, who, caller, scope["headers"], large, held, receive)
         if isinstance(checked, ResponseRequest):
             await self._check_stored(job, checked)
@@ -144,14 +140,15 @@ class Relay:
         job.body = {}
         answer.exchange.forget()
         job.held.let_go()
-        if answer.response.content_type == _EVENTS:
-            await self._pass_stream(job, answer, send)
-        else:
-            response = await self._whole(job, answer)
-            with anyio.move_on_after(self.limits.write_timeout) as waited:
-                await response(scope, receive, send)
-            if waited.cancelled_caught:
-                raise SlowClient("the client did not take its answer")
+        if answer.passing is not None:
+            await self._pass_stream(job, answer, answer.passing, send)
+            return
+        job.answered = True
+        self.metrics.answered(job.operation, time.perf_counter() - job.started)
+        with anyio.move_on_after(self.limits.write_timeout) as waited:
+            await Response(answer.content, headers=self._headers(job, answer))(scope, receive, send)
+        if waited.cancelled_caught:
+            raise SlowClient("the client did not take its answer")
 
     # ── and back ───────────────────────────────────────────────────────────────────────
 
@@ -163,41 +160,18 @@ class Relay:
             **job.budget,
         }
 
-    async def _whole(self, job: Job, answer: Answer) -> Response:
-        """An answer in one piece. It is read to its end even if the client has hung up: it is billed,
-        and what is known of it is better than the worst that it could have been."""
-        response, exchange, hold = answer.response, answer.exchange, answer.hold
-        try:
-            async with response:
-                content = await read_at_most(response, _MOST_ANSWER)
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
-            await hold.aend(exchange.interrupted(f"the answer broke off: {type(error).__name__}", "broken"))
-            raise Problem(502, "The provider's answer broke off.", retry=False, headers=job.budget) from error
-        except BaseException:
-            hold.post(exchange.interrupted("the gateway was stopped before the end", "cancelled"))
-            raise
-        if len(content) > _LARGE:
-            content = await anyio.to_thread.run_sync(exchange.read_body, content)
-        else:
-            content = exchange.read_body(content)
-        await hold.aend(exchange.complete())
-        job.answered = True
-        self.metrics.answered(job.operation, time.perf_counter() - job.started)
-        return Response(content, headers=self._headers(job, answer))
-
-    async def _pass_stream(self, job: Job, answer: Answer, send: Send) -> None:
+    async def _pass_stream(self, job: Job, answer: Answer, passing: Passing, send: Send) -> None:
         """An answer in events, each passed on as it comes. It is settled before its end is told."""
-        passing, hold = Passing(answer.exchange, events=True), answer.hold
+        hold, events = answer.hold, answer.content
         headers = {**self._headers(job, answer), "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         raw = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in headers.items()]
         first = True
         try:
             await _send(job, send, {"type": "http.response.start", "status": 200, "headers": raw})
-            async for data in answer.response.content.iter_any():
-                events = passing.feed(data)
+            while True:
                 done = passing.reader is not None and passing.reader.done
                 if done:
-                    await _end(hold, passing)
+                    await end(hold, passing)
                 if events:
                     await _send(job, send, {"type": "http.response.body", "body": events, "more_body": True})
                     if first:
@@ -205,28 +179,39 @@ class Relay:
                         first = False
                 if done:
                     # The last event has been told: nobody waits for a provider that does not hang up.
-                    await _drain(answer.response, passing, _TAIL_SECONDS)
+                    await drain(answer.response, passing, _TAIL_SECONDS)
                     break
+                data = await answer.response.content.readany()
+                if not data:
+                    break
+                events = passing.feed(data)
             rest = passing.rest()
-            await _end(hold, passing)
+            reply = answer.exchange.reply
+            if not (reply.ended or answer.exchange.generated or reply.error):
+                rest += _event(Problem(502, "The provider's stream ended before its answer did."))
+            await end(hold, passing)
             job.answered = True
             self.metrics.answered(job.operation, time.perf_counter() - job.started)
             await _send(job, send, {"type": "http.response.body", "body": rest})
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            await _end(hold, passing, f"the stream broke: {type(error).__name__}", "broken")
-            broken = to_json(Problem(502, "The provider's stream broke off.").body)
+            await end(hold, passing, f"the stream broke: {type(error).__name__}", "broken")
             job.answered = True
-            await _send(job, send, {"type": "http.response.body", "body": b"data: " + broken + b"\n\n"})
+            broken = _event(Problem(502, "The provider's stream broke off."))
+            await _send(job, send, {"type": "http.response.body", "body": broken})
         except asyncio.CancelledError:
             if passing.drainable and not passing.ended:
-                await _drain(answer.response, passing, _DRAIN_SECONDS)
+                await drain(answer.response, passing, _DRAIN_SECONDS)
             Rest(answer.exchange, hold, answer.response, passing).taken()
             raise
         finally:
             if not passing.left:
-                _post(hold, passing, "the client hung up before the end", "closed_early")
+                post(hold, passing, "the client hung up before the end", "closed_early")
                 # It goes back to the pool only if it was read to its end.
                 answer.response.close()
+
+
+def _event(problem: Problem) -> bytes:
+    return b"data: " + to_json(problem.body) + b"\n\n"
 
 
 class SlowClient(Exception):
@@ -276,30 +261,3 @@ def _others(body: Mapping[str, Any]) -> list[str]:
 def _refers(given: object) -> bool:
     """Whether a responses request names items that are stored at the provider."""
     return isinstance(given, list) and any(item.get("type") == "item_reference" for item in given)
-
-
-# ── how a call ends ────────────────────────────────────────────────────────────────────
-
-
-async def _end(hold: Hold, passing: Passing, note: str = "", flag: str = "") -> None:
-    outcome = passing.outcome(note, flag)
-    if outcome is not None:
-        await hold.aend(outcome)
-
-
-def _post(hold: Hold, passing: Passing, note: str, flag: str) -> None:
-    """End the hold if it has not ended, without waiting."""
-    outcome = passing.outcome(note, flag)
-    if outcome is not None:
-        hold.post(outcome)
-
-
-async def _drain(response: aiohttp.ClientResponse, passing: Passing, seconds: float) -> None:
-    """Read what is left of a stream that has been generated, and nobody reads: its usage may be in it."""
-    with (
-        anyio.move_on_after(seconds, shield=True),
-        contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError),
-    ):
-        async for data in response.content.iter_any():
-            passing.feed(data)
-        passing.rest()

@@ -79,6 +79,8 @@ class ProviderSettings(_Strict):
         connect_timeout: seconds for a free place in the pool and a connection.
         retries: further attempts on 429, 5xx and lost connections; each is a call of its own.
         max_connections: at once, for each worker.
+        stream_usage: ask for the usage of streams (`stream_options`); without, what is seen of
+            them is counted, or booked at the worst case.
         send_attribution: hand `X-Session-Id` and `X-End-User-Id` on.
         service_tier: of your project there, if you know it; default: as for all, see `Meter`.
         on_abandoned: what is done with streams whose client leaves; default: as for all, see `Meter`.
@@ -94,6 +96,7 @@ class ProviderSettings(_Strict):
     connect_timeout: Seconds = 10.0
     retries: int = Field(default=2, ge=0, le=10)
     max_connections: int = Field(default=200, ge=1, le=10_000)
+    stream_usage: bool = True
     send_attribution: bool = False
     service_tier: str | None = Field(default=None, min_length=1)
     on_abandoned: OnAbandoned | None = None

@@ -164,6 +164,31 @@ def from_headers(headers: Mapping[str, Any] | None) -> Attribution:
     return Attribution(session_id=found.get(SESSION_HEADER), user_id=found.get(USER_HEADER))
 
 
+def from_body(body: Mapping[str, Any]) -> Attribution:
+    """Attribution that a request of OpenAI's shape has in itself, which is the last that is asked.
+
+    The user is `safety_identifier`, or the older `user`; the session is `metadata.session_id`. What cannot be
+    an id is none: these are fields of a provider's, which worked before anybody counted by them.
+    https://platform.openai.com/docs/api-reference/chat/create
+    """
+    user = body.get("safety_identifier") or body.get("user")
+    metadata = body.get("metadata")
+    if user is None and metadata is None:
+        return NOBODY
+    session = metadata.get("session_id") if isinstance(metadata, Mapping) else None
+    session, user = _id_or_none(session), _id_or_none(user)
+    return NOBODY if session is None and user is None else Attribution(session_id=session, user_id=user)
+
+
+def _id_or_none(value: object) -> str | None:
+    if not isinstance(value, str) or not value.strip():
+        return None
+    try:
+        return check_id(value.strip(" \t"), "an id")
+    except ConfigError:
+        return None
+
+
 class SessionScope(Scope):
     """Everything inside is attributed; see `session`. Works as `with`, `async with`, decorator."""
 

@@ -18,7 +18,7 @@ from ...engine.holds import Hold
 from ...engine.outcomes import Evidence, Outcome, judge
 from ...engine.plan import Plan
 from ...engine.ruling import rule
-from ...rules.attribution import NOBODY, Attribution
+from ...rules.attribution import NOBODY, Attribution, from_body
 from ...rules.usage import Usage
 from ...wire import RequestBound, bound_request
 from ...wire.fields import CONTAINERS
@@ -94,6 +94,7 @@ class Generation:
         unread: Sequence[str] = (),
     ) -> None:
         self.engine = engine
+        fallback = fallback.over(from_body(request))
         options: dict[str, Any] = {"can_limit": can_limit, "choices": choices, "input_tokens": input_tokens}
         verdict = None
         self.restorer: Restorer | None = None
