@@ -16,7 +16,7 @@ from .engine.alert import Alert
 from .engine.alerts import Alerts
 from .engine.contexts import bind
 from .engine.costs import CostScope
-from .engine.engine import OnStoreError, OnUnknown, now_ms
+from .engine.engine import OnStoreError, OnUnknown
 from .engine.limits import BudgetChanges, scope_of
 from .engine.living import register, revive
 from .engine.planning import Planner, as_budget, distinct
@@ -53,7 +53,7 @@ class Meter(Doors):
     """Meters calls and holds them to budgets, over one store.
 
     Args:
-        store: ``sqlite:///FILE``, ``memory://``, or a `Ledger`. Default: the environment's
+        store: ``sqlite:///FILE``, ``postgresql+psycopg://…``, ``memory://``, or a `Ledger`. Default:
             ``BEHEST_STORE``, else ``sqlite:///behest.db`` in the working folder.
         budgets: texts or `Budget`s; a call must fit in all that apply to it.
         prices: your own prices by model, over the price list's.
@@ -175,7 +175,7 @@ class Meter(Doors):
             on_unknown=unknown,
             on_store_error=store_error,
             alerts=Alerts(on_threshold, _alerting(alerts), on_alert),
-            clock=clock or now_ms,
+            clock=clock,
             allow_fields=given["allow_fields"],
             on_abandoned=each_of(on_abandoned, ON_ABANDONED, "on_abandoned", "auto"),
             stream_usage=one_of(stream_usage, (True, False), "stream_usage"),
@@ -460,12 +460,12 @@ class Meter(Doors):
         Raises:
             StoreError: the store cannot be read.
         """
-        planner, now = self._planner, self._clock()
+        planner = self._planner
         who = planner.who(
             who_module.session(session, user=user, project=project, tenant=tenant, tags=tags).attribution
         )
         budgets = [b for b in planner.applicable(who, model) if model or "model" not in b.per]
-        return self._ledger.submit(lambda rows: planner.balances(rows, budgets, who, model, now))
+        return self.read_balances(budgets, who, model)
 
     def balances(
         self,

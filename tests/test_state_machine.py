@@ -1,4 +1,4 @@
-"""Invariants 1 to 6, checked after each step of random histories, on both stores.
+"""Invariants 1 to 6, checked after each step of random histories, on each store.
 
 A model in plain Python says what each call must have been booked as; the ledger, the
 buckets and the holds must agree with it whatever happens in whatever order.
@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import postgres
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -54,12 +55,15 @@ class Books(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now = START
         self.folder = tempfile.TemporaryDirectory()
-        self.url = f"sqlite:///{Path(self.folder.name)}/b.db" if self.store == "sqlite" else "memory://"
+        self.url = self.new_store()
         self.meter = self.make_meter()
         self.booked: dict[str, int | None] = {}  # call id → nano-dollars; None: in flight
         self.worst: dict[str, int] = {}
         self.highest = {text: Budget.parse(text).amount for text in BUDGETS}
         self.refused = 0
+
+    def new_store(self) -> str:
+        return "memory://"
 
     def make_meter(self) -> Meter:
         return Meter(
@@ -170,7 +174,7 @@ class Books(RuleBasedStateMachine):
     def reset_budget(self, budget: str) -> None:
         self.meter.reset_limit(budget)
 
-    @precondition(lambda self: self.store == "sqlite")
+    @precondition(lambda self: self.store != "memory")
     @rule()
     def restart(self) -> None:
         self.meter.close()
@@ -268,6 +272,16 @@ class MemoryBooks(Books):
 class SQLiteBooks(Books):
     store = "sqlite"
 
+    def new_store(self) -> str:
+        return f"sqlite:///{Path(self.folder.name)}/b.db"
+
+
+class PostgresBooks(Books):
+    store = "postgres"
+
+    def new_store(self) -> str:
+        return postgres.new_url()
+
 
 _quick = settings(
     max_examples=200,
@@ -279,10 +293,12 @@ TestMemory = MemoryBooks.TestCase
 TestMemory.settings = _quick
 TestSQLite = SQLiteBooks.TestCase
 TestSQLite.settings = settings(_quick, max_examples=100)
+TestPostgres = PostgresBooks.TestCase
+TestPostgres.settings = settings(_quick, max_examples=4)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("books", [MemoryBooks, SQLiteBooks])
+@pytest.mark.parametrize("books", [MemoryBooks, SQLiteBooks, PostgresBooks])
 def test_long_histories(books: type[Books]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import postgres
 import pytest
 from store_suite import StoreSuite
 
@@ -25,6 +26,12 @@ class TestSQLite(StoreSuite):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/books.db"
+
+
+class TestPostgres(StoreSuite):
+    @pytest.fixture
+    def url(self) -> str:
+        return postgres.new_url()
 
 
 @pytest.mark.parametrize("url", ["nothing://x", "postgresl://x", "redis+cluster://x"])

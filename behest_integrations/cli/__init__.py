@@ -25,6 +25,7 @@ COMMANDS = {
     "reconcile": ("cli.finance:reconcile", "A provider's own export against the books."),
     "reprice": ("cli.finance:reprice", "Price the calls that had no price when booked."),
     "alerts": ("cli.alerts:alerts", "Who is told of thresholds and the like: test, list, send."),
+    "db": ("cli.db:db", "A ledger's tables: check them, upgrade them, copy them."),
     "prices": ("cli.tools:prices", "What a model costs, and where that is from."),
     "run": ("cli.run:run", "Run a Python program, metered and held to a budget."),
     "serve": ("cli.gateway:serve", "Serve the gateway: an OpenAI-compatible endpoint."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,9 +98,30 @@ def existing(store: str | None, *, to_write: bool = False) -> Ledger:
     return found
 
 
+def persistent(store: str | None) -> str:
+    """The URL of the ledger that a person means, which is to outlive its program.
+
+    Raises:
+        ConfigError: it is in memory.
+    """
+    return _persistent(url_of(store))
+
+
+def kind_of(url: str) -> type[Ledger]:
+    """The class of the store at a URL."""
+    from ..ledger.stores import store_class
+
+    return store_class(url)
+
+
 def no_ledger(store: str | None) -> str:
     """Where a person looks for a ledger, and there is none."""
-    return f"there is no ledger at {url_of(store).removeprefix('sqlite:///')}"
+    return f"there is no ledger at {_without_password(url_of(store)).removeprefix('sqlite:///')}"
+
+
+def _without_password(url: str) -> str:
+    """For people: what is between the user's name and the host is nobody's business."""
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
 
 
 def _persistent(url: str) -> str:

@@ -1,6 +1,7 @@
 """The engine: plan → reserve → settle or release, sync and async, over one store.
 
-It opens no door and knows no framework: what does is above it.
+It opens no door and knows no framework: what does is above it. Over 500 lines, so that a call's way
+from its plan to its end is read in one place.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..ledger.book import (
     expire,
     reserve,
 )
+from ..ledger.operations import Operation
 from ..rules.attribution import NOBODY, Attribution
 from ..rules.balance import Balance, Shortfall
 from ..rules.budgets import Budget
@@ -69,7 +71,7 @@ class Engine:
         wait: seconds to wait for calls in flight when a budget is busy; 0: none.
         lease_ms: after how long a call whose process has died is booked as assumed.
         on_unknown, on_store_error: see `Meter`. alerts: who is told of what.
-        clock: milliseconds since 1970.
+        clock: milliseconds since 1970; default: the store's.
         allow_fields: fields of requests that are let through though they are not known.
         stream_usage: whether streams are asked for their usage.
         policy: what may be asked at all; None: anything.
@@ -86,13 +88,14 @@ class Engine:
         on_unknown: OnUnknown,
         on_store_error: OnStoreError,
         alerts: Alerts,
-        clock: Callable[[], int],
+        clock: Callable[[], int] | None = None,
         allow_fields: frozenset[str] = frozenset(),
         stream_usage: bool = True,
         policy: Policing | None = None,
         on_abandoned: Mapping[str, OnAbandoned] | None = None,
     ) -> None:
         self._ledger = ledger
+        self._clock = clock or ledger.now_ms
         self._planner = planner
         self.pricing = planner.pricing
         self.token = os.urandom(16).hex()
@@ -102,7 +105,7 @@ class Engine:
         self.allow_fields = allow_fields
         self.stream_usage = stream_usage
         self.policy = policy
-        self.auditor = None if policy is None else Auditor(ledger, policy.policy.audit.allowed, clock)
+        self.auditor = None if policy is None else Auditor(ledger, policy.policy.audit.allowed, self._clock)
         self.notices = Notices()
         self.kept: dict[Any, Any] = {}
         """What doors keep with this engine; see `PerEngine`."""
@@ -111,8 +114,7 @@ class Engine:
         self._wait = wait
         self._on_store_error = on_store_error
         self._alerts = alerts
-        alerts.open(ledger, clock)
-        self._clock = clock
+        alerts.open(ledger, self._clock)
         self._next_sweep = 0
         self._unwritten = Unwritten(self._after)
         self._on_abandoned: Mapping[str, OnAbandoned] = on_abandoned or {"": "auto"}
@@ -291,7 +293,7 @@ class Engine:
             self._lines.wake(claims)
             return dropped
 
-        return work
+        return Operation(work, claims=claims, takes=(call_id,))
 
     def _reserve_work(self, ask: _Asking) -> Work[Reserved | Refused]:
         call_id, plan, claims, now, sweep, swept, waiting, replaces, place = ask
@@ -324,7 +326,14 @@ class Engine:
                 self._alerts.write(rows, now, result.events)
             return result
 
-        return work
+        return Operation(
+            work,
+            claims=claims,
+            takes=(replaces.id,) if replaces is not None else (),
+            makes=call_id,
+            now=now,
+            sweeps=sweep,
+        )
 
     def standing(self, hold: Hold) -> Balance | None:
         """The budget that has the least left of those that `hold` is in, as of when it was made."""
@@ -353,18 +362,13 @@ class Engine:
         if not hold.takes(outcome):
             return
         work = self._end_work(hold, outcome)
-
-        def announcing(rows: Rows) -> Booked:
-            # Nobody waits for it: its events are told from the writer.
-            booked = work(rows)
-            self._after(booked)
-            return booked
-
-        self._ledger.post(announcing, lambda error: self._unwritten.keep(work, error))
+        # Nobody waits for it: its events are told from the writer.
+        self._ledger.post(work, lambda error: self._unwritten.keep(work, error), self._after)
 
     def _end_work(self, hold: Hold, outcome: Outcome) -> Writing:
         release = self.on_unknown == "release"
-        work = end_work(hold, outcome, self._planner, release=release, now=self._clock())
+        now = self._clock()
+        work = end_work(hold, outcome, self._planner, release=release, now=now)
 
         def waking(rows: Rows) -> Booked:
             booked = work(rows)
@@ -374,7 +378,7 @@ class Engine:
                 self._alerts.write(rows, self._clock(), booked.events, booked, hold.plan.model)
             return booked
 
-        return waking
+        return Operation(waking, claims=hold.claims, takes=(hold.id,), now=now, settles=True)
 
     def _after(self, booked: Booked) -> None:
         if booked.over:
@@ -401,7 +405,7 @@ class Engine:
         """The store operation that tells the buckets of `who`, but for those per model."""
         planner, now, whose = self._planner, self._clock(), self._planner.who(who, fallback)
         budgets = [b for b in planner.applicable(whose, "") if "model" not in b.per]
-        return lambda rows: planner.balances(rows, budgets, whose, "", now)
+        return Operation(lambda rows: planner.balances(rows, budgets, whose, "", now), reads=True)
 
     def share_used(self, who: Attribution, fallback: Attribution = NOBODY) -> Work[int]:
         """The store operation that tells how full, in percent, the fullest budget of `who` is."""
@@ -410,18 +414,26 @@ class Engine:
         def work(rows: Rows) -> int:
             return max((100 * (b.spent + b.held) // max(1, b.limit) for b in balances(rows)), default=0)
 
-        return work
+        return Operation(work, reads=True)
 
     def stage_balances(self, budgets: Sequence[Budget]) -> list[Balance]:
         """The buckets of a stage's budgets, as they stand."""
-        who, now = self._planner.who(NOBODY), self._clock()
-        return self._ledger.submit(lambda rows: self._planner.balances(rows, budgets, who, "", now))
+        return self.read_balances(budgets, self._planner.who(NOBODY), "")
+
+    def read_balances(self, budgets: Sequence[Budget], who: Attribution, model: str) -> list[Balance]:
+        """The buckets of some budgets that a call of `who` to `model` would count in, as they stand.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        tell, now = self._planner.balances, self._clock()
+        return self._ledger.submit(Operation(lambda rows: tell(rows, budgets, who, model, now), reads=True))
 
     # ── keeping house ──────────────────────────────────────────────────────────────────
 
     def recall(self) -> None:
         """Read what bills have taught other processes; it is read again about once a second."""
-        self._planner.lessons.recall(self._ledger.submit(lambda rows: rows.lessons()))
+        self._planner.lessons.recall(self._ledger.submit(Operation(lambda rows: rows.lessons(), reads=True)))
 
     def sweep(self) -> int:
         """Book the holds whose lease has run out; how many."""

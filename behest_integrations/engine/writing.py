@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..ledger.book import Booked, Rows, cancel
+from ..ledger.operations import Operation
 from ..rules.errors import StoreError
 from .steps import Steps
 
@@ -18,7 +19,7 @@ Writing = Callable[[Rows], Booked]
 
 def dropping(call_id: str) -> Writing:
     """Drop a hold whose call never left."""
-    return lambda rows: Booked(cancel(rows, call_id=call_id))
+    return Operation(lambda rows: Booked(cancel(rows, call_id=call_id)), takes=(call_id,))
 
 
 class Unwritten:

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -80,6 +81,8 @@ class Ledger(ABC):
     """Whether several processes that open the same URL have the same books."""
     inline_async: ClassVar[bool] = True
     """Whether an operation is quick enough to run on the event loop's own thread."""
+    most_for_loops: ClassVar[int] = _MOST_FOR_LOOPS
+    """Operations of coroutines in one transaction."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -242,12 +245,23 @@ class Ledger(ABC):
             self._lock.release()
             self._hand_on()
 
-    def post(self, work: Work[Any], failed: Callable[[BaseException], None]) -> None:
-        """Run `work` soon, from anywhere: also from a finaliser, also on an event loop."""
+    def post(
+        self,
+        work: Work[T],
+        failed: Callable[[BaseException], None],
+        done: Callable[[T], None] | None = None,
+    ) -> None:
+        """Run `work` soon, from anywhere: also from a finaliser, also on an event loop.
 
-        def notify(op: _Op[Any]) -> None:
+        Args:
+            failed, done: told, from whatever thread, how it ended.
+        """
+
+        def notify(op: _Op[T]) -> None:
             if op.error is not None:
                 failed(op.error)
+            elif done is not None:
+                done(op.result)  # type: ignore[arg-type]
 
         self._queue.append(_Op(work, notify))
         if not self.inline_async:
@@ -342,7 +356,7 @@ class Ledger(ABC):
 
     def remember_budgets(self, budgets: Iterable[tuple[str, str, str]], now: int) -> None:
         """Write down which budgets are in force, (shape, text, zone), for those who only read."""
-        known = [KnownBudget(*budget, now) for budget in budgets]
+        known = [KnownBudget(*budget, now) for budget in sorted(budgets)]
 
         def write(rows: Rows) -> None:
             for budget in known:
@@ -353,7 +367,7 @@ class Ledger(ABC):
     def _write_for_loops(self) -> None:
         while self._queue:
             with self._alone():
-                self._run_queue(_MOST_FOR_LOOPS)
+                self._run_queue(self.most_for_loops)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -399,6 +413,31 @@ class Ledger(ABC):
         Raises:
             ConfigError: `url` is not one of this store's.
         """
+
+    @classmethod
+    def version(cls, url: str) -> str | None:
+        """The migration that the tables at `url` are at; None: there are none.
+
+        Raises:
+            ConfigError: this store has no tables.
+            StoreError: the store is out.
+        """
+        raise ConfigError(f"{url.partition(':')[0]}:// has no tables that could be of another version")
+
+    @classmethod
+    def upgrade(cls, url: str) -> None:
+        """Make the tables at `url`, or bring them to this version's.
+
+        Raises:
+            ConfigError: this store has no tables.
+            StoreError: the store is out, or was written by a newer version.
+        """
+        cls.version(url)
+
+    def now_ms(self) -> int:
+        """The time that windows and leases go by, in milliseconds since 1970: the store's, where many
+        hosts share it."""
+        return int(time.time() * 1000)
 
     @abstractmethod
     def _begin(self) -> Rows:

@@ -124,7 +124,7 @@ class SQLRows:
             self._own_holds.update(self._new_holds)
             self._new_holds.clear()
         if self._new_entries:
-            self._write(self._sql.add_entry, [_entry_values(e) for e in self._new_entries])
+            self._write(self._sql.add_entry, [entry_values(e) for e in self._new_entries])
             self._new_entries.clear()
         if self._new_audit:
             if self._chain is None:
@@ -328,7 +328,7 @@ class SQLRows:
     def last_entry(self, call_id: str) -> Entry | None:
         self.flush()
         row = self._run(self._sql.last_entry, (call_id,)).fetchone()
-        return _entry(row) if row is not None else None
+        return entry_of(row) if row is not None else None
 
     def usage_of_response(
         self, response: str, tenant: str | None, project: str | None, user: str | None
@@ -348,7 +348,7 @@ class SQLRows:
 
     def lessons(self) -> Lessons:
         if self._lessons is None:
-            self._lessons = _lessons(self._run, self._sql)
+            self._lessons = lessons_of(self._run(self._sql.lessons))
         return self._lessons
 
     def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
@@ -356,21 +356,24 @@ class SQLRows:
         self._lessons = None
 
 
-def _lessons(run: Callable[[str], Any], sql: Statements) -> Lessons:
-    return {(server, model): tuple(values) for server, model, *values in run(sql.lessons)}
+def lessons_of(rows: Iterable[Sequence[Any]]) -> Lessons:
+    """Lessons from their rows."""
+    return {(server, model): tuple(values) for server, model, *values in rows}
 
 
 _message_values = attrgetter(*(field.name for field in fields(Message)))
 
 
-def _entry_values(entry: Entry) -> list[Any]:
+def entry_values(entry: Entry) -> list[Any]:
+    """An entry as the parameters of a statement."""
     values = list(_entry_fields(entry))
     values[_TAGS] = encode(entry.tags) if entry.tags else "{}"
     values[_BOOKINGS] = encode(entry.bookings)
     return values
 
 
-def _entry(row: Sequence[Any]) -> Entry:
+def entry_of(row: Sequence[Any]) -> Entry:
+    """An entry from its row."""
     values = dict(zip(ENTRY_ORDER, row, strict=True))
     for name in ("tags", "bookings"):
         if isinstance(values[name], str):
@@ -388,11 +391,11 @@ def read_books(run: Callable[[str], Any], sql: Statements) -> Books:
             HoldRecord(id, expires, [tuple(b) for b in from_json(bookings)], from_json(call), owner)
             for id, expires, bookings, call, owner in run(sql.all_holds)
         ],
-        [_entry(row) for row in run(sql.all_entries)],
+        [entry_of(row) for row in run(sql.all_entries)],
         [dict(zip(names, row, strict=True)) for row in run(sql.all_refusals)],
         dict(run(sql.overrides)),
         [KnownBudget(*row) for row in run(sql.all_budgets)],
-        _lessons(run, sql),
+        lessons_of(run(sql.lessons)),
         {(budget, scope): amount for scope, budget, amount in run(sql.all_own_limits)},
     )
 
@@ -402,7 +405,7 @@ class SQLLedger(Ledger):
 
     shared: ClassVar[bool] = True
     inline_async: ClassVar[bool] = False
-    statements: ClassVar[Statements]
+    statements: Statements
 
     _engine: sa.Engine
     """To read with, and for what is no call: the schema, the keys."""
@@ -425,26 +428,36 @@ class SQLLedger(Ledger):
         return SQLKeys(self.reading, self._engine)
 
 
-def schema_version(connection: sa.Connection) -> str | None:
+def schema_version(connection: sa.Connection, within: str | None = None) -> str | None:
     """The migration that a database is at; None: it is empty.
+
+    Args:
+        within: the schema in which the tables are; None: where they are found without a name.
 
     Raises:
         StoreError: it is somebody else's.
     """
-    tables = sa.inspect(connection).get_table_names()
+    tables = sa.inspect(connection).get_table_names(within)
     if "alembic_version" not in tables:
         if tables:
+            own = "a schema of its own: add ?schema=behest to its URL" if within is None else "another schema"
             raise StoreError(
                 f"The database {connection.engine.url.database} has other tables "
-                f"({', '.join(tables[:3])}) and no ledger: give the ledger a database of its own.",
+                f"({', '.join(tables[:3])}) and no ledger: give the ledger a database of its own"
+                + (f", or {own}." if connection.dialect.name == "postgresql" else "."),
                 retryable=False,
             )
         return None
-    return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    table = sa.table("alembic_version", sa.column("version_num", sa.Text()), schema=within)
+    version: str | None = connection.scalar(sa.select(table.c.version_num))
+    return version
 
 
-def upgrade(engine: sa.Engine) -> None:
+def upgrade(engine: sa.Engine, within: str | None = None) -> None:
     """Bring a ledger's schema to this version's, under the write lock.
+
+    Args:
+        within: the schema in which the tables are to be; it is made if there is none.
 
     Raises:
         StoreError: it was written by a newer version of this package.
@@ -456,7 +469,11 @@ def upgrade(engine: sa.Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.connect().execution_options(write=True) as connection, connection.begin():
-        if schema_version(connection) == schema.HEAD:
+        if within is not None:
+            connection.execute(sa.schema.CreateSchema(within, if_not_exists=True))
+            quoted = connection.dialect.identifier_preparer.quote(within)
+            connection.exec_driver_sql(f"SET LOCAL search_path TO {quoted}")
+        if schema_version(connection, within) == schema.HEAD:
             return  # another process was quicker
         config.attributes["connection"] = connection
         try:
@@ -464,7 +481,8 @@ def upgrade(engine: sa.Engine) -> None:
         except CommandError as error:
             raise StoreError(
                 f"The ledger {engine.url.database} cannot be brought to this version's schema: it is at "
-                f"{schema_version(connection)}, and this version knows {schema.HEAD}. A newer version of "
-                "behest-integrations has written it: use that one (pip install -U behest-integrations).",
+                f"{schema_version(connection, within)}, and this version knows {schema.HEAD}. A newer "
+                "version of behest-integrations has written it: use that one "
+                "(pip install -U behest-integrations).",
                 retryable=False,
             ) from error

@@ -133,6 +133,22 @@ class SQLiteLedger(SQLLedger):
         sa.event.listen(engine, "begin", _begin_by_hand)
         return engine
 
+    @classmethod
+    def version(cls, url: str) -> str | None:
+        path = _file(url)
+        if not path.exists():
+            return None
+        engine = sa.create_engine(f"sqlite:///{path}", poolclass=NullPool)
+        try:
+            with engine.connect() as connection:
+                return schema_version(connection)
+        except sa.exc.DatabaseError as error:
+            raise StoreError(f"The ledger {path} cannot be read: {error.orig}", retryable=False) from error
+
+    @classmethod
+    def upgrade(cls, url: str) -> None:
+        cls(url).close()
+
     def _make_engine(self) -> sa.Engine:
         engine = sa.create_engine(
             f"sqlite:///{self.path}",

@@ -30,10 +30,16 @@ class Statements:
     Args:
         dialect: of the database and its driver; parameters must be positional.
         insert: the database's own ``INSERT``, which knows ``ON CONFLICT``.
+        within: the schema in which the tables are, if they are in one that has to be named.
     """
 
-    def __init__(self, dialect: sa.Dialect, insert: Callable[[sa.Table], Any]) -> None:
+    def __init__(
+        self, dialect: sa.Dialect, insert: Callable[[sa.Table], Any], within: str | None = None
+    ) -> None:
         self._dialect = dialect
+        self._within: dict[str, Any] = {}
+        if within is not None:
+            self._within = {"schema_translate_map": {None: within}, "render_schema_translate": True}
         self._by_ids: dict[int, str] = {}
         zero: sa.ColumnClause[int] = sa.literal_column("0")
         one: sa.ColumnClause[int] = sa.literal_column("1")
@@ -139,6 +145,7 @@ class Statements:
         )  # fmt: skip
         names = [c.name for c in _t.columns]
         kept = insert(_t).values({name: _P(f"v_{name}") for name in names})
+        self.add_lesson = compiled(kept, *(f"v_{name}" for name in names))
         self.keep_lesson = compiled(_upsert(kept, "server", "model"), *(f"v_{name}" for name in names))
         self.lessons = compiled(sa.select(_t))
         names = list(FIELDS)
@@ -174,7 +181,7 @@ class Statements:
         return found
 
     def _compiled(self, statement: sa.sql.ClauseElement, *names: str) -> str:
-        made = statement.compile(dialect=self._dialect)
+        made = statement.compile(dialect=self._dialect, **self._within)
         order = tuple(made.positiontup or ())  # type: ignore[attr-defined]
         if order != names:
             raise AssertionError(f"parameters come as {order}, not {names}: {made}")

@@ -22,6 +22,7 @@ from .base import Durability, Ledger
 # By scheme of the URL. Imported when first opened: a meter in memory needs no database library.
 STORES = {
     "memory": "behest_integrations.ledger.memory:MemoryLedger",
+    "postgresql": "behest_integrations.ledger.postgres:PostgresLedger",
     "sqlite": "behest_integrations.ledger.sqlite:SQLiteLedger",
 }
 GROUP = "behest_integrations.stores"

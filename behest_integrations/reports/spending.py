@@ -238,7 +238,8 @@ def _spent(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) ->
     for row in connection.execute(_narrowed(statement, _e, _COLUMNS, asked)):
         key, sums = row[: len(keys)], row[len(keys) :]
         told = tuple(group.told(value) for group, value in zip(groups, key, strict=True))
-        yield Line(told, **dict(zip(_sums(), sums, strict=True)))
+        # PostgreSQL's sums of whole numbers come as decimals.
+        yield Line(told, **dict(zip(_sums(), map(int, sums), strict=True)))
 
 
 def _refused(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) -> Iterator[Line]:
