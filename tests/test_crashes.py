@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from support import ANSWER, HELLO, MODEL, PEOPLE, assert_each_within, assert_sou
 from behest_integrations import BudgetExceeded, Meter, StoreError, Usage
 from behest_integrations.engine.owners import _started, has_died, this_process
 from behest_integrations.reports import report, verify
+from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 from behest_integrations.wire import RequestBound
 
@@ -243,6 +245,76 @@ def test_the_holds_of_a_killed_process_end_at_once_on_the_same_machine(tmp_path:
             for process in running:
                 process.kill()
                 process.wait()
+
+
+WORKING = """
+import sys, uuid
+from concurrent.futures import ThreadPoolExecutor
+from openai import OpenAI
+from behest_integrations import Meter
+
+meter = Meter(sys.argv[1], budgets=["$100"])
+client = meter.openai(OpenAI(base_url=sys.argv[2], api_key="none", max_retries=0), send_attribution=True)
+
+def work(_):
+    while True:
+        with meter.session(uuid.uuid4().hex):
+            client.chat.completions.create(
+                model="gpt-4o", max_tokens=64, messages=[{"role": "user", "content": "hello"}]
+            )
+
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(work, range(4)))
+"""
+
+
+def test_one_of_two_workers_is_killed_under_load(tmp_path: Path) -> None:
+    """The other ends its holds at once, whose lease is a quarter of an hour; no call is booked twice."""
+    store = f"sqlite:///{tmp_path}/b.db"
+    with Sandbox(latency=0.2) as sandbox, Meter(store, budgets=["$100"]) as meter:
+        command = [sys.executable, "-c", WORKING, store, sandbox.base_url]
+        running = [subprocess.Popen(command) for _ in range(2)]
+        victim, other = running
+
+        def held_by(process: subprocess.Popen[bytes]) -> int:
+            return sum(hold.owner.split(" ")[2] == str(process.pid) for hold in meter.ledger.snapshot()[1])
+
+        try:
+            deadline = time.monotonic() + 60
+            while not (held_by(victim) and held_by(other)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            victim.kill()
+            began = time.monotonic()
+            victim.wait()
+            killed = held_by(victim)
+            while held_by(victim):
+                assert time.monotonic() - began < 20
+                time.sleep(0.01)
+            print(f"{killed} holds of the killed worker ended after {time.monotonic() - began:.2f} s")
+            assert other.poll() is None
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+        meter.sweep()
+        while len(sandbox.bill.lines) < sandbox.requests:  # answers that nobody waited for
+            time.sleep(0.01)
+        assert_sound(meter)
+        found = entries(meter)
+        assert killed
+        assert sum(e.flags == "process_died" for e in found) >= killed
+        billed = Counter(line.session_id for line in sandbox.bill.lines)
+        booked = Counter(e.session_id for e in found)
+        assert set(booked.values()) == set(billed.values()) == {1}
+        # Some may have been reserved, and never sent.
+        assert set(billed) <= set(booked)
+        costs = {line.session_id: to_nano(line.cost) for line in sandbox.bill.lines}
+        for entry in found:
+            if entry.status == "settled":
+                assert entry.cost == costs[entry.session_id]
+            else:
+                assert (entry.cost or 0) >= costs.get(entry.session_id, 0)
 
 
 def test_whose_a_hold_is() -> None:
