@@ -60,6 +60,7 @@ class _BudgetTable(_Strict):
     amount: str
     window: str | None = None
     rolling: str | None = None
+    first_day: str | None = None
     timezone: str | None = None
     per: list[str] = Field(default_factory=list)
     model: str | None = None
@@ -77,6 +78,8 @@ class _BudgetTable(_Strict):
         text = self.amount
         if self.window:
             text += f"/{self.window}"
+        if self.first_day:
+            text += f" from {self.first_day}"
         if self.rolling:
             text += f" per {self.rolling} rolling"
         if self.timezone:

@@ -77,6 +77,9 @@ def test_an_object_is_the_same_value_as_its_text() -> None:
         ("1.5 calls", "1.5", "whole number"),
         ("10 calls in Europe/Paris", "in", "calendar window"),
         ("10 calls/day in Europe/Pariss", "Europe/Pariss", "time zone"),
+        ("$5/day from Sunday", "from", "with a week"),
+        ("$5/week from Sonntag", "Sonntag", "a day, such as Sunday"),
+        ("$5/week from Sunday from Monday", "from", "once"),
         ("$5 for tag feature", "", "="),
         ("$5 for colour red", "colour", "model"),
         ("$5 as a/b", "a/b", "name"),
@@ -106,6 +109,9 @@ def test_a_bad_text_says_which_word_and_shows_the_grammar(text: str, word: str, 
         lambda: Budget(1, rolling=timedelta(milliseconds=1500)),
         lambda: Budget(1, zone="Europe/Paris"),
         lambda: Budget(1, name="a name"),
+        lambda: Budget(1, first_day="Sunday"),
+        lambda: Budget(1, window="week", first_day="Sonntag"),
+        lambda: Budget(1, window="week", first_day=6),  # type: ignore[arg-type]
         lambda: Budget.parse(5),  # type: ignore[arg-type]
     ],
 )
@@ -152,6 +158,41 @@ def test_any_text_is_a_budget_or_a_clear_error(text: str) -> None:
     except BudgetSyntaxError:
         return
     assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "begins"),
+    [
+        ("$5/week", "2026-01-11T23:30", "2026-01-05"),  # a Sunday, of the week from Monday the 5th
+        ("$5/week from Sunday", "2026-01-11T23:30", "2026-01-11"),
+        ("$5/week from Sunday", "2026-01-10T23:30", "2026-01-04"),
+        ("$5/week from saturday", "2026-01-11T23:30", "2026-01-10"),
+        ("$5/week from Sunday in America/New_York per user", "2026-01-11T03:00", "2026-01-04T05:00"),
+        (
+            "$5/week from Sunday in Europe/Paris",
+            "2026-03-29T12:00",
+            "2026-03-28T23:00",
+        ),  # clocks change in it
+    ],
+)
+def test_a_week_begins_on_the_day_that_is_said(text: str, at: str, begins: str) -> None:
+    budget = Budget.parse(text)
+    assert str(budget).lower() == text.lower()
+    assert Budget.parse(str(budget)) == budget
+
+    def ms(text: str) -> int:
+        return int(datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp() * 1000)
+
+    window = budget.window_at(ms(at))
+    assert window.start == ms(begins)
+    assert window.end is not None
+    assert budget.window_at(window.end - 1) == window
+    assert budget.window_at(window.end).start == window.end
+
+
+def test_a_week_from_monday_is_a_week() -> None:
+    assert Budget.parse("$5/week from Monday per user") == Budget.parse("$5/week per user")
+    assert Budget.parse("$5/week from Sunday").shape != Budget.parse("$5/week").shape
 
 
 @given(st.integers(0, 10**18), st.sampled_from(["usd", "tokens", "calls", "input_tokens"]))

@@ -16,6 +16,7 @@ timezone = "Europe/Paris"
 budgets = [
     "$0.50 per session",
     { amount = "$5", window = "day", per = ["user"], model = "gpt-4o*", tags = { "cost centre" = "a b" }, name = "cap" },
+    { amount = "$9", window = "week", first_day = "Sunday" },
     { amount = "2M output tokens", rolling = "24h", per = ["user", "tag:team"] },
 ]
 aliases = { "our-deployment" = "gpt-4o" }
@@ -53,6 +54,7 @@ def test_a_file_is_the_same_as_objects(tmp_path: Path) -> None:
     assert [str(b) for b in arguments["budgets"]] == [
         "$0.50 per session",
         '$5/day per user for model gpt-4o* for tag "cost centre"="a b" as cap',
+        "$9/week from Sunday",
         "2M output tokens per 24h rolling per user and tag:team",
     ]
     assert arguments["prices"]["own"] == [Price(input="1.50", output=6)]

@@ -27,7 +27,7 @@ FLOORS = (
     {"config", "sandbox", "reports"},
     {"meter"},
     {"dashboard"},
-    {"gateway", "moved"},
+    {"gateway", "moved", "testing"},
     {"cli"},
 )
 ROOM_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -113,7 +113,10 @@ def create(
 @click.argument("id")
 @click.option("--hours", default=24.0, show_default=True, help="How long the old one works beside it.")
 def rotate(store: str | None, id: str, hours: float) -> None:
-    """Make a key that may do what the key ID may, and let that one end. Its budgets go on."""
+    """Make a key in place of the key ID, and let that one end.
+
+    The new one may do what the old one may, and its budgets go on.
+    """
     from ..gateway.keys import KeyStore, id_in
 
     old = id_in(id) or id
@@ -145,7 +148,10 @@ def expire(store: str | None, id: str, hours: float) -> None:
 def add_signing(
     store: str | None, tenant: str, project: str | None, kid: str | None, name: str, pem: Path
 ) -> None:
-    """Believe tokens that a tenant signs itself (RS256). Of a private key the public half is kept."""
+    """Believe tokens that a tenant signs itself (RS256).
+
+    Of a private key the public half is kept.
+    """
     from ..gateway.keys import KeyStore
 
     keys = KeyStore(stores.make(store))

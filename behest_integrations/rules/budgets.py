@@ -4,6 +4,7 @@
     $5/day per user
     $1000/month in Europe/Paris
     2M output tokens/week per user and model
+    $5/week from Sunday per user
     $20 per 24h rolling per user
     $50/day for model gpt-4o* for tag feature=support as support-team
 
@@ -38,9 +39,10 @@ MAX_AMOUNT = 2**62
 """Largest amount of any unit; two of them still fit in the store's 64 bits."""
 
 GRAMMAR = """\
-A budget is:  AMOUNT [/WINDOW [in ZONE]] [per SCOPE] [for FILTER]... [as NAME]
+A budget is:  AMOUNT [/WINDOW [from DAY] [in ZONE]] [per SCOPE] [for FILTER]... [as NAME]
   AMOUNT   $0.50 · 50k tokens · 2M output tokens · 1k input tokens · 10 calls
   WINDOW   minute, hour, day, week, month (on the calendar), or e.g. 24h rolling
+  DAY      on which a week begins, e.g. Sunday (Monday, if not said)
   ZONE     a time zone, e.g. Europe/Paris (the meter's, if not said)
   SCOPE    session, user, project, tenant, model, tag:NAME; joined by "and"
   FILTER   model gpt-4o* · user u-7 · session, project, tenant ID · tag feature=support
@@ -48,6 +50,7 @@ A budget is:  AMOUNT [/WINDOW [in ZONE]] [per SCOPE] [for FILTER]... [as NAME]
 
 _SCOPES = ("session", "user", "project", "tenant", "model")
 _CALENDAR: tuple[Calendar, ...] = ("minute", "hour", "day", "week", "month")
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _ROLLING_SLOTS = 60
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -113,6 +116,7 @@ class Budget:
         filters: only calls that match all of these count.
         name: tells apart budgets that count the same thing.
         zone: the time zone of a calendar window; None for the meter's.
+        first_day: the day on which a week begins, in English; None for Monday.
 
     Raises:
         ConfigError: parts that do not go together.
@@ -127,6 +131,7 @@ class Budget:
     name: str | None = None
     zone: str | None = None
     stage: str | None = field(default=None, repr=False)
+    first_day: str | None = None
 
     def __post_init__(self) -> None:
         if self.unit == "usd" and isinstance(self.amount, (str, Decimal)):
@@ -157,6 +162,14 @@ class Budget:
             if self.window is None:
                 raise ConfigError("a time zone goes with a calendar window")
             _zone(self.zone)
+        if self.first_day is not None:
+            day = self.first_day.capitalize() if isinstance(self.first_day, str) else ""
+            if day not in _DAYS:
+                raise ConfigError(f"a week begins on one of {', '.join(_DAYS)}, not {self.first_day!r}")
+            if self.window != "week":
+                raise ConfigError("a first day goes with a week")
+            # A week that begins on a Monday is a week: said or not, it has the same buckets.
+            object.__setattr__(self, "first_day", None if day == "Monday" else day)
         if self.name is not None and not _NAME.match(self.name):
             raise ConfigError(f"a budget's name is 1 to 64 of letters, digits, _ - . : {self.name!r}")
 
@@ -173,6 +186,8 @@ class Budget:
         parts = [format_amount(self.amount, self.unit)]
         if self.window:
             parts[0] += f"/{self.window}"
+            if self.first_day:
+                parts.append(f"from {self.first_day}")
             if self.zone:
                 parts.append(f"in {self.zone}")
         if self.rolling:
@@ -234,7 +249,8 @@ class Budget:
             return Window(start, None)
         if self.window is None:
             return Window(0, None)
-        return _calendar_window(self.window, self.zone or default_zone, now_ms)
+        first = _DAYS.index(self.first_day) if self.first_day else 0
+        return Window(*_window_containing(self.window, self.zone or default_zone, now_ms // 60_000, first))
 
     @cached_property
     def rolling_ms(self) -> int:
@@ -331,8 +347,12 @@ def check_zone(name: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _window_containing(window: Calendar, zone: str, minute: int) -> tuple[int, int]:
-    """Calendar window around a minute (no window boundary lies inside a UTC minute)."""
+def _window_containing(window: Calendar, zone: str, minute: int, first_day: int = 0) -> tuple[int, int]:
+    """Calendar window around a minute (no window boundary lies inside a UTC minute).
+
+    Args:
+        first_day: of a week, from 0 for Monday.
+    """
     tz = _zone(zone)
     local = (_EPOCH + timedelta(minutes=minute)).astimezone(tz)
     if window in ("minute", "hour"):
@@ -348,7 +368,7 @@ def _window_containing(window: Calendar, zone: str, minute: int) -> tuple[int, i
     if window == "day":
         first, last = day, day + timedelta(days=1)
     elif window == "week":
-        first = day - timedelta(days=day.weekday())
+        first = day - timedelta(days=(day.weekday() - first_day) % 7)
         last = first + timedelta(days=7)
     else:
         first = day.replace(day=1)
@@ -364,10 +384,6 @@ def _window_containing(window: Calendar, zone: str, minute: int) -> tuple[int, i
     return midnight(first), midnight(last)
 
 
-def _calendar_window(window: Calendar, zone: str, now_ms: int) -> Window:
-    return Window(*_window_containing(window, zone, now_ms // 60_000))
-
-
 def _format_duration(length: timedelta) -> str:
     seconds = int(length.total_seconds())
     for suffix, size in (("d", 86400), ("h", 3600), ("m", 60)):
@@ -380,7 +396,7 @@ def _format_duration(length: timedelta) -> str:
 # ── the short text ─────────────────────────────────────────────────────────────────────
 
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|=|[^\s="]+|"')
-_KEYWORDS = ("per", "in", "for", "as")
+_KEYWORDS = ("per", "in", "from", "for", "as")
 _AMOUNT = re.compile(r"(\d+(?:_\d{3})*(?:\.\d+)?)([kKmMgG]?)\Z")
 _DURATION = re.compile(r"(\d{1,9})([smhd])\Z")
 _BARE = re.compile(r'[^\s="\\]+\Z')
@@ -465,6 +481,7 @@ class _Parser:
         window: Calendar | None = None
         rolling: timedelta | None = None
         zone: str | None = None
+        first_day: str | None = None
         per: list[str] = []
         filters: list[Filter] = []
         name: str | None = None
@@ -489,6 +506,12 @@ class _Parser:
                     check_zone(zone)
                 except ConfigError:
                     raise self.fail("expected a time zone such as Europe/Paris", self.at - 1) from None
+            elif self.take("from"):
+                if window != "week" or first_day is not None:
+                    raise self.fail("a first day goes once, with a week", start)
+                if self.peek().capitalize() not in _DAYS:
+                    raise self.fail("expected a day, such as Sunday")
+                first_day = self.value("a day")
             elif self.take("for"):
                 filters.append(self.filter())
                 while self.take("and"):
@@ -498,9 +521,11 @@ class _Parser:
                     raise self.fail("expected a name of letters, digits, _, - and .")
                 name = self.value("a name")
             else:
-                raise self.fail('expected "/", "per", "in", "for" or "as"')
+                raise self.fail('expected "/", "per", "from", "in", "for" or "as"')
         try:
-            return Budget(amount, unit, window, rolling, tuple(per), tuple(filters), name, zone)
+            return Budget(
+                amount, unit, window, rolling, tuple(per), tuple(filters), name, zone, None, first_day
+            )
         except ConfigError as error:
             raise self.fail(str(error), len(self.words)) from None
 
