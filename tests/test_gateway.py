@@ -86,7 +86,8 @@ def test_a_call_is_an_entry_found_by_its_trace(there: There) -> None:
     answered = there.http.post("/chat/completions", json=HELLO, headers=who)
     (entry,) = there.entries(who)
     assert (entry.tenant, entry.project, entry.user_id) == ("acme", "support", who["X-End-User-Id"])
-    assert entry.tags == {"trace": answered.headers["x-trace-id"]}
+    assert entry.tags["trace"] == answered.headers["x-trace-id"]
+    assert set(entry.tags) == {"trace", "key"}  # and the id of the key, by which reports find it
     assert entry.status == "settled"
     assert entry.output_tokens == answered.json()["usage"]["completion_tokens"]
     assert entry.cost == to_nano(there.sandbox.bill.lines[-1].cost)

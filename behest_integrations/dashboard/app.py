@@ -9,9 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs
 
+import anyio
 import anyio.to_thread
 import jinja2
 from starlette.applications import Starlette
@@ -42,6 +43,9 @@ _HEADERS = {
 _LOCAL = re.compile(r"(localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?\Z")
 _COOKIE = "behest_dashboard"
 _MOST_SIGN_IN = 16_384
+_READERS = 4
+
+T = TypeVar("T")
 
 PAGES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "": pages.overview,
@@ -140,6 +144,7 @@ class _Site:
     def __init__(self, books: Books, entrance: Entrance) -> None:
         self._books = books
         self._entrance = entrance
+        self._readers: anyio.CapacityLimiter | None = None
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
@@ -155,13 +160,19 @@ class _Site:
             money=words.money, number=words.number, exact=words.exact, amount=words.amount
         )
 
+    async def _read(self, make: Callable[..., T], *args: Any) -> T:
+        """Run what reads the ledger on a thread: on few of them, for on the gateway calls want theirs."""
+        if self._readers is None:
+            self._readers = anyio.CapacityLimiter(_READERS)
+        return await anyio.to_thread.run_sync(make, *args, limiter=self._readers)
+
     async def page(self, make: Callable[..., dict[str, Any]], request: Request) -> Response:
         async def answer(viewer: Viewer) -> Response:
-            version = await anyio.to_thread.run_sync(pages.version_of, self._books)
+            version = await self._read(pages.version_of, self._books)
             if request.headers.get("x-seen") == version:
                 return Response(status_code=204)
             started = time.perf_counter()
-            shown = await anyio.to_thread.run_sync(make, self._books, viewer, _params(request))
+            shown = await self._read(make, self._books, viewer, _params(request))
             return self._page(
                 request, _TEMPLATES[make], {**shown, "version": version, "viewer": viewer, "started": started}
             )
@@ -170,9 +181,7 @@ class _Site:
 
     async def plot(self, request: Request) -> Response:
         async def answer(viewer: Viewer) -> Response:
-            return JSONResponse(
-                await anyio.to_thread.run_sync(pages.plot, self._books, viewer, _params(request))
-            )
+            return JSONResponse(await self._read(pages.plot, self._books, viewer, _params(request)))
 
         return await self._answered(request, answer)
 

@@ -58,7 +58,9 @@ class Look:
             NotTheirs: it asks for what is somebody else's.
         """
         now = books.clock()
-        ages = known_since(books.ledger)
+        ages = known_since(
+            books.ledger, Asked(tenant=viewer.tenant, project=viewer.project, user=viewer.user)
+        )
         asks = question(params, now=now, zone=books.zone, ages=ages, extra=extra)
         asked = viewer.narrowed(asks.asked)
         if asked is None:

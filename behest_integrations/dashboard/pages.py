@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -34,11 +36,15 @@ LISTS = {
 }
 """What can be listed by, besides tags: as the URL and the menu name it."""
 _A_PAGE = 50
+_SALT = secrets.token_bytes(16)
 
 
 def version_of(books: Books) -> str:
     """Changes when the pages do; the minute is in it, for what is told of the time."""
-    return f"{call_reports.version(books.ledger)}-{int(books.clock().timestamp()) // 60}"
+    # How much goes on is not every viewer's business: no more is told than that it is another.
+    said = call_reports.version(books.ledger).encode()
+    told = hashlib.blake2b(said, key=_SALT, digest_size=9).hexdigest()
+    return f"{told}-{int(books.clock().timestamp()) // 60}"
 
 
 # ── the pages ──────────────────────────────────────────────────────────────────────────
@@ -161,7 +167,8 @@ def key(books: Books, viewer: Viewer, params: Mapping[str, str]) -> dict[str, An
     found = next((k for k in keys_of(books, viewer) if k.id == id), None)
     if found is None:
         raise NotTheirs
-    asked = replace(look.asked, tags=(*look.asked.tags, ("key", id)))
+    # A key that was rotated goes on under the first one's name.
+    asked = replace(look.asked, tags=(*look.asked.tags, ("key", found.line or id)))
     return {
         **_of_one(replace(look, asked=asked), f"Key {found.name or id}", ("user", "session")),
         "key": found,
@@ -174,7 +181,7 @@ def keys(books: Books, viewer: Viewer, params: Mapping[str, str]) -> dict[str, A
     found = keys_of(books, viewer)
     lines = {line.key[0]: line for line in ranking(books.ledger, "tag:key", look.asked, limit=1000).lines}
     return {
-        "look": look, "title": "Keys", "keys": [(k, lines.get(k.id)) for k in found],
+        "look": look, "title": "Keys", "keys": [(k, lines.get(k.line or k.id)) for k in found],
         "values": _values(look),
     }  # fmt: skip
 

@@ -8,7 +8,16 @@ from importlib import import_module
 from ..rules.errors import MissingExtra
 
 try:
-    for _name in ("aiohttp", "anyio", "jwt", "prometheus_client", "starlette", "tenacity", "uvicorn"):
+    for _name in (
+        "aiohttp",
+        "anyio",
+        "jinja2",
+        "jwt",
+        "prometheus_client",
+        "starlette",
+        "tenacity",
+        "uvicorn",
+    ):
         import_module(_name)
 except ImportError:
     raise MissingExtra("The gateway", "gateway") from None

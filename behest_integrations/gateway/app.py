@@ -24,7 +24,7 @@ from ..ledger.book import Rows
 from ..meter import Meter
 from ..rules.budgets import Budget
 from ..rules.errors import BehestError, ConfigError, StoreError
-from . import openapi
+from . import dashboard, openapi
 from .accounts import Accounts
 from .callers import Gate
 from .envelope import Envelope
@@ -44,13 +44,17 @@ _READY_AGAIN = 1.0
 """Seconds for which it is believed that the ledger can be written: anybody may ask, and often."""
 
 
-def create_app(meter: Meter, settings: GatewaySettings, *, keyless: bool = False) -> Starlette:
+def create_app(
+    meter: Meter, settings: GatewaySettings, *, keyless: bool = False, seal: str | None = None
+) -> Starlette:
     """The gateway over `meter`, to be served by an ASGI server.
 
     Args:
         meter: with the budgets of `settings.tier_budgets()` among its own; `gateway_meter` makes one.
             It is closed with the application.
         keyless: let anybody in who asks by the name of this machine's loopback.
+        seal: seals what browsers keep who have signed in at the dashboard, the same for all workers;
+            see `dashboard.new_seal`. Default: another for each application.
 
     Raises:
         ConfigError: a provider's key is not set, or the store cannot keep keys.
@@ -96,6 +100,7 @@ def create_app(meter: Meter, settings: GatewaySettings, *, keyless: bool = False
         Route("/readyz", state.ready),
         Route("/metrics", state.metrics),
         *openapi.routes(),
+        *(dashboard.routes(meter, gate, keys, seal) if settings.dashboard else ()),
     ]
     app = Starlette(
         routes=routes_,

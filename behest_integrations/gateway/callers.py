@@ -47,7 +47,7 @@ class Caller:
         any_session: whether they may name any session.
         admin: whether it may see what others of its project have spent.
         models: patterns of what it may call; None: anything.
-        line: by which its key's own budgets find its calls.
+        line: by which its key's own budgets find its calls, and reports what was spent with it.
     """
 
     tenant: str | None = None
@@ -360,8 +360,8 @@ def _networks(texts: tuple[str, ...]) -> tuple[ipaddress.IPv4Network | ipaddress
     return tuple(map(ipaddress.ip_network, texts))
 
 
-def _line(key: Key) -> str | None:
-    return (key.line or key.id) if key.budgets else None
+def _line(key: Key) -> str:
+    return key.line or key.id
 
 
 def _of_key(key: Key) -> Caller:

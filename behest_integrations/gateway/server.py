@@ -16,7 +16,7 @@ import tempfile
 from asyncio import TimerHandle
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from ..policy.placeholders import SECRET_ENV
 from ..rules.errors import ConfigError
 from ..wire import bound_request
 from .app import create_app, gateway_meter
+from .dashboard import new_seal
 from .keys import KeyStore
 from .metrics import FOLDER
 from .problems import Problem
@@ -58,12 +59,14 @@ class Plan:
         config: the file, if there is one.
         store: over what the file says.
         sandbox: the address of the sandbox provider, where nothing is configured.
+        seal: seals what browsers keep at the dashboard; whoever has signed in at one worker has at all.
     """
 
     config: str | None
     store: str | None
     keyless: bool
     sandbox: str | None = None
+    seal: str | None = None
 
     def load(self) -> tuple[Config, GatewaySettings]:
         """The file's settings, with the sandbox where they name no provider."""
@@ -90,7 +93,7 @@ def application() -> Starlette:
     """The application of one worker, as its parent planned it."""
     plan = _plan()
     config, settings = plan.load()
-    app = create_app(plan.meter(config, settings), settings, keyless=plan.keyless)
+    app = create_app(plan.meter(config, settings), settings, keyless=plan.keyless, seal=plan.seal)
     _warm()
     return app
 
@@ -128,11 +131,11 @@ def serve(
     if keyless and not is_loopback(host):
         raise ConfigError(f"without keys the gateway listens on loopback alone, not on {host!r}")
     path = config or (Path(FILE) if Path(FILE).exists() else None)
-    plan = Plan(str(path.absolute()) if path else None, store, keyless)
+    plan = Plan(str(path.absolute()) if path else None, store, keyless, seal=new_seal())
     said, settings = plan.load()
     with ExitStack() as stack:
         if not settings.providers:
-            plan = Plan(plan.config, plan.store, keyless, stack.enter_context(_sandbox(said)))
+            plan = replace(plan, sandbox=stack.enter_context(_sandbox(said)))
             settings = plan.load()[1]
         _check(said, settings, plan, workers)
         os.environ[_PLAN] = json.dumps(asdict(plan))
@@ -222,6 +225,8 @@ def _describe(said: Config, settings: GatewaySettings, plan: Plan, host: str, po
     else:
         yield "Callers: with a key; 'behest keys create --tenant T --project P' makes one."
     yield f"The gateway answers at http://{where}:{port}/v1 (what it can do: http://{where}:{port}/docs)"
+    if settings.dashboard:
+        yield f"What is spent is shown at http://{where}:{port}/dashboard"
 
 
 @contextmanager

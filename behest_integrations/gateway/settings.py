@@ -221,6 +221,7 @@ class GatewaySettings(_Strict):
     trusted_proxies: list[str] = Field(default_factory=list)
     """Addresses and networks whose `X-Forwarded-For` and `-Proto` are believed. Nobody's else are."""
     metrics: bool = True
+    dashboard: bool = True
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> GatewaySettings:

@@ -144,9 +144,9 @@ def _starts(first: int, last: int, step: int, zone: ZoneInfo) -> tuple[int, ...]
     return tuple(found)
 
 
-def known_since(ledger: Ledger) -> tuple[datetime, datetime] | None:
-    """When the first and the last entry of a ledger were booked; None if there is none."""
-    by_id = sa.select(_e.c.at).limit(1)
+def known_since(ledger: Ledger, asked: Asked) -> tuple[datetime, datetime] | None:
+    """When the first and the last entry that is asked for were booked; None if there is none."""
+    by_id = _narrowed(sa.select(_e.c.at).limit(1), _e, _COLUMNS, asked)
     with reading(ledger) as connection:
         first = connection.execute(by_id.order_by(_e.c.id)).scalar()
         last = connection.execute(by_id.order_by(_e.c.id.desc())).scalar()
