@@ -119,6 +119,7 @@ class Config(_Strict):
     durability: Literal["process", "power"] | None = None
     thresholds: list[int] | None = None
     stream_usage: bool | None = None
+    telemetry: bool | None = None
     service_tier: str | dict[str, str] | None = None
     project: str | None = None
     tenant: str | None = None

@@ -40,6 +40,7 @@ from .wire.hangups import ON_ABANDONED, OnAbandoned
 
 if TYPE_CHECKING:
     from .engine.alerting import AlertSettings
+    from .engine.telemetry import Telemetry
     from .policy import Policing, Policy, Rule
     from .reports import Report
 
@@ -88,6 +89,8 @@ class Meter(Doors):
             of a file says, as a dict; see `engine.alerting`.
         on_alert: called with each `Alert` by one process of all that share the store; may be a
             coroutine function.
+        telemetry: whether OpenTelemetry is told of calls and refusals (the `otel` extra): spans and
+            histograms, named as in `engine.telemetry`.
         stream_usage: whether streams are asked for their usage (`stream_options`). Without it, they are
             counted where the model is known to show all that it writes, and else booked at the
             worst case.
@@ -131,6 +134,7 @@ class Meter(Doors):
         alerts: AlertSettings | Mapping[str, Any] | None = None,
         on_alert: Callable[[Alert], object] | None = None,
         stream_usage: bool = True,
+        telemetry: bool = False,
         service_tier: str | Mapping[str, str] | None = None,
         session: str | None = None,
         user: str | None = None,
@@ -179,6 +183,7 @@ class Meter(Doors):
             allow_fields=given["allow_fields"],
             on_abandoned=each_of(on_abandoned, ON_ABANDONED, "on_abandoned", "auto"),
             stream_usage=one_of(stream_usage, (True, False), "stream_usage"),
+            telemetry=_telemetry() if one_of(telemetry, (True, False), "telemetry") else None,
             policy=_policing(policy),
         )
         self._begin()
@@ -578,6 +583,12 @@ class Meter(Doors):
 def _defaults(session: str | None, user: str | None, project: str | None, tenant: str | None) -> Attribution:
     who = Attribution(session_id=session, user_id=user, project=project, tenant=tenant)
     return NOBODY if who == NOBODY else who
+
+
+def _telemetry() -> Telemetry:
+    from .engine.telemetry import Telemetry
+
+    return Telemetry()
 
 
 def _alerting(alerts: AlertSettings | Mapping[str, Any] | None) -> AlertSettings | None:

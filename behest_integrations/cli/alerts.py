@@ -64,7 +64,7 @@ def send(store: str | None) -> None:
     from ..engine.watching import watch
 
     settings, sinks = _told()
-    ledger = stores.existing(store)
+    ledger = stores.existing(store, to_write=True)
     fresh = watch(ledger, settings, sinks, now_ms())
     told = Outbox(ledger, sinks, retry=settings.retry).deliver()
     click.echo(f"{fresh} new, {told} told.")

@@ -143,7 +143,9 @@ def reconcile(
         find_zone=zone is None,
     )
     if book:
-        many = book_differences(ledger, found, now=now_ms(), source=", ".join(f.name for f in files))
+        # Reports open the ledger to be read alone.
+        books = stores.existing(ledger.url, to_write=True)
+        many = book_differences(books, found, now=now_ms(), source=", ".join(f.name for f in files))
         click.echo(f"{many} corrections are booked.", err=True)
     return show_reconciliation(found)
 
@@ -165,7 +167,11 @@ def reprice(store: str | None) -> None:
     from ..rules.units import format_usd
 
     arguments = stores.config().arguments()
-    done = do(stores.existing(store), Pricing(arguments["prices"], arguments.get("aliases")), now=now_ms())
+    done = do(
+        stores.existing(store, to_write=True),
+        Pricing(arguments["prices"], arguments.get("aliases")),
+        now=now_ms(),
+    )
     click.echo(f"{done.calls:,} calls have a price now: {format_usd(done.cost)} in all.")
     for model, many in sorted(done.unknown.items()):
         click.echo(f"No price is known for {model!r} ({many:,} calls): write it in behest.toml, [prices].")

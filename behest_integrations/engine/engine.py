@@ -49,6 +49,7 @@ from .writing import Unwritten, Writing, dropping
 
 if TYPE_CHECKING:
     from ..policy import Policing, Verdict
+    from .telemetry import Telemetry
 
 log = logging.getLogger("behest")
 
@@ -74,6 +75,7 @@ class Engine:
         clock: milliseconds since 1970; default: the store's.
         allow_fields: fields of requests that are let through though they are not known.
         stream_usage: whether streams are asked for their usage.
+        telemetry: told of each call and refusal; None: nobody is.
         policy: what may be asked at all; None: anything.
         on_abandoned: by provider, and "" for all others; see `Meter`.
     """
@@ -91,6 +93,7 @@ class Engine:
         clock: Callable[[], int] | None = None,
         allow_fields: frozenset[str] = frozenset(),
         stream_usage: bool = True,
+        telemetry: Telemetry | None = None,
         policy: Policing | None = None,
         on_abandoned: Mapping[str, OnAbandoned] | None = None,
     ) -> None:
@@ -104,6 +107,7 @@ class Engine:
         self.on_unknown: OnUnknown = on_unknown
         self.allow_fields = allow_fields
         self.stream_usage = stream_usage
+        self._telemetry = telemetry
         self.policy = policy
         self.auditor = None if policy is None else Auditor(ledger, policy.policy.audit.allowed, self._clock)
         self.notices = Notices()
@@ -251,6 +255,8 @@ class Engine:
                     return Hold(self, plan, call_id, now, claims, None)
                 if isinstance(result, Reserved):
                     hold = Hold(self, plan, call_id, now, claims, result)
+                    if self._telemetry is not None:
+                        hold.seen = self._telemetry.begun()
                     if replaces is not None:
                         replaces.hand_over(hold)
                         hold.lowered_from = hold.lowered_from or replaces.lowered_from
@@ -348,6 +354,8 @@ class Engine:
         error = BudgetExceeded(short, "exhausted" if around else refused.reason, now=when(self._clock()))
         if self.auditor is not None:
             self.auditor.refused(error, plan.who, plan.operation, plan.model)
+        if self._telemetry is not None:
+            self._telemetry.refused(error, plan)
         log.info("%s", error)
         return error
 
@@ -376,11 +384,13 @@ class Engine:
                 self._lines.wake(hold.claims)
             if booked.events or booked.over or booked.unpriced:
                 self._alerts.write(rows, self._clock(), booked.events, booked, hold.plan.model)
-            return booked
+            return booked if self._telemetry is None else booked._replace(call=(hold, outcome))
 
         return Operation(waking, claims=hold.claims, takes=(hold.id,), now=now, settles=True)
 
     def _after(self, booked: Booked) -> None:
+        if self._telemetry is not None and booked.call is not None and booked.written:
+            self._telemetry.ended(booked, self._clock())
         if booked.over:
             log.error(
                 "the provider billed more than the worst case of the request (in %s): the truth is "

@@ -40,6 +40,7 @@ class Hold:
         without_usage: its reply came whole, and told no usage.
         amounts: what is held, by unit.
         reserved: what the store said; None where the call goes ahead without it.
+        seen: what telemetry keeps with it.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Hold:
         "plan",
         "read_on",
         "reserved",
+        "seen",
         "started",
         "without_usage",
     )
@@ -84,6 +86,7 @@ class Hold:
             self.amounts = {unit: need.amount(want) for unit, need in plan.ask.needs.items()}
         self.output_limit = output if plan.sends_limit else None
         self.lowered_from = want if output < want else None
+        self.seen: Any = None
         self._rank = -1
         self.heir: Hold | None = None
         self.hang_up: Callable[[], Any] | None = None

@@ -374,6 +374,8 @@ class Booked(NamedTuple):
         replaced: whether an earlier assumption was taken back.
         over: units in which more was booked than had been reserved.
         unpriced: whether what was booked has no price, or less than its price.
+        cost: nano-dollars; None where nothing was written, or it has no price.
+        call: what the engine would have with it.
     """
 
     written: bool
@@ -381,6 +383,8 @@ class Booked(NamedTuple):
     over: tuple[str, ...] = ()
     events: tuple[ThresholdEvent, ...] = ()
     unpriced: bool = False
+    cost: int | None = None
+    call: Any = None
 
 
 _There = tuple[Claim, Bucket | None, int, int, int]
@@ -612,7 +616,7 @@ def settle(
         entry.flags = _flag(entry.flags, "over_bound")
     rows.add_entry(entry)
     unpriced = entry.cost is None or "unpriced" in entry.flags.split(",")
-    return Booked(True, replaced, tuple(over), _events_after(rows, claims, now), unpriced)
+    return Booked(True, replaced, tuple(over), _events_after(rows, claims, now), unpriced, entry.cost)
 
 
 def _events_after(rows: Rows, claims: Sequence[Claim], now: int) -> tuple[ThresholdEvent, ...]:

@@ -1,0 +1,166 @@
+"""What an OpenTelemetry SDK is told: names of one table, a span for each call, no id on a metric."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support import HELLO, aclient, arun, client
+
+from behest_integrations import BudgetExceeded, Meter, Price, Usage
+from behest_integrations.engine import telemetry as names
+from behest_integrations.engine.outcomes import Outcome
+from behest_integrations.rules.budgets import to_nano
+from behest_integrations.sandbox import Sandbox
+from behest_integrations.wire import RequestBound
+
+PRICES = {"m": Price(input="1", output="1")}
+
+
+class Told:
+    """What the SDK has been told."""
+
+    def __init__(self) -> None:
+        self.spans_in = InMemorySpanExporter()
+        self.reader = InMemoryMetricReader()
+        self.tracing = TracerProvider()
+        self.tracing.add_span_processor(SimpleSpanProcessor(self.spans_in))
+        self.metering = MeterProvider([self.reader])
+
+    @property
+    def spans(self) -> tuple[ReadableSpan, ...]:
+        return self.spans_in.get_finished_spans()
+
+    def points(self) -> list[tuple[str, str, dict[str, Any], Any]]:
+        """Each metric's name and unit, and the attributes and data of each of its points."""
+        data = self.reader.get_metrics_data()
+        return [
+            (metric.name, metric.unit, dict(point.attributes), point)
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            for point in metric.data.data_points
+        ]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    made = Told()
+    monkeypatch.setattr(trace, "get_tracer", made.tracing.get_tracer)
+    monkeypatch.setattr(metrics, "get_meter", made.metering.get_meter)
+    yield made
+    made.tracing.shutdown()
+    made.metering.shutdown()
+
+
+def check(told: Told, *ids: str) -> None:
+    """All names are of the table, and no id is on a metric."""
+    for span in told.spans:
+        assert set(span.attributes or ()) <= names.SPAN_ATTRIBUTES | {"of another"}
+    for name, unit, attributes, _ in told.points():
+        assert unit == names.METRICS[name][0]
+        assert set(attributes) <= names.METRICS[name][1]
+        assert not set(attributes.values()) & set(ids)
+
+
+def test_each_call_is_a_span_with_what_the_provider_billed(told: Told, store: str) -> None:
+    with Sandbox() as sandbox, Meter(store, budgets=["$1"], telemetry=True) as meter:
+        metered = meter.openai(client(sandbox), provider="openai")
+        with (
+            told.tracing.get_tracer("app").start_as_current_span("work"),
+            meter.session("conv-1", user="ada", project="p", tenant="t"),
+        ):
+            metered.chat.completions.create(model="gpt-4o", messages=HELLO, max_tokens=20)
+            stream = metered.chat.completions.create(
+                model="gpt-4o", messages=HELLO, max_tokens=20, stream=True
+            )
+            list(stream)
+
+            async def call() -> None:
+                await meter.openai(aclient(sandbox), provider="openai").chat.completions.create(
+                    model="gpt-4o", messages=HELLO, max_tokens=20
+                )
+
+            arun(call())
+        meter.flush()
+        *calls, work = told.spans
+        assert [span.name for span in calls] == ["chat gpt-4o"] * 3
+        for span in calls:
+            said = dict(span.attributes or {})
+            assert span.parent is not None
+            assert span.parent.span_id == work.context.span_id
+            assert said[names.CONVERSATION] == "conv-1"
+            assert (said[names.USER], said[names.PROJECT], said[names.TENANT]) == ("ada", "p", "t")
+            assert said[names.STATUS] == "settled"
+            assert (span.end_time or 0) >= (span.start_time or 0)
+        spent = sum(round((span.attributes or {})[names.COST] * 10**9) for span in calls)  # type: ignore[operator]
+        assert spent == to_nano(sandbox.bill.total())
+        check(told, "conv-1", "ada", "p", "t")
+        tokens = {a[names.TOKEN_TYPE]: p.sum for n, _, a, p in told.points() if n.endswith("token.usage")}
+        billed = sandbox.bill.lines
+        assert tokens["input"] == sum(line.input_tokens for line in billed)
+        assert tokens["output"] == sum(line.output_tokens for line in billed)
+        assert {n for n, *_ in told.points()} == set(names.METRICS) - {"behest.refusals"}
+
+
+def test_a_span_that_another_instrumentation_has_made_is_told_more_and_no_second_is_made(
+    told: Told, store: str
+) -> None:
+    with Meter(store, budgets=["$1"], prices=PRICES, telemetry=True) as meter:
+        tracer = told.tracing.get_tracer("another")
+        with tracer.start_as_current_span("chat m", attributes={names.OPERATION: "chat", "of another": 1}):
+            hold = meter.reserve(meter.plan("chat", "m", RequestBound(10, output_limit=10)))
+            hold.settle(Usage(10, 5))
+        with tracer.start_as_current_span("chat m", attributes={names.OPERATION: "chat"}):
+            late = meter.reserve(meter.plan("chat", "m", RequestBound(10, output_limit=10)))
+        late.settle(Usage(10, 5))  # its span is over
+        first, second = told.spans
+        assert (first.attributes or {})["of another"] == 1
+        assert (first.attributes or {})[names.COST] == 0.000015
+        assert names.COST not in (second.attributes or {})
+        check(told)
+
+
+def test_refusals_failures_and_calls_that_never_left(told: Told, store: str) -> None:
+    with Meter(store, budgets=["$0.001 per user"], prices=PRICES, wait=0, telemetry=True) as meter:
+        with meter.session("s", user="ada"):
+            plan = meter.plan("chat", "m", RequestBound(500, output_limit=0))
+            meter.reserve(plan).end(Outcome("failed"))
+            meter.reserve(meter.plan("chat", "m", RequestBound(500, output_limit=0))).release()
+            meter.reserve(meter.plan("chat", "m", RequestBound(900, output_limit=0))).end(Outcome("assumed"))
+            with pytest.raises(BudgetExceeded):
+                meter.reserve(meter.plan("chat", "m", RequestBound(500, output_limit=0)))
+        statuses = [(span.attributes or {})[names.STATUS] for span in told.spans]
+        assert statuses == ["failed", "assumed"]
+        assert all(not span.status.is_ok for span in told.spans)
+        (refused,) = [(a, p.value) for n, _, a, p in told.points() if n == "behest.refusals"]
+        named = {names.OPERATION: "chat", names.REQUEST_MODEL: "m", names.REASON: "exhausted"}
+        assert refused == ({**named, names.UNIT: "usd"}, 1)
+        check(told, "s", "ada")
+
+
+def test_models_on_metrics_are_so_many(told: Told) -> None:
+    with Meter("memory://", budgets=["9M tokens"], telemetry=True) as meter:
+        for n in range(names._MOST_MODELS + 20):
+            meter.reserve(meter.plan("chat", f"m{n}", RequestBound(5, output_limit=5))).settle(Usage(5, 5))
+        models = {a[names.REQUEST_MODEL] for _, _, a, _ in told.points()}
+        assert len(models) == names._MOST_MODELS + 1
+        assert names.OTHER in models
+
+
+def test_it_is_off_unless_asked_for_and_then_nothing_of_it_is_imported() -> None:
+    code = (
+        "import sys; from behest_integrations import Meter; Meter('memory://');"
+        "print(any(n.startswith('opentelemetry') or n.endswith('.telemetry') for n in sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "False\n"
