@@ -30,7 +30,8 @@ from support import (
     person,
 )
 
-from behest_integrations.reports import report
+from behest_integrations.reports import Asked, report
+from behest_integrations.reports.audit import decisions, prove
 from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 
@@ -121,6 +122,40 @@ def check(sandbox: Sandbox, gateway: Gateway, *, exact: bool) -> None:
 
 def run(work: Coroutine[Any, Any, dict[str, int]]) -> dict[str, int]:
     return asyncio.run(work)
+
+
+POLICY = """
+[policy]
+models = ["gpt-4*"]
+max_output_tokens = 600
+[policy.sentinel]
+blocklist = ["falcon"]
+[[policy.rules]]
+user = "ada"
+priced = true
+"""
+
+
+def test_with_a_policy_and_four_workers(tmp_path: Path) -> None:
+    with (
+        provider() as sandbox,
+        Gateway(tmp_path, sandbox, budgets=[BUDGET], workers=4, top=POLICY) as gateway,
+    ):
+        ended = run(until_exhausted(gateway, gateway.key(), lambda _: None, callers=32))
+        assert ended["quota_exceeded"] == 32
+        check(sandbox, gateway, exact=True)
+        assert_each_within(sandbox, EACH, EACH * 99 / 100)
+        assert_agrees_with_the_audit(sandbox, gateway)
+
+
+def assert_agrees_with_the_audit(sandbox: Sandbox, gateway: Gateway) -> None:
+    """What was let through is in the audit, call by call, and all of it is as it was written."""
+    with gateway.meter() as meter:
+        allowed = list(decisions(meter.ledger, Asked(), kinds=("allowed",)))
+        assert len(allowed) == len(sandbox.bill.lines)
+        proof = prove(meter.ledger)
+        assert proof.flaws == []
+        assert len(proof.heads) > 1  # a chain for each who writes
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

@@ -507,3 +507,12 @@ def test_own_patterns_words_languages_and_a_model(tmp_path: Path) -> None:
     ]  # fmt: skip
     german = Pii(languages=("de",), entities={"EMAIL_ADDRESS": "mask"})
     assert [f.entity for f in Shield(german, german.entities).find(f"an {MAIL}, bitte")] == ["EMAIL_ADDRESS"]
+
+
+def test_what_is_free_takes_texts_along_too(masking: Meter, provider: Recorder) -> None:
+    client = metered(masking, provider)
+    client.responses.input_tokens.count(model="gpt-4o", input=ASKED)
+    with pytest.raises(PolicyRefused, match="1 file"):
+        client.files.create(file=b"hello", purpose="assistants")
+    assert [r.path for r in provider.received] == ["/v1/responses/input_tokens"]
+    assert MAIL.encode() not in provider.received[0].body

@@ -18,6 +18,7 @@ COMMANDS = {
     "statusline": ("cli.ledger:statusline", "Today's spending and the fullest budget, in a line."),
     "dashboard": ("cli.dashboard:dashboard", "Spending and limits in a browser, live."),
     "verify": ("cli.ledger:verify", "Prove that the buckets equal the ledger."),
+    "policy": ("cli.policy:policy", "What may be asked, and which recognisers are on."),
     "audit": ("cli.audit:audit", "What was allowed, refused and changed; and a proof of it."),
     "repair": ("cli.ledger:repair", "Rebuild the buckets from the ledger."),
     "export": ("cli.finance:export", "The books as a file: FOCUS, CSV, JSON lines, Parquet."),

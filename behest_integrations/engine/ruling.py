@@ -118,3 +118,28 @@ def rule(
         assert engine.auditor is not None
         engine.auditor.refused(error, asked.who, operation, model)
         raise
+
+
+def screened(
+    engine: Engine,
+    body: Mapping[str, Any],
+    *,
+    who: Attribution = NOBODY,
+    fallback: Attribution = NOBODY,
+    unread: Sequence[str] = (),
+) -> Mapping[str, Any]:
+    """What may be sent of a request that is no call of a model, and takes texts to a provider all the same.
+
+    Raises:
+        PolicyRefused: something in it blocks it.
+    """
+    policy, auditor = engine.policy, engine.auditor
+    assert policy is not None
+    assert auditor is not None
+    whose = engine.planner.who(who, fallback)
+    try:
+        found = policy.screen(policy.terms_for(whose), body, unread=unread)
+    except PolicyRefused as error:
+        auditor.refused(error, whose, "free", str(body.get("model") or ""))
+        raise
+    return body if found is None else found.body

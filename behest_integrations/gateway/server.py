@@ -137,7 +137,7 @@ def serve(
         if not settings.providers:
             plan = replace(plan, sandbox=stack.enter_context(_sandbox(said)))
             settings = plan.load()[1]
-        _check(said, settings, plan, workers)
+        policy = _check(said, settings, plan, workers)
         os.environ[_PLAN] = json.dumps(asdict(plan))
         if settings.tokens.algorithm == "HS256" and not os.environ.get(settings.tokens.secret_env):
             os.environ[settings.tokens.secret_env] = secrets.token_hex(32)
@@ -148,7 +148,7 @@ def serve(
         if workers > 1:
             os.environ[FOLDER] = stack.enter_context(_folder())
         listener = stack.enter_context(_listen(host, port))
-        for line in _describe(said, settings, plan, host, port):
+        for line in (*policy, *_describe(said, settings, plan, host, port)):
             say(line)
         run = uvicorn.Config(
             f"{__name__}:application",
@@ -200,8 +200,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) -> None:
-    """Find out before a worker does what cannot be used."""
+def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) -> list[str]:
+    """Find out before a worker does what cannot be used; what the policy is, if there is one."""
     for provider in settings.providers.values():
         provider.key()
     with plan.meter(said, settings) as meter:
@@ -209,6 +209,11 @@ def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) ->
             KeyStore(meter.ledger)
         elif workers > 1 and not meter.ledger.shared:
             raise ConfigError("several workers need a ledger that they share, such as sqlite:///behest.db")
+        if meter.policy is None:
+            return []
+        from ..policy.telling import describe
+
+        return [f"Policy: {line}" for line in describe(meter.policy)]
 
 
 def _describe(said: Config, settings: GatewaySettings, plan: Plan, host: str, port: int) -> Iterator[str]:

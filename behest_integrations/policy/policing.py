@@ -92,14 +92,16 @@ class Policing:
         Raises:
             PolicyRefused: a rule forbids it.
         """
-        terms = [(name, terms) for name, filters, terms in self._listed if applies(filters, asked.who)]
-        ceiling: int | None = None
-        for name, each in terms:
+        verdict = self.terms_for(asked.who)
+        for name, each in verdict.terms:
             self._check(name, each, asked)
-            most = each.max_output_tokens
-            if most is not None:
-                ceiling = most if ceiling is None else min(most, ceiling)
-        return Verdict(terms, ceiling)
+        return verdict
+
+    def terms_for(self, who: Attribution) -> Verdict:
+        """The rules that apply to somebody's calls."""
+        terms = [(name, terms) for name, filters, terms in self._listed if applies(filters, who)]
+        limits = [most for _, each in terms if (most := each.max_output_tokens) is not None]
+        return Verdict(terms, min(limits, default=None))
 
     def screen(
         self,

@@ -21,7 +21,7 @@ from ...engine.outcomes import CANCELLED, outcome_of_error
 from ...rules.errors import ConfigError, need
 from ...wire.anthropic import operation_of
 from ..kit.metered import metered_class
-from ..kit.stainless import FREE, Call, Free
+from ..kit.stainless import Call, Free, Screened, free_of
 from ..kit.terms import Terms
 from ..kit.undo import Undo
 
@@ -60,13 +60,18 @@ class Metered:
     def _begin(self, options: Any) -> Call | Free:
         operation = _operation_of(options.method, options.url)
         if operation is None:
-            return FREE
+            return free_of(self._behest, self, options)
         return Call(self._behest, operation, self, asynchronous=self._asynchronous)
 
     def _reserving(self) -> Call | None:
         """The call whose attempt is being prepared here, if it is this client's."""
         call = _doing.get()
         return call if isinstance(call, Call) and call.client is self else None
+
+    def _screening(self) -> Screened | None:
+        """The free request that is being prepared here, if its texts are looked through."""
+        call = _doing.get()
+        return call if isinstance(call, Screened) and call.client is self else None
 
     @property
     def _client(self) -> Any:
@@ -148,7 +153,7 @@ class _MeteredSync(Metered):
                 hold.end(CANCELLED)
 
     def _prepare_options(self, options: Any) -> Any:
-        call = self._reserving()
+        call = self._reserving() or self._screening()
         if call is not None:
             options = self._behest.engine.run(call.prepared(options))
         return super()._prepare_options(options)  # type: ignore[misc]
@@ -169,7 +174,7 @@ class _MeteredAsync(Metered):
                 hold.post(CANCELLED)
 
     async def _prepare_options(self, options: Any) -> Any:
-        call = self._reserving()
+        call = self._reserving() or self._screening()
         if call is not None:
             options = await self._behest.engine.arun(call.prepared(options))
         return await super()._prepare_options(options)  # type: ignore[misc]

@@ -14,6 +14,7 @@ from typing import Any
 from ...calls.exchange import Exchange, unasked
 from ...engine.holds import Hold
 from ...engine.outcomes import outcome_of_status
+from ...engine.ruling import screened
 from ...engine.steps import Aside, Steps
 from ...prices import provider_for_url
 from ...rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, from_headers
@@ -140,6 +141,41 @@ class Call:
 
 
 FREE = Free()
+
+
+class Screened(Free):
+    """A request that is not billed, and takes people's words to the provider all the same, to be counted,
+    judged or kept there."""
+
+    def __init__(self, terms: Terms, client: Any) -> None:
+        self.terms = terms
+        self.client = client
+
+    def prepared(self, options: Any) -> Steps[Any]:
+        """The options to send, with their texts looked through.
+
+        Raises:
+            PolicyRefused: something in them blocks them.
+        """
+        headers, client = options.headers, self.client
+        who = from_headers(headers) if headers and isinstance(headers, Mapping) else NOBODY
+        fallback = from_headers(client._custom_headers) if client._custom_headers else NOBODY
+        unread = ("file",) if options.files is not None else ()
+        body = body_of(options)
+        sent = yield Aside(
+            partial(screened, self.terms.engine, body, who=who, fallback=fallback, unread=unread)
+        )
+        if sent is not body:
+            options.json_data, options.extra_json = sent, None
+        return options
+
+
+def free_of(terms: Terms, client: Any, options: Any) -> Free:
+    """What is done about a request that is not billed."""
+    policy = terms.engine.policy
+    if policy is None or not policy.screening or options.method.upper() not in ("POST", "PUT", "PATCH"):
+        return FREE
+    return Screened(terms, client)
 
 
 def body_of(options: Any) -> Mapping[str, Any]:

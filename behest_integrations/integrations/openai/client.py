@@ -27,7 +27,7 @@ from ...rules.errors import ConfigError, need
 from ...wire import operation_of
 from ..kit.metered import metered_class
 from ..kit.response import watch_response
-from ..kit.stainless import FREE, Call, Free, server_of
+from ..kit.stainless import Call, Free, Screened, free_of, server_of
 from ..kit.terms import Terms
 from .websockets import count, is_opening, methods
 
@@ -73,7 +73,10 @@ class _Follow:
             asynchronous = _is_async(self.client)
             watch_response(response, self.exchange, self.hold, asynchronous=asynchronous, only_whole=True)
             return None
-        self.exchange.read_body(response.content)
+        content = response.content
+        shown = self.exchange.read_body(content)
+        if shown is not content:
+            response._content = shown
         if self.exchange.reply.usage is None:
             return None
         return self.hold.keeper.ending(self.hold, self.exchange.complete())
@@ -81,6 +84,9 @@ class _Follow:
 
 _doing: ContextVar[_Call | _Follow | Free | None] = ContextVar("behest_openai_call", default=None)
 """What the SDK is doing in this context; None outside of its requests."""
+
+
+_PREPARED = (_Call, Screened)
 
 
 def _begin(client: Any, options: Any) -> _Call | _Follow | Free:
@@ -92,7 +98,7 @@ def _begin(client: Any, options: Any) -> _Call | _Follow | Free:
     match = _RESPONSE_PATH.search(options.url) if pending else None
     if match and match.group(1) in pending:
         return _Follow(client, *pending[match.group(1)])
-    return FREE
+    return free_of(terms, client, options)
 
 
 def _is_async(client: Any) -> bool:
@@ -146,26 +152,26 @@ class _MeteredSync(Metered):
     def _prepare_options(self, options: Any) -> Any:
         call = _doing.get()
         options = super()._prepare_options(options)  # type: ignore[misc]
-        return self._behest.engine.run(call.prepared(options)) if type(call) is _Call else options
+        return self._behest.engine.run(call.prepared(options)) if isinstance(call, _PREPARED) else options
 
     def _send_request(self, request: Any, *, stream: bool, **kwargs: Any) -> Any:
         call = _doing.get()
         send = super()._send_request  # type: ignore[misc]
-        if call is None or call is FREE:
+        if call is None or isinstance(call, Free):
             return send(request, stream=stream, **kwargs)
         try:
             response = send(request, stream=stream, **kwargs)
-            again = call.again(request, response)  # type: ignore[union-attr]
+            again = call.again(request, response)
             if again is not None:
                 response.read()
                 response = send(again, stream=stream, **kwargs)
-                call.again(again, response)  # type: ignore[union-attr]
+                call.again(again, response)
         except BaseException as error:
             hold = call.take()
             if hold is not None:
                 hold.end(outcome_of_error(error))
             raise
-        steps = call.answered(response, streamed=stream)  # type: ignore[union-attr]
+        steps = call.answered(response, streamed=stream)
         if steps is not None:
             self._behest.engine.run(steps)
         return response
@@ -186,27 +192,29 @@ class _MeteredAsync(Metered):
     async def _prepare_options(self, options: Any) -> Any:
         call = _doing.get()
         options = await super()._prepare_options(options)  # type: ignore[misc]
-        return await self._behest.engine.arun(call.prepared(options)) if type(call) is _Call else options
+        return (
+            await self._behest.engine.arun(call.prepared(options)) if isinstance(call, _PREPARED) else options
+        )
 
     async def _send_request(self, request: Any, *, stream: bool, **kwargs: Any) -> Any:
         call = _doing.get()
         send = super()._send_request  # type: ignore[misc]
-        if call is None or call is FREE:
+        if call is None or isinstance(call, Free):
             return await send(request, stream=stream, **kwargs)
         try:
             response = await send(request, stream=stream, **kwargs)
-            again = call.again(request, response)  # type: ignore[union-attr]
+            again = call.again(request, response)
             if again is not None:
                 await response.aread()
                 response = await send(again, stream=stream, **kwargs)
-                call.again(again, response)  # type: ignore[union-attr]
+                call.again(again, response)
         except BaseException as error:
             hold = call.take()
             if hold is not None:
                 # A cancelled task may be cancelled again: it must not wait here.
                 hold.post(outcome_of_error(error))
             raise
-        steps = call.answered(response, streamed=stream)  # type: ignore[union-attr]
+        steps = call.answered(response, streamed=stream)
         if steps is not None:
             await self._behest.engine.arun(steps)
         return response
