@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from gateway_support import Gateway
-from support import HELLO, entries
+from support import HELLO, assert_sound, entries
 
 from behest_integrations.gateway.keys import KeyStore, id_in
 from behest_integrations.sandbox import Sandbox
@@ -296,3 +296,70 @@ def test_the_page_of_tokens_is_as_it_says(gateway: Gateway, pem: str, signing: s
         exec(signs, names)
         answered = gateway.http(names["token"]).post("/chat/completions", json=CHAT)
         assert (answered.status_code, answered.headers["x-tier"]) == (200, "free")
+
+
+# ── threads ────────────────────────────────────────────────────────────────────────────
+
+
+def test_threads_are_sessions_without_what_was_said(gateway: Gateway) -> None:
+    one = client(gateway, gateway.key(project="threads"), default_user_id="u-threads")
+    for session in ("s-1", "s-1", "s-2"):
+        one.chat.completions.create(**CHAT, session_id=session)
+    other = client(gateway, one.config.key, default_user_id="u-other")
+    other.chat.completions.create(**CHAT, session_id="s-other")
+
+    listed = one.threads.list()
+    assert [(t["id"], t["requests"], t["user_id"]) for t in listed] == [
+        ("s-2", 1, "u-threads"), ("s-1", 2, "u-threads"),
+    ]  # fmt: skip
+    found = one.threads.get("s-1")
+    assert found == listed[1]
+    assert found["created_at"] <= found["last_active_at"]
+    assert found["cost_usd"] > 0 < found["input_tokens"]
+    (message,) = one.threads.messages("s-1")
+    assert "not kept" in message["content"]
+    for call in (other.threads.get, other.threads.messages, other.threads.delete):
+        with pytest.raises(sdk.BehestError) as missing:
+            call("s-1")
+        assert missing.value.status == 404
+
+    http = gateway.http(one.config.key)
+    assert {t["id"] for t in http.get("/threads").json()} == {"s-1", "s-2", "s-other"}
+    assert [t["id"] for t in http.get("/threads", params={"user_id": "u-other"}).json()] == ["s-other"]
+    assert len(http.get("/threads", params={"limit": 1}).json()) == 1
+    assert http.get("/threads", params={"limit": 0}).status_code == 400
+
+
+def test_a_thread_that_is_deleted_is_forgotten_and_its_sums_are_kept(gateway: Gateway) -> None:
+    key = gateway.key(project="erasure")
+    one = client(gateway, key, default_user_id="u-erased")
+    for session in ("s-erased", "s-kept"):
+        one.chat.completions.create(**CHAT, session_id=session)
+    http = gateway.http(key)
+    before = http.get("/usage").json()["total"]
+    one.threads.delete("s-erased")
+    assert [t["id"] for t in one.threads.list()] == ["s-kept"]
+    assert http.get("/usage").json()["total"] == before
+    with pytest.raises(sdk.BehestError) as missing:
+        one.threads.delete("s-erased")
+    assert missing.value.status == 404
+    with gateway.meter() as meter:
+        mine = [e for e in entries(meter) if e.project == "erasure"]
+        assert [(e.session_id, e.user_id) for e in mine][1] == ("s-kept", "u-erased")
+        assert mine[0].session_id == mine[0].user_id
+        assert mine[0].session_id is not None
+        assert mine[0].session_id.startswith("forgotten-")
+        assert_sound(meter)
+        with meter.ledger.reading().connect() as connection:
+            kept = connection.exec_driver_sql("SELECT * FROM audit").fetchall()
+        assert any("session forgotten" in str(row) for row in kept)
+        assert not any("s-erased" in str(row) for row in kept)
+
+
+def test_a_forgotten_session_has_no_fresh_budget(tmp_path: Path, sandbox: Sandbox) -> None:
+    with Gateway(tmp_path, sandbox, budgets=["1 calls per session"]) as gateway:
+        minted = client(gateway).auth.mint(user_id="u", session_id="s")
+        http = gateway.http(minted.token)
+        assert http.post("/chat/completions", json=CHAT).status_code == 200
+        assert http.delete("/threads/s").status_code == 204
+        assert http.post("/chat/completions", json=CHAT).status_code == 402

@@ -201,7 +201,7 @@ def test_prompts_and_answers_are_never_written_anywhere(
                         messages=[{"role": "user", "content": SECRET}],
                         max_tokens=40,
                         stream=stream,  # type: ignore[call-overload]
-                        user=SECRET,
+                        metadata={"note": SECRET},
                     )
                 except Exception as error:
                     assert SECRET not in str(error)

@@ -73,12 +73,12 @@ class Accounts:
 
     async def usage(self, request: Request) -> Response:
         """`GET /v1/usage?from&to&user_id&granularity`."""
-        caller = await self._reader(request, "from", "to", "user_id", "granularity")
+        caller = await self.reader(request, "from", "to", "user_id", "granularity")
         start, end = _window(request)
         granularity = request.query_params.get("granularity", "day")
         if granularity not in _GRANULARITIES:
             raise Problem(400, f"granularity is one of {', '.join(_GRANULARITIES)}.", param="granularity")
-        user = self._whose(caller, request.query_params.get("user_id"))
+        user = self.whose(caller, request.query_params.get("user_id"))
         found = await self._report(caller, user, start, end, granularity)
         usage = Usage(
             project_id=caller.project,
@@ -96,9 +96,9 @@ class Accounts:
 
     async def billing(self, request: Request) -> Response:
         """`GET /v1/billing/usage?from&to`."""
-        caller = await self._reader(request, "from", "to")
+        caller = await self.reader(request, "from", "to")
         start, end = _window(request)
-        user = self._whose(caller, None)
+        user = self.whose(caller, None)
         found = await self._report(caller, user, start, end, "model")
         total = _sums(found.total)
         by_model = [
@@ -117,7 +117,8 @@ class Accounts:
         )
         return JSON(billing.model_dump(mode="json", by_alias=True), headers=await self._budget(caller, user))
 
-    async def _reader(self, request: Request, *known: str) -> Caller:
+    async def reader(self, request: Request, *known: str) -> Caller:
+        """The caller of an endpoint that tells what was spent, and has these parameters."""
         caller = await self._gate.admit(request.scope)
         caller.require("usage")
         given = [name for name, _value in request.query_params.multi_items()]
@@ -128,7 +129,7 @@ class Accounts:
                 raise Problem(400, message, param=name)
         return caller
 
-    def _whose(self, caller: Caller, asked: str | None) -> str | None:
+    def whose(self, caller: Caller, asked: str | None) -> str | None:
         """Whose spending is told: anybody's of the project, or the token's own user's."""
         if caller.admin:
             return asked

@@ -35,6 +35,7 @@ from .problems import JSON, Problem, problem_of
 from .providers import PATHS, Routes
 from .relay import Relay
 from .settings import GatewaySettings
+from .threads import Threads
 from .tokens import Tokens
 
 log = logging.getLogger("behest")
@@ -71,6 +72,7 @@ def create_app(
     routes, metrics = Routes(settings), Metrics(meter)
     relay = Relay(meter, gate, routes, settings.limits, metrics)
     accounts = Accounts(meter, gate, routes, tokens, settings, relay.bodies)
+    threads = Threads(meter, accounts)
     state = _State(meter, metrics if settings.metrics else None)
 
     @contextlib.asynccontextmanager
@@ -92,6 +94,10 @@ def create_app(
         *(Route(f"/v1{path}", _Door(relay, name), methods=["POST"]) for name, path in PATHS.items()),
         Route("/v1/models", accounts.models),
         Route("/v1/models/{id:path}", accounts.model),
+        Route("/v1/threads", threads.all),
+        Route("/v1/threads/{id:path}/messages", threads.messages),
+        Route("/v1/threads/{id:path}", threads.one),
+        Route("/v1/threads/{id:path}", threads.forget, methods=["DELETE"]),
         Route("/v1/usage", accounts.usage),
         Route("/v1/billing/usage", accounts.billing),
         Route("/v1/auth/mint", accounts.mint, methods=["POST"]),

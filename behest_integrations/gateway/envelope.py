@@ -82,7 +82,9 @@ class Envelope:
             )
 
     def _options(self, scope: Scope, origin: str, given: dict[bytes, bytes]) -> Response:
-        methods = sorted({"OPTIONS"}.union(*map(_methods, self._there(scope))))
+        there = self._there(scope)
+        # The first place that matches is the one that answers; the same place may have two routes.
+        methods = sorted({"OPTIONS"}.union(*(_methods(r) for r in there if r.path == there[0].path)))
         if len(methods) == 1:
             return Problem(404, "There is nothing here.").response()
         allowed = ", ".join(methods)

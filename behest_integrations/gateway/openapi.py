@@ -29,12 +29,13 @@ _ERRORS = {
     "415": "The body is not JSON (`unsupported_media_type`).",
     "429": "A rate is used up, or calls in flight hold what is left (`rate_limited`): retry after "
     "`Retry-After` if `x-should-retry` is `true`.",
+    "501": "The ledger that is used here cannot do that.",
     "502": "The provider failed, or cannot be reached (`server_error`).",
     "503": "The gateway or its ledger cannot take the call now: retry after `Retry-After`.",
     "504": "The provider did not answer in time.",
     "default": "Another error: what the provider says of the request.",
 }
-_CALL_ERRORS = tuple(_ERRORS)
+_CALL_ERRORS = tuple(status for status in _ERRORS if status != "501")
 _ACCOUNT_ERRORS = ("400", "401", "403", "503")
 _BUDGET_HEADERS = {
     "X-Budget": "The budget with the least left of those that the call is in, as text (percent-encoded).",
@@ -66,7 +67,7 @@ def _answers(
         }
     answers: dict[str, Any] = {"200": {"description": "As asked.", "headers": headers, "content": content}}
     for status in errors:
-        answers[status] = {"$ref": f"#/components/responses/Error{status.title()}"}
+        answers[status] = _error(status)
     return answers
 
 
@@ -157,6 +158,7 @@ def _paths() -> dict[str, Any]:
             _answers(shapes.Model, ("400", "401", "403", "404", "503")),
             {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},
         ),
+        **_threads(),
         "/v1/usage": _get(
             "getUsage",
             "What was spent, over time",
@@ -218,6 +220,36 @@ def _paths() -> dict[str, Any]:
     }
 
 
+def _threads() -> dict[str, Any]:
+    id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    whose = _query("user_id", "Only this end user's. A token is told its own user's.")
+    most = _query("limit", "At most so many.", type="integer", minimum=1, maximum=1000, default=100)
+    about, errors = "Sessions", (*_ACCOUNT_ERRORS, "404")
+    thread = functools.partial(_answers, shapes.Thread, errors, budgets=False)
+    forget = _get("forgetThread", "Forget a session", about, thread(), id)
+    gone = {"description": "Its ids are replaced by others; what its calls cost stays."}
+    forget["get"]["responses"] = {**forget["get"]["responses"], "204": gone, "501": _error("501")}
+    del forget["get"]["responses"]["200"]
+    one = _get("getThread", "One session", about, thread(), id)
+    said = _answers(shapes.ThreadMessages, errors, budgets=False)
+    return {
+        "/v1/threads": _get(
+            "listThreads",
+            "The sessions there are",
+            about,
+            _answers(shapes.Threads, _ACCOUNT_ERRORS, budgets=False),
+            whose,
+            most,
+        ),
+        "/v1/threads/{id}": {**one, "delete": forget["get"]},
+        "/v1/threads/{id}/messages": _get("listMessages", "That messages are not kept", about, said, id),
+    }
+
+
+def _error(status: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/responses/Error{status.title()}"}
+
+
 def _id_header(name: str, description: str) -> dict[str, Any]:
     return {
         "name": name,
@@ -252,7 +284,7 @@ def document() -> dict[str, Any]:
         },
         "servers": [{"url": "/", "description": "This gateway"}],
         "security": [{"bearer": []}],
-        "tags": [{"name": n} for n in ("Calls", "Spending", "Access", "Operation")],
+        "tags": [{"name": n} for n in ("Calls", "Sessions", "Spending", "Access", "Operation")],
         "paths": _paths(),
         "components": {
             "securitySchemes": {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from ..rules.attribution import MAX_ID
 
@@ -215,6 +215,40 @@ class Usage(BaseModel):
     granularity: Literal["hour", "day", "month"]
     total: UsageSums
     data: list[UsagePeriod]
+
+
+class Thread(BaseModel):
+    """A session, as far as the ledger knows it. Times are ISO 8601, UTC."""
+
+    id: str
+    object: Literal["thread"] = "thread"
+    user_id: str | None
+    created_at: datetime
+    last_active_at: datetime
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float
+    messages_kept: Literal[False] = False
+
+
+class Threads(RootModel[list[Thread]]):
+    """The latest first."""
+
+
+class ThreadMessage(BaseModel):
+    """The one message that there is: that messages are not kept."""
+
+    id: str
+    object: Literal["thread.message"] = "thread.message"
+    thread_id: str
+    role: Literal["system"] = "system"
+    content: str
+    created_at: datetime
+
+
+class ThreadMessages(RootModel[list[ThreadMessage]]):
+    """A list of that one."""
 
 
 class ModelCost(BaseModel):

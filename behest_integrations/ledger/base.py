@@ -503,6 +503,20 @@ class Ledger(ABC):
         """
         return self.submit(lambda rows: rows.usage_of_response(response, tenant, project, user))
 
+    def forget_session(
+        self, session: str, *, tenant: str | None, project: str | None, user: str | None = None
+    ) -> int:
+        """Replace the ids of a session's calls, and keep what they cost; how many lines that were.
+
+        Args:
+            tenant, project: whose it is; None: of those calls that name none.
+            user: whose calls alone; None: anybody's.
+
+        Raises:
+            ConfigError: this store cannot.
+        """
+        raise ConfigError(f"{self.url} cannot forget a session: it is for as long as its process lives")
+
     def keys(self) -> Keys:
         """The gateway's API keys, if this store can keep them.
 

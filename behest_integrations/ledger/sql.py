@@ -24,6 +24,7 @@ from . import schema
 from .audit import Chain, Decision, Pruned, Record
 from .base import Ledger
 from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons, encode
+from .erasure import forget_session
 from .keys import SQLKeys
 from .outbox import Message
 from .statements import ENTRY_ORDER, Statements
@@ -423,6 +424,11 @@ class SQLLedger(Ledger):
             driver: Any = connection.connection.driver_connection
             books = read_books(driver.execute, self.statements)
         return books.buckets, books.holds, books.entries
+
+    def forget_session(
+        self, session: str, *, tenant: str | None, project: str | None, user: str | None = None
+    ) -> int:
+        return forget_session(self.reading(), session, tenant=tenant, project=project, user=user)
 
     def keys(self) -> SQLKeys:
         return SQLKeys(self.reading, self._engine)
