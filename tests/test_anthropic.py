@@ -46,14 +46,20 @@ CALLS: dict[str, dict[str, Any]] = {
     "blocks": asked(messages=[{"role": "user", "content": [{"type": "text", "text": "hello"}]}]),
     "tools": asked(tools=[TOOL], tool_choice={"type": "any"}),
     "thinking": asked(max_tokens=2000, thinking={"type": "enabled", "budget_tokens": 1024}),
-    "adaptive": asked(model=MODEL, thinking={"type": "adaptive"}, output_config={"effort": "low"}),
+    "adaptive": asked(
+        model=MODEL, thinking={"type": "adaptive"}, extra_body={"output_config": {"effort": "low"}}
+    ),
     "cache 5m": asked(system=cached("5m")),
     "cache 1h": asked(system=cached("1h")),
-    "cache of all": asked(cache_control={"type": "ephemeral"}, messages=[{"role": "user", "content": LONG}]),
+    "cache of all": asked(
+        extra_body={"cache_control": {"type": "ephemeral"}}, messages=[{"role": "user", "content": LONG}]
+    ),
     "warming": asked(max_tokens=0, system=cached("1h")),
-    "fast": asked(model=MODEL, speed="fast"),
-    "in the US": asked(model=MODEL, inference_geo="us"),
-    "fast, in the US, cached": asked(model=MODEL, speed="fast", inference_geo="us", system=cached("1h")),
+    "fast": asked(model=MODEL, extra_body={"speed": "fast"}),
+    "in the US": asked(model=MODEL, extra_body={"inference_geo": "us"}),
+    "fast, in the US, cached": asked(
+        model=MODEL, extra_body={"speed": "fast", "inference_geo": "us"}, system=cached("1h")
+    ),
     "tier": asked(service_tier="standard_only"),
     "search": asked(tools=[{"type": "web_search_20250305", "name": "web_search", "max_uses": 1}]),
 }
@@ -110,6 +116,8 @@ def test_every_way_to_ask_is_metered(way: str) -> None:
                 with metered.messages.with_streaming_response.create(**asked()) as response:
                     assert response.parse().usage.output_tokens
             elif way == "parse":
+                if not hasattr(metered.messages, "parse"):
+                    pytest.skip("this version of the SDK has no parse")
                 metered.messages.parse(**asked())
             elif way == "beta":
                 metered.beta.messages.create(**asked(betas=["context-management-2025-06-27"]))
@@ -202,7 +210,7 @@ def test_what_a_request_does(path: str, operation: str | None) -> None:
     [
         ({"extra_body": {"zork": 1}}, "field:zork"),
         ({"extra_body": {"speed": "ludicrous"}}, "field:speed"),
-        ({"inference_geo": "mars"}, "field:inference_geo"),
+        ({"extra_body": {"inference_geo": "mars"}}, "field:inference_geo"),
         ({"extra_body": {"mcp_servers": [{"type": "url"}]}}, "mcp"),
         ({"extra_body": {"container": "c"}}, "code_execution"),
         ({"extra_body": {"fallbacks": [{"model": "claude-opus-5-5"}]}}, "fallbacks"),

@@ -285,6 +285,12 @@ def test_the_quickstart_in_python(quickstart: tuple[Path, dict[str, str]]) -> No
         assert words in said
 
 
+def test_the_quickstart_with_anthropics_client(quickstart: tuple[Path, dict[str, str]]) -> None:
+    said = ran(quickstart, sys.executable, "messages.py")
+    for words in ("One call:", "A streamed one:", "402 quota_exceeded", '"$0.01 per session"'):
+        assert words in said
+
+
 def test_the_quickstart_in_shell(quickstart: tuple[Path, dict[str, str]]) -> None:
     tool("curl")
     said = ran(quickstart, "sh", "chat.sh")

@@ -29,10 +29,11 @@ from .accounts import Accounts
 from .callers import Gate
 from .envelope import Envelope
 from .keys import KeyStore
+from .messages import MessagesRelay
 from .metrics import Metrics
 from .origins import Origins
 from .problems import JSON, Problem, problem_of
-from .providers import PATHS, Routes
+from .providers import COUNT_TOKENS, PATHS, Routes
 from .relay import Relay
 from .settings import GatewaySettings
 from .threads import Threads
@@ -71,6 +72,7 @@ def create_app(
     gate = Gate(settings, keys, tokens, origins, keyless=keyless, budgets=partial(_add_budgets, meter))
     routes, metrics = Routes(settings), Metrics(meter)
     relay = Relay(meter, gate, routes, settings.limits, metrics)
+    messages = MessagesRelay(relay)
     accounts = Accounts(meter, gate, routes, tokens, settings, relay.bodies)
     threads = Threads(meter, accounts)
     state = _State(meter, metrics if settings.metrics else None)
@@ -92,6 +94,8 @@ def create_app(
     routes_ = [
         Route("/", state.index),
         *(Route(f"/v1{path}", _Door(relay, name), methods=["POST"]) for name, path in PATHS.items()),
+        Route("/v1/messages", _Door(messages, "messages"), methods=["POST"]),
+        Route("/v1/messages/count_tokens", _Door(messages, COUNT_TOKENS), methods=["POST"]),
         Route("/v1/models", accounts.models),
         Route("/v1/models/{id:path}", accounts.model),
         Route("/v1/threads", threads.all),

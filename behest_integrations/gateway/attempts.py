@@ -189,7 +189,7 @@ class Attempts:
         if outcome is None:
             return await _begun(provider.name, response, exchange, hold)
         await hold.aend(outcome)
-        raise await _refused(provider.name, response, repeated=provider.settings.retries > 0)
+        raise await refused(provider.name, response, repeated=provider.settings.retries > 0)
 
     async def _reserve(self, job: Job, exchange: Exchange) -> Hold:
         """Hold the call's worst case. A busy budget is waited for, as long as the client waits.
@@ -286,7 +286,7 @@ def _no_answer(provider: str, error: BaseException) -> Problem:
     return Problem(502, f"The provider {provider!r} cannot be reached.", details=details, retry=False)
 
 
-async def _refused(provider: str, response: aiohttp.ClientResponse, *, repeated: bool) -> _Failed:
+async def refused(provider: str, response: aiohttp.ClientResponse, *, repeated: bool) -> _Failed:
     """What a provider's error is to the client."""
     status = response.status
     try:

@@ -23,7 +23,12 @@ PATHS = {
     "responses": "/responses",
     "embeddings": "/embeddings",
 }
+COUNT_TOKENS = "count_tokens"
+_ANTHROPIC = {"messages": "/messages", COUNT_TOKENS: "/messages/count_tokens"}
 _PASSED_ON = frozenset({b"openai-beta", b"accept", b"accept-language"})
+_PASSED_ON_TO_ANTHROPIC = frozenset({b"anthropic-version", b"anthropic-beta", b"accept"})
+_VERSION = "2023-06-01"
+"""What Anthropic's API is asked for by a client that names no version of it."""
 _LIST_SECONDS = 10.0
 
 
@@ -71,15 +76,19 @@ class Provider:
     ) -> aiohttp.ClientResponse:
         """Send a request, and wait for the head of the answer."""
         headers = self._headers.copy()
+        path = PATHS.get(operation) or _ANTHROPIC[operation]
+        if operation in _ANTHROPIC:
+            headers.setdefault("anthropic-version", _VERSION)
+        passed_on = _PASSED_ON_TO_ANTHROPIC if operation in _ANTHROPIC else _PASSED_ON
         for name, value in given:
-            if name in _PASSED_ON:
+            if name in passed_on:
                 headers[name.decode("latin-1")] = value.decode("latin-1")
         if self.settings.send_attribution:
             for header, id in ((SESSION_HEADER, who.session_id), (USER_HEADER, who.user_id)):
                 if id is not None:
                     # Written as UTF-8, like every header here.
                     headers[header] = id
-        url = self.settings.base_url.replace("{model}", quote(model, safe="")).rstrip("/") + PATHS[operation]
+        url = self.settings.base_url.replace("{model}", quote(model, safe="")).rstrip("/") + path
         return await self._open().post(
             url, data=body, headers=headers, params=self.settings.query, allow_redirects=False
         )

@@ -27,9 +27,16 @@ from .callers import Caller, Gate
 from .leaving import Rest
 from .metrics import Metrics
 from .problems import CODES, Problem
-from .providers import Routes
+from .providers import Routes, Target
 from .settings import LimitSettings
-from .shapes import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Request, ResponseRequest
+from .shapes import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    MessagesRequest,
+    Request,
+    ResponseRequest,
+)
 
 log = logging.getLogger("behest")
 
@@ -38,6 +45,7 @@ REQUESTS: Mapping[str, type[Request]] = {
     "completions": CompletionRequest,
     "responses": ResponseRequest,
     "embeddings": EmbeddingRequest,
+    "messages": MessagesRequest,
 }
 _DRAIN_SECONDS = 5.0
 _TAIL_SECONDS = 1.0
@@ -46,6 +54,9 @@ _HANDED_BACK = ("openai-processing-ms", "openai-version", "openai-model")
 
 class Relay:
     """Takes calls to providers and their answers back."""
+
+    api = "openai"
+    """What providers must speak to be asked."""
 
     def __init__(
         self, meter: Meter, gate: Gate, routes: Routes, limits: LimitSettings, metrics: Metrics
@@ -120,13 +131,34 @@ class Relay:
         # It may have been made by another worker: its length bounds what continues it.
         self.meter.planner.remember_context(request.previous_response_id, before)
 
+    def _targets(self, job: Job) -> tuple[Target, ...]:
+        """Where a call may go, in order.
+
+        Raises:
+            Problem: 404, nowhere.
+        """
+        model = str(job.body["model"])
+        there = self.routes.targets(model)
+        if not there:
+            message = f"No route for model {model!r}; GET /v1/models lists those there are."
+            raise Problem(404, message, code="model_not_found", param="model")
+        speaking = tuple(target for target in there if target.provider.settings.speaks(self.api))
+        if not speaking:
+            message = (
+                f"No provider for model {model!r} speaks this API, and nothing is translated. Whoever runs "
+                f'the gateway says which do in behest.toml: apis = ["{self.api}"], of a provider.'
+            )
+            raise Problem(404, message, code="model_not_found", param="model", retry=False)
+        return speaking
+
+    def _broken(self, job: Job, problem: Problem) -> bytes:
+        """The event that tells a client of a stream that it broke off."""
+        return b"data: " + to_json(problem.body) + b"\n\n"
+
     # ── there ──────────────────────────────────────────────────────────────────────────
 
     async def _relay(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
-        targets = self.routes.targets(str(job.body["model"]))
-        if not targets:
-            message = f"No route for model {job.body['model']!r}; GET /v1/models lists those there are."
-            raise Problem(404, message, code="model_not_found", param="model")
+        targets = self._targets(job)
         if not job.body.get("stream"):
             await self._back(job, await self.attempts.ask(job, targets), scope, receive, send)
             return
@@ -188,7 +220,7 @@ class Relay:
             rest = passing.rest()
             reply = answer.exchange.reply
             if not (reply.ended or answer.exchange.generated or reply.error):
-                rest += _event(Problem(502, "The provider's stream ended before its answer did."))
+                rest += self._broken(job, Problem(502, "The provider's stream ended before its answer did."))
             await end(hold, passing)
             job.answered = True
             self.metrics.answered(job.operation, time.perf_counter() - job.started)
@@ -196,7 +228,7 @@ class Relay:
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             await end(hold, passing, f"the stream broke: {type(error).__name__}", "broken")
             job.answered = True
-            broken = _event(Problem(502, "The provider's stream broke off."))
+            broken = self._broken(job, Problem(502, "The provider's stream broke off."))
             await _send(job, send, {"type": "http.response.body", "body": broken})
         except asyncio.CancelledError:
             if passing.drainable and not passing.ended:
@@ -208,10 +240,6 @@ class Relay:
                 post(hold, passing, "the client hung up before the end", "closed_early")
                 # It goes back to the pool only if it was read to its end.
                 answer.response.close()
-
-
-def _event(problem: Problem) -> bytes:
-    return b"data: " + to_json(problem.body) + b"\n\n"
 
 
 class SlowClient(Exception):

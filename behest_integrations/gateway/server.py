@@ -73,7 +73,9 @@ class Plan:
         config = load(self.config) if self.config else Config()
         settings = GatewaySettings.of(config.gateway)
         if self.sandbox is not None:
-            settings.providers["sandbox"] = ProviderSettings(base_url=self.sandbox)
+            settings.providers["sandbox"] = ProviderSettings(
+                base_url=self.sandbox, apis=["openai", "anthropic"]
+            )
         return config, settings
 
     def meter(self, config: Config, settings: GatewaySettings) -> Meter:

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -68,6 +69,8 @@ class ProviderSettings(_Strict):
     """An OpenAI-compatible endpoint.
 
     Attributes:
+        apis: what it speaks: ``openai``, ``anthropic`` (its `/v1/messages`); default: both, where it is
+            Anthropic's own address, else ``openai``.
         base_url: up to and with `/v1`, or what stands in its place; ``{model}`` in it is
             replaced by the model (for deployments in the path).
         api_key_env: the environment variable that has the key.
@@ -87,6 +90,7 @@ class ProviderSettings(_Strict):
     """
 
     base_url: str = Field(pattern=r"^https?://[^\s]+$")
+    apis: list[Literal["openai", "anthropic"]] | None = Field(default=None, min_length=1)
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
     auth_header: str = Field(default="Authorization", pattern=r"^[A-Za-z0-9-]+$")
     headers: dict[str, str] = Field(default_factory=dict)
@@ -100,6 +104,12 @@ class ProviderSettings(_Strict):
     send_attribution: bool = False
     service_tier: str | None = Field(default=None, min_length=1)
     on_abandoned: OnAbandoned | None = None
+
+    def speaks(self, api: str) -> bool:
+        """Whether it takes calls of that API."""
+        if self.apis is not None:
+            return api in self.apis
+        return api == "openai" or urlsplit(self.base_url).hostname == "api.anthropic.com"
 
     def key(self) -> str | None:
         """The provider's key.

@@ -87,6 +87,18 @@ class EmbeddingRequest(Request):
     dimensions: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
 
+class MessagesRequest(Request):
+    """https://platform.claude.com/docs/en/api/messages"""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    thinking: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    stream: bool | None = None
+
+
 class _Reply(BaseModel):
     """A provider's answer, as it came."""
 

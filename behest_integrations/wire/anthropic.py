@@ -201,7 +201,12 @@ class _Prompt:
         self.tokens += self.margin.tools + _TOOL_PROMPT
         for tool in tools:
             tool = _plain(tool) if hasattr(tool, "model_dump") else tool
-            self.tokens += self.margin.message + tool_bytes(tool)
+            self.tokens += self.margin.message
+            if "claude" in self.model:
+                # Written out with line breaks it is no more tokens: each stands beside a mark of JSON.
+                self.json(tool)
+            else:
+                self.tokens += tool_bytes(tool)
             if not isinstance(tool, Mapping):
                 continue
             self.marked(tool.get("cache_control"))

@@ -576,7 +576,7 @@ stored: thread
         # read: `anthropic` looks at how.
         messages="""
 request: model messages
-prompt: tools system output_config
+prompt: tools system output_config output_format
 limit: max_tokens
 thoughts: thinking.budget_tokens
 nothing: stream temperature top_p top_k stop_sequences metadata tool_choice
