@@ -36,7 +36,7 @@ def provider(**options: Any) -> Sandbox:
 def assert_true(meter: Meter, sandbox: Sandbox, many: int) -> None:
     """Each stream that was left is booked at what was billed for it."""
     found = entries(meter)
-    assert [e.status for e in found] == ["settled"] * many
+    assert [e.status for e in found] == ["settled"] * many, [(e.flags, e.note) for e in found]
     # On a slow machine, one may have come whole before it was left.
     assert {"drained"} <= {e.flags for e in found} <= {"drained", ""}
     assert len(sandbox.bill.lines) == many
@@ -72,6 +72,21 @@ def test_twenty_streams_that_a_user_closes(store: str) -> None:
                 assert time.monotonic() - began < 5
         assert_true(meter, sandbox, MANY)
         assert_whose(meter, sandbox)
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_a_client_that_is_gone_before_its_stream_is_over(unread: bool) -> None:
+    """The SDK closes the connections of a client that is collected."""
+    with provider(chunk_delay=0.03) as sandbox, Meter("memory://", on_abandoned="drain") as meter:
+
+        def leave() -> None:
+            opened = stream(meter.openai(client(sandbox)))
+            if not unread:
+                read_some(opened).close()
+
+        leave()
+        gc.collect()
+        assert_true(meter, sandbox, 1)
 
 
 # ── coroutines ─────────────────────────────────────────────────────────────────────────

@@ -34,6 +34,8 @@ class Watch(Passing):
         events = "text/event-stream" in response.headers.get("content-type", "")
         super().__init__(exchange, events=events, only_whole=only_whole)
         self.hold = hold
+        self.client: object = None
+        """Kept for as long as its stream may have to be read on."""
         self.source: Any = None
         self.step: asyncio.Future[bytes | None] | None = None
         """The chunk that is being awaited, where that goes on when its reader is cancelled."""
@@ -68,7 +70,7 @@ class Watch(Passing):
 
     def outcome(self, note: str = "", flag: str = "") -> Outcome | None:
         self.exchange.engine.finalizers.discard(self.dropped)
-        self.hold.read_on = None
+        self.hold.read_on = self.client = None
         return super().outcome(note, flag)
 
     def dropped(self, again: Callable[[], Any] | None = None) -> None:
@@ -195,14 +197,26 @@ class _Pieces:
 
 
 def watch_response(
-    response: Any, exchange: Exchange, hold: Hold, *, asynchronous: bool, only_whole: bool = False
+    response: Any,
+    exchange: Exchange,
+    hold: Hold,
+    *,
+    asynchronous: bool,
+    client: object = None,
+    only_whole: bool = False,
 ) -> None:
+    """See the body of `response` pass, and end `hold` with it.
+
+    Args:
+        client: whose connection it is: the SDKs close theirs when they are collected.
+    """
     watch = Watch(response, exchange, hold, only_whole, asynchronous)
     # The functions must not keep the response alive: a stream that is dropped is collected,
     # and ends its hold then.
     ref = weakref.ref(response)
     hold.hang_up = lambda: _close(ref(), asynchronous)
     if watch.reads_on:
+        watch.client = client
         hold.read_on = lambda: watch.read_on(ref())
     if asynchronous:
         response.aiter_bytes, response.aclose = _async_patches(ref, watch)

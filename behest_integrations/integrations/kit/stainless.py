@@ -128,7 +128,7 @@ class Call:
         outcome = outcome_of_status(response.status_code)
         if outcome is None:
             if streamed and not response.is_stream_consumed:
-                watch_response(response, exchange, hold, asynchronous=self.asynchronous)
+                watch_response(response, exchange, hold, asynchronous=self.asynchronous, client=self.client)
                 return None
             content = response.content
             shown = exchange.read_body(content)
