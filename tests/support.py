@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI, OpenAI
@@ -218,3 +219,34 @@ def kill_in_mid_call(code: str, provider: Sandbox) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def older_ledger(path: Path, revision: str) -> None:
+    """A ledger as a version of before wrote it, with a call of ada's."""
+    import sqlalchemy as sa
+    from alembic import command
+    from alembic.config import Config
+
+    import behest_integrations.ledger.schema as schema
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        columns = sa.inspect(connection).get_columns("entries")
+        values = {c["name"]: 0 if "INT" in str(c["type"]) else "" for c in columns if not c["nullable"]}
+        values |= {
+            "user_id": "ada",
+            "tags": "{}",
+            "bookings": "[]",
+            "status": "settled",
+            "calls": 1,
+            "cost": 5,
+        }
+        names = ", ".join(values)
+        connection.exec_driver_sql(
+            f"INSERT INTO entries ({names}) VALUES ({', '.join('?' * len(values))})", tuple(values.values())
+        )
+    engine.dispose()

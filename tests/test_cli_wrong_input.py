@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support import older_ledger
 
 from behest_integrations import ConfigError, Meter, StoreError
 from behest_integrations.cli import main
@@ -199,11 +200,7 @@ def test_a_ledger_on_a_read_only_disk_is_read(here: Path) -> None:
 
 
 def test_a_ledger_of_an_older_schema_is_read_as_it_is(here: Path) -> None:
-    make_ledger(here / "behest.db")
-    with sqlite3.connect("behest.db") as old:
-        for statement in OLDER:
-            old.execute(statement)
-    old.close()
+    older_ledger(here / "behest.db", "0005")
     before = (here / "behest.db").read_bytes()
     assert "ada" in ask("report", "--by", "user", code=0)
     assert (here / "behest.db").read_bytes() == before
@@ -211,13 +208,6 @@ def test_a_ledger_of_an_older_schema_is_read_as_it_is(here: Path) -> None:
     open_store("sqlite:///behest.db").close()  # who writes brings it up to date
     assert (here / "behest.db").read_bytes() != before
     assert "ada" in ask("report", "--by", "user", code=0)
-
-
-OLDER = (
-    "DROP TABLE grants",
-    "ALTER TABLE refusals DROP COLUMN operation",
-    "UPDATE alembic_version SET version_num = '0009'",
-)
 
 
 # ── terminals and pipes ────────────────────────────────────────────────────────────────

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support import older_ledger
 
 from behest_integrations.cli import main
 from behest_integrations.gateway import GatewaySettings
@@ -73,20 +73,7 @@ def test_a_key_that_cannot_be_made(args: tuple[str, ...], said: str) -> None:
 
 
 def test_a_ledger_of_before_there_were_keys_is_brought_up_to_date(folder: Path) -> None:
-    behest("keys", "create", "--tenant", "other", "--project", "support")
-    with sqlite3.connect("behest.db") as old:
-        old.execute("DROP TABLE api_keys")
-        old.execute("DROP TABLE lessons")
-        old.execute("DROP TABLE own_limits")
-        old.execute("DROP TABLE signing_keys")
-        old.execute("DROP TABLE revisions")
-        old.execute("DROP TABLE audit")
-        old.execute("ALTER TABLE holds DROP COLUMN owner")
-        old.execute("DROP TABLE grants")
-        old.execute("ALTER TABLE refusals DROP COLUMN operation")
-        old.execute("DROP INDEX entries_response")
-        old.execute("UPDATE alembic_version SET version_num = '0001'")
-    old.close()
+    older_ledger(folder / "behest.db", "0001")
     behest("keys", "create", "--tenant", "acme", "--project", "support")
     assert "acme" in behest("keys", "list")
 
