@@ -59,7 +59,11 @@ def test_every_decision_is_there_with_who_and_which_rule(store: str, sandbox: Sa
             ("refused", "policy", {"why": "models"}),
             ("refused", "$0.0002 per user", {"why": "budget too_large"}),
             ("budget", "12 calls per session", {"what": "set to 20 calls"}),
-            ("budget", "12 calls per session", {"what": "set to 30 calls", "scope": '[["s","acme"]]'}),
+            (
+                "budget",
+                "12 calls per session",
+                {"what": "set to 30 calls", "scope": "session s (tenant acme)"},
+            ),
             ("budget", "12 calls per session", {"what": "removed"}),
             ("budget", "12 calls per session", {"what": "reset"}),
         ]

@@ -168,16 +168,9 @@ class Engine:
             who = who.over(outer.plan.who)
         try:
             return self._planner.plan(
-                operation,
-                model,
-                bound,
-                provider=provider,
-                who=who,
-                fallback=fallback,
-                outer=outer,
-                where=where,
-                verdict=verdict,
-            )
+                operation, model, bound, provider=provider, who=who, fallback=fallback, outer=outer,
+                where=where, verdict=verdict,
+            )  # fmt: skip
         except CallRefused as error:
             if self.auditor is not None:
                 self.auditor.refused(error, self._planner.who(who, fallback), operation, model)

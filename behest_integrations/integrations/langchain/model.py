@@ -7,6 +7,7 @@ and it asks streams for their usage where the class has a setting for that.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ from langchain_core.runnables import ensure_config
 from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...engine.outcomes import CANCELLED
-from ...rules.errors import ConfigError
+from ...rules.errors import ConfigError, PolicyRefused
 from ..kit.call import Call, is_inside
 from ..kit.clients import keeps_metered_clients, meter_clients_of, say_retries
 from ..kit.generation import Generation, Heard
@@ -29,6 +30,7 @@ from ..kit.metered import METERED_BY, as_class, metered_class, plain
 from ..kit.settings import limit_field_of, output_limit, url_in
 from ..kit.terms import Terms
 from .handler import take_run
+from .masking import ChunksPutBack, put_back, rebuilt, view_of
 from .translate import attribution_of, hear, hear_chunks, name_model, request_as_wire
 
 M = TypeVar("M")
@@ -36,8 +38,8 @@ M = TypeVar("M")
 
 def _call(
     model: Any, messages: Any, stop: Any, run_manager: Any, kwargs: dict[str, Any]
-) -> tuple[Call, Callable[[Hold], tuple[Any, dict[str, Any]]]]:
-    """A call of a metered model, and how to get the model and keywords to make it with."""
+) -> tuple[Call, Callable[[Hold], tuple[Any, dict[str, Any]]], Any]:
+    """A call of a metered model, how to get the model and keywords to make it with, and what to ask it."""
     terms: Terms = model._behest
     chat = isinstance(model, BaseChatModel)
     params = model._get_invocation_params(stop=stop, **kwargs) if chat else {**_settings(model), **kwargs}
@@ -46,10 +48,30 @@ def _call(
     named = name_model(params, {**model._get_ls_params(stop=stop, **kwargs), **metadata}, settings)
     prompts = [] if chat else list(messages)
     asked = messages if chat else [HumanMessage(p) for p in prompts]
-    request = request_as_wire(asked, params, named.model, kwargs)
     limit = output_limit(params, settings)
-    if limit is not None:
-        request["max_tokens"] = limit
+
+    def requested(said: Any) -> dict[str, Any]:
+        found = request_as_wire(said, params, named.model, kwargs)
+        return found if limit is None else {**found, "max_tokens": limit}
+
+    request = requested(asked)
+    sent = messages
+    policy = terms.engine.policy
+    deferred = policy is not None and keeps_metered_clients(model, terms.engine)
+    masking: dict[str, Any] = {}
+    if policy is not None and policy.screening and not deferred:
+        view = {**request, "messages": view_of(asked)}
+
+        def remade(made: Mapping[str, Any]) -> Mapping[str, Any]:
+            nonlocal sent
+            if any(made[name] is not value for name, value in view.items() if name != "messages"):
+                message = "what must be masked is in its settings or tools, and not in its messages"
+                raise PolicyRefused(message, rule="pii", kind="pii")
+            new = rebuilt(asked, view["messages"], made["messages"])
+            sent = new if chat else [m.content for m in new]
+            return requested(new)
+
+        masking = {"view": view, "remade": remade}
     who, fallback = attribution_of(metadata)
     operation = "chat" if chat else "completions"
     # A callback has a hold for each prompt of a request; one is replaced, the others dropped.
@@ -68,13 +90,29 @@ def _call(
         choices=max(1, len(prompts)) * max(1, *(int(params.get(n) or 1) for n in ("n", "best_of"))),
         outer=held[0] if held else None,
         where=url_in(settings),
-        deferred=terms.engine.policy is not None and keeps_metered_clients(model, terms.engine),
+        deferred=deferred,
+        **masking,
     )
 
     def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:
         return generation.limited(hold, model, kwargs, terms.limit_field)
 
-    return Call(generation, type(model)), limited
+    return Call(generation, type(model)), limited, sent
+
+
+async def _acall(
+    model: Any, messages: Any, stop: Any, run_manager: Any, kwargs: dict[str, Any]
+) -> tuple[Call, Callable[[Hold], tuple[Any, dict[str, Any]]], Any]:
+    """`_call` for coroutines: to look texts through takes longer than an event loop may wait."""
+    policy = model._behest.engine.policy
+    if policy is None or not policy.screening or keeps_metered_clients(model, model._behest.engine):
+        return _call(model, messages, stop, run_manager, kwargs)
+    return await asyncio.to_thread(_call, model, messages, stop, run_manager, kwargs)
+
+
+def _put_back(call: Call, result: Any) -> Any:
+    restorer = call.generation.restorer
+    return result if restorer is None else put_back(result, restorer)
 
 
 # ── whose run it is ────────────────────────────────────────────────────────────────────
@@ -218,38 +256,51 @@ def _get_ls_params(self: Any, *args: Any, **kwargs: Any) -> Any:
 def _generate(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
     if is_inside(type(self)):
         return super(_Metered, self)._generate(asked, stop=stop, run_manager=run_manager, **kwargs)
-    call, limited = _call(self, asked, stop, run_manager, kwargs)
+    call, limited, sent = _call(self, asked, stop, run_manager, kwargs)
 
     def send(hold: Hold) -> Any:
         model, given = limited(hold)
-        return super(_Metered, model)._generate(asked, stop=stop, run_manager=run_manager, **given)
+        return super(_Metered, model)._generate(sent, stop=stop, run_manager=run_manager, **given)
 
-    return call.made(send, _listen)
+    return _put_back(call, call.made(send, _listen))
 
 
 async def _agenerate(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
     if is_inside(type(self)):
         return await super(_Metered, self)._agenerate(asked, stop=stop, run_manager=run_manager, **kwargs)
-    call, limited = _call(self, asked, stop, run_manager, kwargs)
+    call, limited, sent = await _acall(self, asked, stop, run_manager, kwargs)
 
     def send(hold: Hold) -> Any:
         model, given = limited(hold)
-        return super(_Metered, model)._agenerate(asked, stop=stop, run_manager=run_manager, **given)
+        return super(_Metered, model)._agenerate(sent, stop=stop, run_manager=run_manager, **given)
 
-    return await call.amade(send, _listen)
+    return _put_back(call, await call.amade(send, _listen))
 
 
 def _stream(self: Any, asked: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Iterator[Any]:
     if is_inside(type(self)):
         yield from super(_Metered, self)._stream(asked, stop=stop, run_manager=run_manager, **kwargs)
         return
-    call, limited = _call(self, _prompts(asked), stop, run_manager, kwargs)
+    call, limited, sent = _call(self, _prompts(asked), stop, run_manager, kwargs)
+    if not isinstance(asked, list):
+        (sent,) = sent
 
     def send(hold: Hold) -> Any:
         model, given = limited(hold)
-        return super(_Metered, model)._stream(asked, stop=stop, run_manager=run_manager, **given)
+        return super(_Metered, model)._stream(sent, stop=stop, run_manager=run_manager, **given)
 
-    yield from call.read(call.opened(send), _listen, _gather)
+    chunks = call.read(call.opened(send), _listen, _gather)
+    restorer = call.generation.restorer
+    if restorer is None:
+        yield from chunks
+        return
+    whole = ChunksPutBack(restorer)
+    try:
+        for chunk in chunks:
+            yield whole.chunk(chunk)
+        yield from whole.rest()
+    finally:
+        chunks.close()  # type: ignore[attr-defined]
 
 
 async def _astream(
@@ -261,15 +312,21 @@ async def _astream(
         ):
             yield chunk
         return
-    call, limited = _call(self, _prompts(asked), stop, run_manager, kwargs)
+    call, limited, sent = await _acall(self, _prompts(asked), stop, run_manager, kwargs)
+    if not isinstance(asked, list):
+        (sent,) = sent
 
     def send(hold: Hold) -> Any:
         model, given = limited(hold)
-        return super(_Metered, model)._astream(asked, stop=stop, run_manager=run_manager, **given)
+        return super(_Metered, model)._astream(sent, stop=stop, run_manager=run_manager, **given)
 
     chunks = call.aread(await call.aopened(send), _listen, _gather)
+    restorer = call.generation.restorer
+    whole = None if restorer is None else ChunksPutBack(restorer)
     try:
         async for chunk in chunks:
+            yield chunk if whole is None else whole.chunk(chunk)
+        for chunk in whole.rest() if whole is not None else ():
             yield chunk
     finally:
         await chunks.aclose()  # type: ignore[attr-defined]
