@@ -109,7 +109,7 @@ def _process(base_url: str, store: str, ready: Any) -> None:
         await metered.close()
 
     with Meter(store, budgets=BUDGETS) as meter:
-        ready.wait(120)
+        ready.wait(240)
         asyncio.run(run())
 
 
