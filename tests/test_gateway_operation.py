@@ -82,7 +82,8 @@ def test_a_port_that_is_taken_is_said_before_anything_else(tmp_path: Path) -> No
         port = taken.getsockname()[1]
         done = serve(tmp_path, "--port", str(port))
     assert done.returncode == 1
-    assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+    assert "cannot listen on 127.0.0.1" in done.stderr
+    assert str(port) in done.stderr
     assert "answers at" not in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -108,6 +108,23 @@ def create(
     click.echo(text)
 
 
+@keys.command("create-admin")
+@store_option
+@click.option("--tenant", default="", help="Whose keys alone it administers. Default: everybody's.")
+@click.option("--name", default="", help="For people.")
+@click.option("--days", type=float, help="How long it lives. Default: until it is revoked.")
+def create_admin(store: str | None, tenant: str, name: str, days: float | None) -> None:
+    """Make a key for /admin/v1 of the gateway. It calls no models."""
+    from ..gateway.keys import KeyStore
+
+    seconds = days * 86_400 if days is not None else None
+    key, text = KeyStore(stores.make(store), actor="cli").create_admin(
+        tenant=tenant, name=name, seconds=seconds
+    )
+    click.echo(f"Admin key {key.id}, for {tenant or 'every tenant'}. It is shown this once:", err=True)
+    click.echo(text)
+
+
 @keys.command("rotate")
 @store_option
 @click.argument("id")

@@ -26,6 +26,7 @@ from ..rules.budgets import Budget
 from ..rules.errors import BehestError, ConfigError, StoreError
 from . import dashboard, openapi
 from .accounts import Accounts
+from .admin import Admin
 from .callers import Gate
 from .envelope import Envelope
 from .keys import KeyStore
@@ -75,6 +76,7 @@ def create_app(
     messages = MessagesRelay(relay)
     accounts = Accounts(meter, gate, routes, tokens, settings, relay.bodies)
     threads = Threads(meter, accounts)
+    admin = Admin(meter.ledger, gate, settings, relay.bodies)
     state = _State(meter, metrics if settings.metrics else None)
 
     @contextlib.asynccontextmanager
@@ -105,6 +107,11 @@ def create_app(
         Route("/v1/usage", accounts.usage),
         Route("/v1/billing/usage", accounts.billing),
         Route("/v1/auth/mint", accounts.mint, methods=["POST"]),
+        Route("/admin/v1/keys", admin.keys),
+        Route("/admin/v1/keys", admin.create, methods=["POST"]),
+        Route("/admin/v1/keys/{id}", admin.revoke, methods=["DELETE"]),
+        Route("/admin/v1/keys/{id}/rotate", admin.rotate, methods=["POST"]),
+        Route("/admin/v1/keys/{id}/expire", admin.expire, methods=["POST"]),
         Route("/.well-known/jwks.json", accounts.published),
         Route("/healthz", state.health),
         Route("/readyz", state.ready),

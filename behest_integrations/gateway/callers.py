@@ -234,6 +234,24 @@ class Gate:
             self._check_origin(caller, headers)
         return caller
 
+    async def administrator(self, scope: Scope) -> Key:
+        """The admin key of a request.
+
+        Raises:
+            Problem: 401, it is nobody that is known here; 403, it is no admin key.
+        """
+        text = _credential(scope["headers"])
+        self._look()
+        if text is None or not text.isascii() or id_in(text) is None:
+            if text is not None and text.count(".") == 2:
+                await self._token(text)
+                raise _no_admin()
+            raise _unknown("No API key" if text is None else "Not an API key")
+        key = _from_there(await self._key(text), scope)
+        if key.role != "admin":
+            raise _no_admin()
+        return key
+
     def _check_origin(self, caller: Caller, headers: Headers) -> None:
         """Raises a 403 for a page that may not call for the caller's project."""
         said = dict(headers)
@@ -378,6 +396,10 @@ def _of_key(key: Key) -> Caller:
         models=key.models,
         line=_line(key),
     )
+
+
+def _no_admin() -> Problem:
+    return Problem(403, "That is for an admin key: 'behest keys create-admin' makes one.", retry=False)
 
 
 def _unknown(why: str) -> Problem:

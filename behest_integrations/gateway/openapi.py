@@ -159,6 +159,7 @@ def _paths() -> dict[str, Any]:
             {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},
         ),
         **_threads(),
+        **_admin(),
         "/v1/usage": _get(
             "getUsage",
             "What was spent, over time",
@@ -246,6 +247,36 @@ def _threads() -> dict[str, Any]:
     }
 
 
+def _admin() -> dict[str, Any]:
+    id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+
+    def change(
+        name: str, summary: str, asked: type[BaseModel] | None, told: type[BaseModel]
+    ) -> dict[str, Any]:
+        errors = ("400", "401", "403", "404", "503") + (("408", "413", "415") if asked is not None else ())
+        made = _get(name, summary, "Administration", _answers(told, errors, budgets=False), id)["get"]
+        if told is shapes.NewKey:
+            made["responses"]["201"] = made["responses"].pop("200")
+        if asked is not None:
+            made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(asked)}}}
+        return made  # type: ignore[no-any-return]
+
+    create = change("createKey", "Make a key; it is told once", shapes.KeyRequest, shapes.NewKey)
+    create["parameters"] = []
+    listed = _answers(shapes.AdminKeys, ("401", "403", "503"), budgets=False)
+    keys = "/admin/v1/keys"
+    return {
+        keys: {**_get("listKeys", "All keys, without the keys", "Administration", listed), "post": create},
+        keys + "/{id}": {"delete": change("revokeKey", "End a key at once", None, shapes.AdminKey)},
+        keys + "/{id}/rotate": {
+            "post": change("rotateKey", "Another key in its place", shapes.RotateRequest, shapes.NewKey)
+        },
+        keys + "/{id}/expire": {
+            "post": change("expireKey", "Let a key end", shapes.ExpireRequest, shapes.AdminKey)
+        },
+    }
+
+
 def _error(status: str) -> dict[str, Any]:
     return {"$ref": f"#/components/responses/Error{status.title()}"}
 
@@ -284,7 +315,9 @@ def document() -> dict[str, Any]:
         },
         "servers": [{"url": "/", "description": "This gateway"}],
         "security": [{"bearer": []}],
-        "tags": [{"name": n} for n in ("Calls", "Sessions", "Spending", "Access", "Operation")],
+        "tags": [
+            {"name": n} for n in ("Calls", "Sessions", "Spending", "Access", "Administration", "Operation")
+        ],
         "paths": _paths(),
         "components": {
             "securitySchemes": {

@@ -315,3 +315,73 @@ class ErrorBody(BaseModel):
 
 class Error(BaseModel):
     error: ErrorBody
+
+
+# ── administration ─────────────────────────────────────────────────────────────────────
+
+Patterns = Annotated[list[Id], Field(min_length=1, max_length=100)]
+Seconds = Annotated[int, Field(ge=1, le=10**9)]
+
+
+class KeyRequest(BaseModel):
+    """For whom, and what it may do. `ttl`: seconds that it lives; none: until it is revoked."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tenant: Id
+    project: Id
+    tier: Id | None = None
+    end_users: bool = True
+    name: Annotated[str, Field(max_length=MAX_ID)] = ""
+    prefix: Literal["behest_sk_live_", "bh_live_"] | None = None
+    ttl: Seconds | None = None
+    models: Patterns | None = None
+    addresses: Patterns | None = None
+    budgets: Annotated[list[Id], Field(max_length=20)] = Field(default_factory=list)
+
+
+class RotateRequest(BaseModel):
+    """`overlap`: seconds for which the old key works beside the new one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    overlap: Annotated[int, Field(ge=0, le=10**9)] = 0
+
+
+class ExpireRequest(BaseModel):
+    """`ttl`: seconds from now."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ttl: Seconds
+
+
+class AdminKey(BaseModel):
+    """A key, without the key. Times in ms since 1970. `line`: the first that it was rotated from."""
+
+    id: str
+    name: str
+    tenant: str
+    project: str
+    tier: str | None
+    role: str
+    end_users: bool
+    created: int
+    expires: int | None
+    revoked: int | None
+    models: list[str] | None
+    addresses: list[str] | None
+    budgets: list[str]
+    line: str | None
+
+
+class AdminKeys(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[AdminKey]
+
+
+class NewKey(BaseModel):
+    """`secret` is told this once."""
+
+    key: AdminKey
+    secret: str

@@ -1,0 +1,119 @@
+"""`/admin/v1`: keys, changed while the gateway runs, by who has an admin key. Each change is in the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..ledger import Ledger
+from ..rules.errors import ConfigError
+from .bodies import Bodies, M, parse
+from .callers import Gate
+from .keys import PREFIX, Key, KeyStore
+from .problems import JSON, Problem
+from .settings import GatewaySettings
+from .shapes import AdminKey, AdminKeys, ExpireRequest, KeyRequest, NewKey, RotateRequest
+
+T = TypeVar("T")
+
+
+class Admin:
+    """The endpoints of who runs the gateway. A tenant's admin key has to do with that tenant's keys alone."""
+
+    def __init__(self, ledger: Ledger, gate: Gate, settings: GatewaySettings, bodies: Bodies) -> None:
+        self._ledger = ledger
+        self._gate = gate
+        self._settings = settings
+        self._bodies = bodies
+
+    async def keys(self, request: Request) -> Response:
+        """`GET /admin/v1/keys`: all keys, without the keys."""
+        admin = await self._gate.administrator(request.scope)
+        found = await self._run(lambda: self._store(admin).all())
+        listed = AdminKeys(data=[_shown(key) for key in found if _may(admin, key)])
+        return JSON(listed.model_dump(mode="json"))
+
+    async def create(self, request: Request) -> Response:
+        """`POST /admin/v1/keys`: a new key, whose text is told this once."""
+        admin = await self._gate.administrator(request.scope)
+        asked = await self._asked(request, KeyRequest)
+        if admin.tenant and asked.tenant != admin.tenant:
+            raise Problem(403, f"This key administers the tenant {admin.tenant!r} alone.", param="tenant")
+        if asked.tier is not None and asked.tier not in self._settings.tier_texts:
+            raise Problem(400, f"The tier {asked.tier!r} is not known here.", param="tier")
+        made = await self._run(
+            lambda: self._store(admin).create(
+                tenant=asked.tenant,
+                project=asked.project,
+                tier=asked.tier,
+                end_users=asked.end_users,
+                name=asked.name,
+                prefix=asked.prefix or PREFIX,
+                seconds=asked.ttl,
+                models=asked.models,
+                addresses=asked.addresses,
+                budgets=asked.budgets,
+            )
+        )
+        return _new(*made)
+
+    async def rotate(self, request: Request) -> Response:
+        """`POST /admin/v1/keys/ID/rotate`: another key in its place, which ends after `overlap` seconds."""
+        admin = await self._gate.administrator(request.scope)
+        asked = await self._asked(request, RotateRequest)
+        key = await self._mine(admin, request)
+        made = await self._run(lambda: self._store(admin).rotate(key.id, overlap=asked.overlap))
+        return _new(*made)
+
+    async def expire(self, request: Request) -> Response:
+        """`POST /admin/v1/keys/ID/expire`: it ends in `ttl` seconds."""
+        admin = await self._gate.administrator(request.scope)
+        asked = await self._asked(request, ExpireRequest)
+        key = await self._mine(admin, request)
+        left = await self._run(lambda: self._store(admin).expire(key.id, asked.ttl))
+        return JSON(_shown(left).model_dump(mode="json"))
+
+    async def revoke(self, request: Request) -> Response:
+        """`DELETE /admin/v1/keys/ID`: it ends at once, and its tokens with it."""
+        admin = await self._gate.administrator(request.scope)
+        key = await self._mine(admin, request)
+        ended = await self._run(lambda: self._store(admin).revoke(key.id))
+        return JSON(_shown(ended).model_dump(mode="json"))
+
+    def _store(self, admin: Key) -> KeyStore:
+        return KeyStore(self._ledger, actor=admin.id)
+
+    async def _mine(self, admin: Key, request: Request) -> Key:
+        id = request.path_params["id"]
+        key = await self._run(lambda: self._store(admin).by_id(id))
+        if key is None or not _may(admin, key):
+            raise Problem(404, "There is no such key.", retry=False)
+        return key
+
+    async def _asked(self, request: Request, shape: type[M]) -> M:
+        with self._bodies.reading() as held:
+            raw = await held.read(request.headers, request.receive)
+            return parse(raw, shape, self._settings.limits)[1]
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await anyio.to_thread.run_sync(work)
+        except ConfigError as error:
+            raise Problem(400, str(error), retry=False) from None
+
+
+def _may(admin: Key, key: Key) -> bool:
+    return not admin.tenant or key.tenant == admin.tenant
+
+
+def _shown(key: Key) -> AdminKey:
+    return AdminKey(**{name: getattr(key, name) for name in AdminKey.model_fields})
+
+
+def _new(key: Key, text: str) -> Response:
+    made = NewKey(key=_shown(key), secret=text)
+    return JSON(made.model_dump(mode="json"), status_code=201, headers={"Cache-Control": "no-store"})
