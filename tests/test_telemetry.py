@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from opentelemetry import metrics, trace
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import generate_latest
 from support import HELLO, aclient, arun, client
 
 from behest_integrations import BudgetExceeded, Meter, Price, Usage
 from behest_integrations.engine import telemetry as names
 from behest_integrations.engine.outcomes import Outcome
+from behest_integrations.gateway.metrics import Metrics
 from behest_integrations.rules.budgets import to_nano
 from behest_integrations.sandbox import Sandbox
 from behest_integrations.wire import RequestBound
@@ -164,3 +171,51 @@ def test_it_is_off_unless_asked_for_and_then_nothing_of_it_is_imported() -> None
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "False\n"
+
+
+GRAFANA = Path(__file__).parent.parent / "quickstarts" / "grafana"
+_OF_PROMQL = {
+    "sum", "by", "rate", "increase", "histogram_quantile", "le", "h", "s", "m", "d", "__rate_interval",
+}  # fmt: skip
+
+
+def test_grafanas_dashboard_and_rules_read_metrics_and_labels_that_exist() -> None:
+    reader = PrometheusMetricReader()
+    provider = MeterProvider([reader])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "get_meter", provider.get_meter)
+        with Meter("memory://", budgets=["$0.001"], prices=PRICES, wait=0, telemetry=True) as meter:
+            hold = meter.reserve(
+                meter.plan("chat", "m", RequestBound(500, output_limit=0), provider="openai")
+            )
+            hold.settle(Usage(500))
+            with pytest.raises(BudgetExceeded):
+                meter.reserve(meter.plan("chat", "m", RequestBound(900, output_limit=0)))
+            gateway = Metrics(meter)
+            gateway.refused("x")
+            gateway.attempt("p", "200")
+            gateway.first_byte("chat", 1)
+            gateway.answered("chat", 1)
+            said = generate_latest().decode() + gateway.text().decode()
+    provider.shutdown()
+    series = {
+        name: set(re.findall(r"(\w+)=", labels)) for name, labels in re.findall(r"(?m)^(\w+)(.*) ", said)
+    }
+    board = json.loads((GRAFANA / "dashboard.json").read_text())
+    rules = yaml.safe_load((GRAFANA / "rules.yaml").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    assert len(asked) > 15
+    for expression in asked:
+        bare = re.sub(r'"[^"]*"', "", expression)
+        words = set(re.findall(r"[a-zA-Z_]\w*", bare)) - _OF_PROMQL
+        read = words & set(series)
+        assert read, f"{expression} reads no metric that exists"
+        labels = set().union(*(series[name] for name in read))
+        assert words - read <= labels, (
+            f"{expression}: {words - read - labels} are no metrics or labels of {read}"
+        )
+    legends = {
+        w for p in board["panels"] for t in p["targets"] for w in re.findall(r"{{(\w+)}}", t["legendFormat"])
+    }
+    assert legends <= set().union(*series.values())

@@ -56,6 +56,13 @@ METRICS = {
 }
 """By name: the unit, and the attributes that it may have."""
 
+# The first two as the conventions advise.
+_BOUNDS = {
+    "gen_ai.client.token.usage": [4**n for n in range(14)],
+    "gen_ai.client.operation.duration": [0.01 * 2**n for n in range(14)],
+    "gen_ai.client.operation.cost": [1e-5 * 4**n for n in range(12)],
+}
+
 _MOST_MODELS = 100
 OTHER = "_OTHER"
 """Names of models come from outside: metrics have so many, and then this one."""
@@ -74,11 +81,12 @@ class Telemetry:
         self._context, self._trace = context, trace
         self._tracer = trace.get_tracer("behest_integrations")
         meter = metrics.get_meter("behest_integrations")
-        made = {
-            name: (meter.create_counter if name == "behest.refusals" else meter.create_histogram)(name, unit)
-            for name, (unit, _attributes) in METRICS.items()
-        }
-        self._tokens, self._seconds, self._cost, self._refusals = made.values()
+        made = [
+            meter.create_histogram(name, METRICS[name][0], explicit_bucket_boundaries_advisory=bounds)
+            for name, bounds in _BOUNDS.items()
+        ]
+        self._tokens, self._seconds, self._cost = made
+        self._refusals = meter.create_counter("behest.refusals", METRICS["behest.refusals"][0])
         self._models: set[str] = set()
         self._lock = threading.Lock()
 
@@ -88,7 +96,7 @@ class Telemetry:
 
     def refused(self, error: BudgetExceeded, plan: Plan) -> None:
         """A call did not fit in a budget."""
-        self._refusals.add(  # type: ignore[union-attr]
+        self._refusals.add(
             1,
             {
                 OPERATION: plan.operation,
@@ -120,11 +128,11 @@ class Telemetry:
         if usage is not None:
             for kind, count in (("input", usage.input_tokens), ("output", usage.output_tokens)):
                 if count:
-                    self._tokens.record(count, {**bounded, TOKEN_TYPE: kind}, context)  # type: ignore[union-attr]
+                    self._tokens.record(count, {**bounded, TOKEN_TYPE: kind}, context)
         with_status = {**bounded, STATUS: outcome.status}
-        self._seconds.record(max(0, now - hold.started) / 1000, with_status, context)  # type: ignore[union-attr]
+        self._seconds.record(max(0, now - hold.started) / 1000, with_status, context)
         if booked.cost is not None:
-            self._cost.record(booked.cost / 10**9, with_status, context)  # type: ignore[union-attr]
+            self._cost.record(booked.cost / 10**9, with_status, context)
         self._span(hold, {**common, **_facts(plan, outcome, booked)}, now)
 
     def _span(self, hold: Hold, facts: dict[str, Any], now: int) -> None:

@@ -7,7 +7,8 @@ and PublisherName: both pairs are there. Names that begin with ``x_`` are ours.
 A row is a day of one session, user, model and status. Which rows there are is decided by when entries
 were *booked*, and entries are append-only: what has been exported once is exported again as it was. A
 truth that comes later is booked later; it is a correction, in the billing period in which it was
-booked, of the day that it is about.
+booked, of the day that it is about. How a cost is divided between kinds of tokens is by the prices that
+are known when it is exported: the sums stay, whatever those become.
 """
 
 from __future__ import annotations

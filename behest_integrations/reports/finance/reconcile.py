@@ -140,7 +140,7 @@ def _booked(
     unsure = _e.c.status.in_(("assumed", "estimated"))
     unpriced = _e.c.cost.is_(None)
     quarter = (when - when % _QUARTER).label("quarter")
-    known = (_e.c.provider.is_not(None) if provider is not None else sa.true()).label("known")
+    known = _e.c.provider.is_not(None).label("known")
 
     def add(column: Any, only: Any = None) -> Any:
         return sa.func.coalesce(sa.func.sum(column if only is None else sa.case((only, column), else_=0)), 0)
@@ -164,7 +164,8 @@ def _booked(
     with reading(ledger) as connection:
         rows = connection.execution_options(yield_per=AT_ONCE).execute(statement)
         return [
-            (at, model, bool(is_known), Booked(*map(int, values))) for at, model, is_known, *values in rows
+            (at, model, bool(is_known) or provider is None, Booked(*map(int, values)))
+            for at, model, is_known, *values in rows
         ]
 
 
