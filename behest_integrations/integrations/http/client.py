@@ -8,16 +8,18 @@ and repeat it. What a metered SDK sends through it is that SDK's own, and is cou
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
 from pydantic_core import to_json
 
 from ...calls.exchange import Exchange, unasked
+from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...engine.outcomes import outcome_of_error, outcome_of_status
-from ...engine.steps import Steps
+from ...engine.ruling import screened
+from ...engine.steps import Aside, Steps
 from ...prices import provider_for_url
 from ...rules.attribution import from_headers
 from ...rules.errors import ConfigError
@@ -38,15 +40,29 @@ class _Metered:
 
     def _begin(self, request: Any) -> _Call | None:
         """The call that a request is; None: none of ours, or counted by an SDK's door."""
-        url = request.url
-        where = f"{url.scheme}://{url.netloc.decode('latin-1')}"
-        named = url.host in self._behest_hosts or url.netloc.decode("latin-1") in self._behest_hosts
-        if not named and _provider(where) is None:
+        if not self._is_ours(request.url):
             return None
-        found = find(request.method, url.path)
+        found = find(request.method, request.url.path)
         if found is None or is_sending():
             return None
+        where = _where(request.url)
         return _Call(self._behest, found, where, request, asynchronous=self._asynchronous)
+
+    def _is_ours(self, url: Any) -> bool:
+        """Whether it is a host that serves models."""
+        named = url.host in self._behest_hosts or url.netloc.decode("latin-1") in self._behest_hosts
+        return named or _provider(_where(url)) is not None
+
+    def _is_looked_through(self, request: Any) -> bool:
+        """Whether a request that is not billed may take people's words to a provider, and a policy asks."""
+        policy = self._behest.engine.policy
+        return (
+            policy is not None
+            and policy.screening
+            and request.method.upper() in ("POST", "PUT", "PATCH")
+            and self._is_ours(request.url)
+            and not is_sending()
+        )
 
 
 class _MeteredSync(_Metered):
@@ -55,9 +71,12 @@ class _MeteredSync(_Metered):
     def send(self, request: Any, *, stream: bool = False, **kwargs: Any) -> Any:
         send: Any = super().send  # type: ignore[misc]
         call = self._begin(request)
-        if call is None:
-            return send(request, stream=stream, **kwargs)
         engine = self._behest.engine
+        if call is None:
+            if self._is_looked_through(request):
+                request.read()
+                request = engine.run(_looked_through(engine, request))
+            return send(request, stream=stream, **kwargs)
         request.read()
         request = engine.run(call.reserved())
         try:
@@ -82,9 +101,12 @@ class _MeteredAsync(_Metered):
     async def send(self, request: Any, *, stream: bool = False, **kwargs: Any) -> Any:
         send: Any = super().send  # type: ignore[misc]
         call = self._begin(request)
-        if call is None:
-            return await send(request, stream=stream, **kwargs)
         engine = self._behest.engine
+        if call is None:
+            if self._is_looked_through(request):
+                await request.aread()
+                request = await engine.arun(_looked_through(engine, request))
+            return await send(request, stream=stream, **kwargs)
         await request.aread()
         request = await engine.arun(call.reserved())
         try:
@@ -127,18 +149,24 @@ class _Call:
         body: dict[str, Any] = dict(said) if isinstance(said, Mapping) else {}
         told = {"model": unquote(found.model) if found.model else None, "stream": found.stream}
         in_path = {n: value for n, value in told.items() if value is not None and n not in body}
-        self._exchange = exchange = Exchange(
-            self._terms.engine,
+        engine = self._terms.engine
+        plan = partial(
+            Exchange,
+            engine,
             found.operation,
             {**body, **in_path},
             who=from_headers(request.headers),
             provider=self._terms.provider or _provider(self._where),
             where=self._where,
+            # What is no JSON (a form with a file) is not read.
+            unread=() if isinstance(said, Mapping) and body else ("file",),
         )
+        looked_through = engine.policy is not None and engine.policy.screening
+        self._exchange = exchange = (yield Aside(plan)) if looked_through else plan()
         self.hold = yield from self._terms.engine.reserving(exchange.plan)
         changed = exchange.reserved(self.hold)
         sent = {name: value for name, value in changed.items() if name not in in_path}
-        return request if sent == body or not exchange.metered else _with_content(request, to_json(sent))
+        return request if sent == body else _with_content(request, to_json(sent))
 
     def again(self, request: Any, response: Any) -> Any:
         """The request to send in the place of one that was refused for what we put in; else None."""
@@ -159,6 +187,27 @@ class _Call:
                 response._content = shown
             outcome = exchange.complete()
         return hold.keeper.ending(hold, outcome)
+
+
+def _looked_through(engine: Engine, request: Any) -> Steps[Any]:
+    """The request to send, with its texts looked through.
+
+    Raises:
+        PolicyRefused: something in them blocks them.
+    """
+    try:
+        said = parse_json(request.content)
+    except ValueError:
+        said = None
+    body = dict(said) if isinstance(said, Mapping) else {}
+    unread = ("file",) if request.content and not isinstance(said, Mapping) else ()
+    who = from_headers(request.headers)
+    sent = yield Aside(partial(screened, engine, body, who=who, unread=unread))
+    return request if sent is body else _with_content(request, to_json(sent))
+
+
+def _where(url: Any) -> str:
+    return f"{url.scheme}://{url.netloc.decode('latin-1')}"
 
 
 def _with_content(request: Any, content: bytes) -> Any:
