@@ -516,3 +516,20 @@ def test_what_is_free_takes_texts_along_too(masking: Meter, provider: Recorder) 
         client.files.create(file=b"hello", purpose="assistants")
     assert [r.path for r in provider.received] == ["/v1/responses/input_tokens"]
     assert MAIL.encode() not in provider.received[0].body
+
+
+def test_a_client_of_httpx_masks_as_well(masking: Meter, provider: Recorder) -> None:
+    """Calls of models, and what is free and takes texts along; what cannot be read does not go."""
+    import httpx
+
+    provider.received.clear()
+    url = provider.base_url
+    client = masking.httpx(httpx.Client(), hosts=[url.split("/")[2]], provider="openai")
+    said = {"model": "gpt-4o", "messages": [{"role": "user", "content": ASKED}], "max_tokens": 40}
+    answer = client.post(f"{url}/chat/completions", json=said).json()
+    assert MAIL in answer["choices"][0]["message"]["content"]
+    client.post(f"{url}/responses/input_tokens", json={"model": "gpt-4o", "input": ASKED})
+    with pytest.raises(PolicyRefused):
+        client.post(f"{url}/files", files={"file": b"hello"})
+    assert [r.path for r in provider.received] == ["/v1/chat/completions", "/v1/responses/input_tokens"]
+    assert all(MAIL.encode() not in r.body for r in provider.received)

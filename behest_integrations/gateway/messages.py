@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -17,12 +18,14 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..engine.ruling import screened
 from ..rules.attribution import Attribution
+from ..rules.errors import PolicyRefused
 from ..wire.anthropic import MESSAGES
 from .answers import read_at_most
 from .attempts import Job, refused
 from .callers import Caller
-from .problems import CODES, JSON, Problem
+from .problems import CODES, JSON, Problem, problem_of
 from .providers import COUNT_TOKENS
 from .relay import Relay
 
@@ -99,18 +102,25 @@ class MessagesRelay(Relay):
     async def _count(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
         """Have a provider count the tokens of a request, which is free."""
         (target, *_) = self._targets(job)
-        content = to_json({**job.body, "model": target.model})
+        body: Mapping[str, Any] = {**job.body, "model": target.model}
+        if self.meter.policy is not None and self.meter.policy.screening:
+            # It is free, and takes people's words to the provider all the same.
+            try:
+                body = await anyio.to_thread.run_sync(partial(screened, self.meter, body, who=job.who))
+            except PolicyRefused as error:
+                raise problem_of(error) from error
+        content = to_json(body)
         try:
             answer = await target.provider.post(COUNT_TOKENS, target.model, content, job.who, job.headers)
             if answer.status != 200:
                 raise (await refused(target.provider.name, answer, repeated=False)).problem
             async with answer:
-                body = await read_at_most(answer, _MOST_COUNT)
+                counted = await read_at_most(answer, _MOST_COUNT)
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
             message = f"The provider {target.provider.name!r} did not answer."
             raise Problem(502, message, retry=True) from error
         with anyio.move_on_after(self.limits.write_timeout):
-            await Response(body, media_type="application/json")(scope, receive, send)
+            await Response(counted, media_type="application/json")(scope, receive, send)
 
 
 def _session_said(body: Mapping[str, Any]) -> str | None:

@@ -8,10 +8,11 @@ can publish one of its own under the entry point `behest_integrations.doors`; se
 from __future__ import annotations
 
 from .anthropic import AnthropicDoor
+from .http import HTTPDoor
 from .langchain import LangChainDoor
 from .llama_index import LlamaIndexDoor
 from .openai import OpenAIDoor
 
 
-class Doors(OpenAIDoor, AnthropicDoor, LangChainDoor, LlamaIndexDoor):
+class Doors(OpenAIDoor, AnthropicDoor, HTTPDoor, LangChainDoor, LlamaIndexDoor):
     """Every framework that a meter can be put into."""

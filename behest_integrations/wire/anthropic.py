@@ -44,7 +44,7 @@ def operation_of(method: str, path: str) -> str | None:
     if method.upper() in ("GET", "DELETE", "HEAD", "OPTIONS"):
         return None
     path = "/" + path.split("?", 1)[0].strip("/")
-    path = path.removeprefix("/v1")
+    path = path.removeprefix("/v1") if path.startswith("/v1/") else path
     if path == "/messages":
         return MESSAGES
     if _FREE.match(path):
@@ -53,6 +53,14 @@ def operation_of(method: str, path: str) -> str | None:
         return MESSAGES
     family = path.strip("/").split("/")
     return ".".join(family[:2]) if family[0] == MESSAGES else family[0]
+
+
+def in_path(path: str) -> tuple[str, bool] | None:
+    """The model, and whether a stream is asked for, where a path of Bedrock or Vertex says them."""
+    found = _BEDROCK.search(path) or _VERTEX.search(path)
+    if found is None or "count-tokens" in found["model"]:
+        return None
+    return found["model"], found["stream"] in ("-with-response-stream", "streamR")
 
 
 # ── the prompt ─────────────────────────────────────────────────────────────────────────

@@ -27,7 +27,7 @@ from .tokens import bound_json, exact_counter
 
 # ── operations ─────────────────────────────────────────────────────────────────────────
 
-_METERED = {
+PATHS = {
     "/chat/completions": "chat",
     "/completions": "completions",
     "/responses": "responses",
@@ -51,14 +51,14 @@ def operation_of(method: str, path: str) -> str | None:
     if method.upper() in ("GET", "DELETE", "HEAD", "OPTIONS"):
         return None
     path = "/" + path.split("?", 1)[0].strip("/")
-    if path in _METERED:
-        return _METERED[path]
+    if path in PATHS:
+        return PATHS[path]
     if _FREE.match(path):
         return None
     return ".".join(path.strip("/").split("/")[:2]) if path.startswith("/responses/") else path.split("/")[1]
 
 
-METERED_OPERATIONS = frozenset(_METERED.values())
+METERED_OPERATIONS = frozenset(PATHS.values())
 _LEGACY_MAX_TOKENS = 16  # https://platform.openai.com/docs/api-reference/completions/create
 
 

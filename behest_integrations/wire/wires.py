@@ -5,8 +5,10 @@ A wire is a module with an `operation_of` and a bound for each of its operations
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from . import anthropic, openai
 from .bounds import RequestBound
@@ -14,6 +16,55 @@ from .fields import NO_FIELDS
 
 METERED_OPERATIONS = openai.METERED_OPERATIONS | {anthropic.MESSAGES}
 """Operations that are billed by tokens, which their requests bound."""
+
+
+# https://learn.microsoft.com/azure/ai-services/openai/reference: Azure has the model in the path.
+_DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
+_COUNTING = frozenset({"countTokens", "computeTokens", "count-tokens"})
+"""Verbs that are free: https://ai.google.dev/gemini-api/docs/tokens,
+https://docs.aws.amazon.com/bedrock/latest/userguide/count-tokens.html"""
+
+
+class Found(NamedTuple):
+    """What a request does, by its path alone.
+
+    Attributes:
+        operation: one of `METERED_OPERATIONS`, or the name of another billable call.
+        model: the model, where it is in the path, as it is written there.
+        stream: whether a stream is asked for, where that is in the path.
+    """
+
+    operation: str
+    model: str | None = None
+    stream: bool | None = None
+
+
+@lru_cache(maxsize=1024)
+def find(method: str, path: str) -> Found | None:
+    """What a request to a host of models does; None: nothing that is billed.
+
+    Args:
+        path: the URL's, whatever comes before the wire's own part of it (`/v1`, `/openai/deployments/…`).
+    """
+    if method.upper() in ("GET", "DELETE", "HEAD", "OPTIONS"):
+        return None
+    path = "/" + path.strip("/")
+    in_path = anthropic.in_path(path)
+    if in_path is not None:
+        return Found(anthropic.MESSAGES, *in_path)
+    for end, operation in openai.PATHS.items():
+        if path.endswith(end):
+            deployment = _DEPLOYMENT.search(path)
+            return Found(operation, deployment[1] if deployment else None)
+    if path.endswith("/messages"):
+        return Found(anthropic.MESSAGES)
+    *_, last = path.split("/")
+    if ":" in last or "/model/" in path:  # Google's verbs, Bedrock's
+        verb = last.rpartition(":")[2]
+        return None if verb in _COUNTING else Found(verb or "post")
+    own = path[path.index("/v1/") + 3 :] if "/v1/" in path else path
+    family = openai.operation_of(method, own)
+    return None if family is None or anthropic.operation_of(method, own) is None else Found(family)
 
 
 def bound_request(

@@ -5,6 +5,7 @@ A metered client keeps the type that it had, so that it completes and type-check
 
 from datetime import datetime
 
+import httpx
 from anthropic import Anthropic, AnthropicBedrock, AsyncAnthropic
 from anthropic.types import Message
 from langchain.agents import create_agent
@@ -51,6 +52,7 @@ assert_type(
     ChatCompletion,
 )
 assert_type(meter.anthropic(Anthropic()), Anthropic)
+assert_type(meter.httpx(httpx.AsyncClient()), httpx.AsyncClient)
 assert_type(meter.anthropic(AsyncAnthropic()), AsyncAnthropic)
 assert_type(meter.anthropic(AnthropicBedrock()), AnthropicBedrock)
 assert_type(

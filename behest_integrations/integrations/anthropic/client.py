@@ -21,7 +21,7 @@ from ...engine.outcomes import CANCELLED, outcome_of_error
 from ...rules.errors import ConfigError, need
 from ...wire.anthropic import operation_of
 from ..kit.metered import metered_class
-from ..kit.stainless import Call, Free, Screened, free_of
+from ..kit.stainless import DOING, Call, Free, Screened, free_of
 from ..kit.terms import Terms
 from ..kit.undo import Undo
 
@@ -49,6 +49,7 @@ _operation_of = functools.lru_cache(maxsize=512)(operation_of)
 
 _doing: ContextVar[Call | Free | None] = ContextVar("behest_anthropic_call", default=None)
 """What the SDK is doing in this context; None outside of its requests."""
+DOING.append(_doing)
 
 
 class Metered:

@@ -8,6 +8,7 @@ own affair; what it does there is here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -141,6 +142,14 @@ class Call:
 
 
 FREE = Free()
+
+DOING: list[ContextVar[Any]] = []
+"""Where doors note which call they are making."""
+
+
+def is_sending() -> bool:
+    """Whether what is sent here is the attempt of a call that an SDK's door has reserved."""
+    return any(isinstance(call := doing.get(), Call) and call.reserved for doing in DOING)
 
 
 class Screened(Free):

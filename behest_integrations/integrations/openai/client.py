@@ -27,7 +27,7 @@ from ...rules.errors import ConfigError, need
 from ...wire import operation_of
 from ..kit.metered import metered_class
 from ..kit.response import watch_response
-from ..kit.stainless import Call, Free, Screened, free_of, server_of
+from ..kit.stainless import DOING, Call, Free, Screened, free_of, server_of
 from ..kit.terms import Terms
 from .websockets import count, is_opening, methods
 
@@ -84,6 +84,7 @@ class _Follow:
 
 _doing: ContextVar[_Call | _Follow | Free | None] = ContextVar("behest_openai_call", default=None)
 """What the SDK is doing in this context; None outside of its requests."""
+DOING.append(_doing)
 
 
 _PREPARED = (_Call, Screened)
