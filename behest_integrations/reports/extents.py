@@ -34,7 +34,7 @@ class _Extents:
 
     def first_id(self, ledger: Ledger, since_ms: int) -> int:
         """An id before which nothing was booked at `since_ms` or later."""
-        block = sa.cast(_e.c.id / _BLOCK, sa.BigInteger).label("block")
+        block = (_e.c.id // _BLOCK).label("block")
         statement = sa.select(block, sa.func.max(_e.c.at)).group_by(block)
         with self._lock:
             with reading(ledger) as connection:
