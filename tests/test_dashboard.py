@@ -6,9 +6,11 @@ import html
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -24,10 +26,12 @@ from behest_integrations.cli import main
 from behest_integrations.cli.dashboard import address_of, application
 from behest_integrations.dashboard import words
 from behest_integrations.engine.outcomes import Outcome
-from behest_integrations.reports import report
+from behest_integrations.reports import Line, extents, report
 from behest_integrations.reports.pace import pace
+from behest_integrations.reports.ranking import ranking
 from behest_integrations.reports.series import series
 from behest_integrations.reports.shown import Asked
+from behest_integrations.reports.spending import report_of
 from behest_integrations.reports.standing import standings
 from behest_integrations.rules.units import format_usd
 from behest_integrations.wire import bound_request
@@ -290,6 +294,52 @@ def test_a_series_adds_up_to_the_report_in_any_step_and_zone(tmp_path: Path) -> 
                     day = f"{datetime.fromtimestamp(at / 1000, ZoneInfo('America/New_York')):%Y-%m-%d}"
                     days[day] = days.get(day, 0) + cost
                 assert days == {str(line.key[0]): line.cost for line in spent.lines}
+
+
+def test_what_is_passed_over_is_nothing_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order in which entries came, and while others are booked."""
+    monkeypatch.setattr(extents, "_BLOCK", 16)
+    now = datetime.now(timezone.utc)
+    fill(tmp_path / "b.db", 600, days=10, now=now.timestamp())
+    with sqlite3.connect(tmp_path / "b.db") as connection:
+        # Written late, and by a clock that is ahead.
+        connection.execute("UPDATE entries SET at = at - 400000000 WHERE id % 37 = 0")
+        connection.execute("UPDATE entries SET at = at + 300000000 WHERE id % 41 = 0")
+    connection.close()
+    with Meter(f"sqlite:///{tmp_path}/b.db") as meter:
+        for _ in range(2):
+            passed = 0
+            for hours in range(1, 260, 7):
+                asked = Asked(since=now - timedelta(hours=hours), now=now)
+                found = extents.located(meter.ledger, asked)
+                passed = max(passed, found.first_id or 0)
+                assert report_of(meter.ledger, ("user",), found) == report_of(meter.ledger, ("user",), asked)
+            assert passed > 100
+            for _ in range(40):
+                call(meter, "s-new")
+
+
+def sums(line: Line) -> dict[str, int]:
+    return {f.name: getattr(line, f.name) for f in fields(Line) if f.name != "key"}
+
+
+@pytest.mark.parametrize("by", ["session", "user", "project", "tenant", "model", "stage", "tag:feature"])
+def test_a_ranking_is_the_first_lines_of_the_report(tmp_path: Path, by: str) -> None:
+    fill(tmp_path / "b.db", 400, days=10)
+    with Meter(f"sqlite:///{tmp_path}/b.db") as meter:
+        groups = (by, "tenant") if by in ("session", "user", "project") else (by,)
+        lines = {(*line.key, None)[:2]: sums(line) for line in report(meter.ledger, groups).lines}
+        first = ranking(meter.ledger, by, Asked(), limit=3)
+        rest = ranking(meter.ledger, by, Asked(), limit=1000, offset=3)
+        both = [*first.lines, *rest.lines]
+        assert first.more == bool(rest.lines)
+        assert not rest.more
+        assert {line.key: sums(line) for line in both} == lines
+        assert [line.cost for line in both] == sorted((line.cost for line in both), reverse=True)
+        recent = ranking(meter.ledger, by, Asked(), order="recent", limit=1000).lines
+        assert [line.last for line in recent] == sorted((line.last for line in recent), reverse=True)
 
 
 def test_standings_are_the_buckets_that_are_theirs(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 from ..ledger import Ledger
 from ..ledger.keys import Key
 from ..reports import Asked
+from ..reports.extents import located
 from ..reports.series import known_since
 from ..reports.standing import Standing
 from . import words
@@ -65,7 +66,7 @@ class Look:
         asked = viewer.narrowed(asks.asked)
         if asked is None:
             raise NotTheirs
-        return cls(books, viewer, asks, asked, ages)
+        return cls(books, viewer, asks, located(books.ledger, asked), ages)
 
     @property
     def now(self) -> datetime:

@@ -13,6 +13,7 @@ from ..ledger.keys import Key
 from ..reports import Asked
 from ..reports import calls as call_reports
 from ..reports.calls import Call, Refused
+from ..reports.extents import located
 from ..reports.ranking import ORDERS, ranking, values_of
 from ..reports.series import DAY, MONTH, Detail, Series, series, step_for
 from ..reports.spending import cost_of
@@ -58,7 +59,7 @@ def overview(books: Books, viewer: Viewer, params: Mapping[str, str]) -> dict[st
     # Of each budget two, so that a thousand sessions do not hide the month.
     fullest = sorted((s for rule in rules for s in rule.standings[:2]), key=lambda s: -s.permille)
     compared = _compared(look, found.total)
-    tags = [name for name in _values(look) if name.startswith("tag:")][:2]
+    tags = [name for name in _values(look) if name.startswith("tag:") and name != "tag:key"][:1]
     lists = ["session"] if viewer.is_end_user else ["session", "user", "project", *tags]
     if not viewer.is_bounded and len(_values(look)["tenant"]) > 1:
         lists.insert(2, "tenant")
@@ -248,7 +249,8 @@ def _series(look: Look, most: int = 96) -> Series:
     if most > 96:
         first = look.question.start or (look.ages[0] if look.ages else look.now)
         step = step_for(max(1.0, (look.question.end - first).total_seconds()), most=most)
-    asked = replace(look.asked, since=look.question.start, until=look.question.until)
+    asked = replace(look.asked, since=look.question.start, until=look.question.until, first_id=None)
+    asked = located(look.books.ledger, asked)
     return series(look.books.ledger, asked, step)
 
 
@@ -316,7 +318,8 @@ def _compared(look: Look, total: Detail) -> str:
     before = look.question.before()
     if before is None or look.ages is None or before.until is None or look.ages[0] >= before.until:
         return ""
-    theirs = replace(look.asked, since=before.since, until=before.until)
+    theirs = replace(look.asked, since=before.since, until=before.until, first_id=None)
+    theirs = located(look.books.ledger, theirs)
     was = cost_of(look.books.ledger, theirs)
     if was <= 0:
         return "nothing in the time before"

@@ -43,6 +43,7 @@ class Asked:
         now: the time at which it is asked.
         model: only calls that were booked as this model's.
         tags: only calls that have all of these, (name, value).
+        first_id: nothing before this place in the ledger is asked for; see `extents`.
     """
 
     since: datetime | None = None
@@ -55,6 +56,7 @@ class Asked:
     now: datetime | None = None
     model: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
+    first_id: int | None = None
 
     @property
     def narrowed(self) -> str:

@@ -288,6 +288,8 @@ def _narrowed(
 ) -> sa.Select[Any]:
     if asked.since is not None:
         statement = statement.where(table.c.at >= int(asked.since.timestamp() * 1000))
+    if asked.first_id is not None and table is _e:
+        statement = statement.where(_e.c.id >= asked.first_id)
     if asked.until is not None:
         statement = statement.where(table.c.at < int(asked.until.timestamp() * 1000))
     for name in ("session", "user", "project", "tenant", "model"):
