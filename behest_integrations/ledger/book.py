@@ -392,15 +392,20 @@ _There = tuple[Claim, Bucket | None, int, int, int]
 
 
 class Limits:
-    """The limits in force, read once for an operation."""
+    """The limits in force, read once for an operation.
 
-    __slots__ = ("_now", "_overrides", "_own", "_rows")
+    Attributes:
+        as_configured: nobody has changed any: each claim's own is its limit.
+    """
+
+    __slots__ = ("_now", "_overrides", "_own", "_rows", "as_configured")
 
     def __init__(self, rows: Rows, now: int) -> None:
         self._rows = rows
         self._now = now
         self._overrides = rows.overrides()
         self._own = rows.own_limited()
+        self.as_configured = not self._overrides and not self._own
 
     def of(self, claim: Claim) -> int | None:
         """The limit of a claim's bucket; None if the budget has been removed."""
@@ -454,7 +459,7 @@ def reserve(
     there: list[_There] = []
     fits = True
     for claim in claims:
-        limit = limits.of(claim)
+        limit = claim.limit if limits.as_configured else limits.of(claim)
         if limit is None:
             continue
         bucket = rows.bucket(claim.budget, claim.scope, claim.start)
@@ -462,7 +467,8 @@ def reserve(
             there.append((claim, None, limit, 0, 0))
             fits = fits and amounts[claim.unit] <= limit
         else:
-            spent, held = _spent(rows, claim, bucket, now), bucket.held
+            spent = _spent(rows, claim, bucket, now) if claim.rolling_ms else bucket.spent
+            held = bucket.held
             there.append((claim, bucket, limit, spent, held))
             fits = fits and amounts[claim.unit] <= limit - spent - held
     output = ask.want
@@ -626,9 +632,12 @@ def _events_after(rows: Rows, claims: Sequence[Claim], now: int) -> tuple[Thresh
         if not claim.thresholds:
             continue
         bucket = rows.bucket(claim.budget, claim.scope, claim.start)
-        limit = limits.of(claim)
-        if bucket is not None and limit is not None:
-            events += _thresholds(rows, claim, bucket, limit, _spent(rows, claim, bucket, now), now)
+        limit = claim.limit if limits.as_configured else limits.of(claim)
+        if bucket is None or limit is None:
+            continue
+        spent = _spent(rows, claim, bucket, now) if claim.rolling_ms else bucket.spent
+        if bucket.notified or spent * 100 >= claim.thresholds[0] * limit:  # hardly ever
+            events += _thresholds(rows, claim, bucket, limit, spent, now)
     return events
 
 
