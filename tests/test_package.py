@@ -226,7 +226,11 @@ def test_the_readme_is_true() -> None:
     from behest_integrations.config import Config, tomllib
     from behest_integrations.gateway import GatewaySettings
 
-    prices, gateway = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    books = (ROOT / "quickstarts" / "BOOKS.md").read_text(encoding="utf-8")
+    service = (ROOT / "quickstarts" / "gateway" / "README.md").read_text(encoding="utf-8")
+    (prices,), (gateway,) = (re.findall(r"```toml\n(.*?)```", text, re.DOTALL) for text in (readme, service))
+    for text in re.findall(r"```toml\n(.*?)```", books, re.DOTALL):
+        Config.model_validate(tomllib.loads(text))
     with Meter("memory://", **Config.model_validate(tomllib.loads(prices)).arguments()) as meter:
         assert meter.pricing.find("my-model").source == "your own price"
         assert meter.pricing.find("our-deployment").model == "gpt-4o"
@@ -243,7 +247,7 @@ def test_the_readme_is_true() -> None:
         assert hasattr(Meter, door), door
     from behest_integrations.cli import main
 
-    for command in re.findall(r"^(?:\.venv/bin/)?behest (\w+)", readme, re.MULTILINE):
+    for command in re.findall(r"^(?:\.venv/bin/)?behest (\w+)", readme + books + service, re.MULTILINE):
         assert command in main.commands
 
 
