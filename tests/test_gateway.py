@@ -468,7 +468,10 @@ def test_a_ledger_that_is_gone_refuses_every_call(tmp_path: Path) -> None:
         refused = http.post("/chat/completions", json=HELLO)
         assert refused.status_code == 503
         assert error(refused)["code"] == "store_unavailable"
-        assert httpx.get(f"{gateway.url}/readyz").status_code == 503
+        deadline = time.monotonic() + 10  # that it was ready is believed for a second
+        while httpx.get(f"{gateway.url}/readyz").status_code != 503:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         assert httpx.get(f"{gateway.url}/healthz").status_code == 200
         assert sandbox.requests == 1
 
