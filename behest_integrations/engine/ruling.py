@@ -120,6 +120,12 @@ def rule(
         raise
 
 
+def looks_through(engine: Engine, method: str) -> bool:
+    """Whether a request that is not billed may take people's words to a provider, and the policy asks."""
+    policy = engine.policy
+    return policy is not None and policy.screening and method.upper() in ("POST", "PUT", "PATCH")
+
+
 def screened(
     engine: Engine,
     body: Mapping[str, Any],

@@ -17,11 +17,11 @@ import functools
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...engine.outcomes import CANCELLED, outcome_of_error
 from ...rules.errors import ConfigError, need
 from ...wire.anthropic import operation_of
+from ..kit import stainless
 from ..kit.metered import metered_class
-from ..kit.stainless import DOING, Call, Free, Screened, free_of
+from ..kit.stainless import DOING, Call, Free, Screened, asend_reserved, free_of, send_reserved
 from ..kit.terms import Terms
 from ..kit.undo import Undo
 
@@ -52,11 +52,10 @@ _doing: ContextVar[Call | Free | None] = ContextVar("behest_anthropic_call", def
 DOING.append(_doing)
 
 
-class Metered:
+class Metered(stainless.Metered):
     """What is the same for blocking and asynchronous clients."""
 
-    _behest: Terms
-    _asynchronous: bool
+    _behest_doing = _doing
 
     def _begin(self, options: Any) -> Call | Free:
         operation = _operation_of(options.method, options.url)
@@ -65,9 +64,8 @@ class Metered:
         return Call(self._behest, operation, self, asynchronous=self._asynchronous)
 
     def _reserving(self) -> Call | None:
-        """The call whose attempt is being prepared here, if it is this client's."""
-        call = _doing.get()
-        return call if isinstance(call, Call) and call.client is self else None
+        call = super()._reserving()
+        return call if call is not None and call.client is self else None
 
     def _screening(self) -> Screened | None:
         """The free request that is being prepared here, if its texts are looked through."""
@@ -86,16 +84,6 @@ class Metered:
     def _client(self, client: Any) -> None:
         self.__dict__["_client"] = client
 
-    def _build_request(self, options: Any, **kwargs: Any) -> Any:
-        call = self._reserving()
-        headers = call.headers(options) if call is not None else None
-        request = super()._build_request(options, **kwargs)  # type: ignore[misc]
-        if headers:
-            request.headers.encoding = "utf-8"
-            for name, value in headers.items():
-                request.headers[name] = value
-        return request
-
 
 class _Sender:
     """The SDK's HTTP client, while an attempt is reserved: what is sent is that attempt."""
@@ -109,50 +97,16 @@ class _Sender:
 
     def send(self, request: Any, *, stream: bool = False, **kwargs: Any) -> Any:
         call = self._call
-        try:
-            response = self._own.send(request, stream=stream, **kwargs)
-        except BaseException as error:
-            hold = call.take()
-            if hold is not None:
-                hold.end(outcome_of_error(error))
-            raise
-        steps = call.answered(response, streamed=stream)
-        if steps is not None:
-            call.terms.engine.run(steps)
-        return response
+        return send_reserved(call.terms.engine, call, self._own.send, request, stream=stream, **kwargs)
 
 
 class _AsyncSender(_Sender):
     async def send(self, request: Any, *, stream: bool = False, **kwargs: Any) -> Any:
         call = self._call
-        try:
-            response = await self._own.send(request, stream=stream, **kwargs)
-        except BaseException as error:
-            hold = call.take()
-            if hold is not None:
-                # A cancelled task may be cancelled again: it must not wait here.
-                hold.post(outcome_of_error(error))
-            raise
-        steps = call.answered(response, streamed=stream)
-        if steps is not None:
-            await call.terms.engine.arun(steps)
-        return response
+        return await asend_reserved(call.terms.engine, call, self._own.send, request, stream=stream, **kwargs)
 
 
-class _MeteredSync(Metered):
-    _asynchronous = False
-
-    def request(self, cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        call = self._begin(options)
-        token = _doing.set(call)
-        try:
-            return super().request(cast_to, options, **kwargs)  # type: ignore[misc]
-        finally:
-            _doing.reset(token)
-            hold = call.take()
-            if hold is not None:  # reserved, but building the request failed
-                hold.end(CANCELLED)
-
+class _MeteredSync(Metered, stainless.MeteredSync):
     def _prepare_options(self, options: Any) -> Any:
         call = self._reserving() or self._screening()
         if call is not None:
@@ -160,20 +114,7 @@ class _MeteredSync(Metered):
         return super()._prepare_options(options)  # type: ignore[misc]
 
 
-class _MeteredAsync(Metered):
-    _asynchronous = True
-
-    async def request(self, cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        call = self._begin(options)
-        token = _doing.set(call)
-        try:
-            return await super().request(cast_to, options, **kwargs)  # type: ignore[misc]
-        finally:
-            _doing.reset(token)
-            hold = call.take()
-            if hold is not None:
-                hold.post(CANCELLED)
-
+class _MeteredAsync(Metered, stainless.MeteredAsync):
     async def _prepare_options(self, options: Any) -> Any:
         call = self._reserving() or self._screening()
         if call is not None:
@@ -220,27 +161,9 @@ def _bases() -> tuple[type, type]:
     return SyncAPIClient, AsyncAPIClient
 
 
-# ── every client that is made ──────────────────────────────────────────────────────────
-
-_active: list[tuple[object, Terms]] = []
-"""Whose clients are metered: the last that was begun and has not ended."""
+_making = stainless.Making(Metered, class_of)
 
 
 def meter_what_is_made(terms: Terms) -> Undo:
-    """See `AnthropicDoor.instrument_anthropic`.
-
-    `__new__` is replaced for the process, and stays: a class whose `__new__` was set and taken away
-    again takes no arguments. None of the versions read defines one.
-    """
-    for cls in _bases():
-        if "__new__" not in vars(cls):
-            cls.__new__ = _new  # type: ignore[method-assign,assignment]
-    mine = (object(), terms)
-    _active.append(mine)
-    return Undo(lambda: _active.remove(mine))
-
-
-def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
-    if _active and not issubclass(cls, Metered):
-        cls = class_of(cls, _active[-1][1])
-    return object.__new__(cls)
+    """See `AnthropicDoor.instrument_anthropic`."""
+    return _making.begin(terms, _bases())

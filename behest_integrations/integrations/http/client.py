@@ -14,11 +14,9 @@ from urllib.parse import unquote
 
 from pydantic_core import to_json
 
-from ...calls.exchange import Exchange, unasked
+from ...calls.exchange import Exchange
 from ...engine.engine import Engine
-from ...engine.holds import Hold
-from ...engine.outcomes import outcome_of_error, outcome_of_status
-from ...engine.ruling import screened
+from ...engine.ruling import looks_through, screened
 from ...engine.steps import Aside, Steps
 from ...prices import provider_for_url
 from ...rules.attribution import from_headers
@@ -26,8 +24,7 @@ from ...rules.errors import ConfigError
 from ...wire import parse_json
 from ...wire.wires import Found, find
 from ..kit.metered import metered_class
-from ..kit.response import watch_response
-from ..kit.stainless import is_sending
+from ..kit.stainless import Call, asend_reserved, is_sending, send_reserved, with_content
 from ..kit.terms import Terms
 
 _LIBRARIES = ("httpx", "httpx2")
@@ -45,8 +42,7 @@ class _Metered:
         found = find(request.method, request.url.path)
         if found is None or is_sending():
             return None
-        where = _where(request.url)
-        return _Call(self._behest, found, where, request, asynchronous=self._asynchronous)
+        return _Call(self._behest, found, _where(request.url), asynchronous=self._asynchronous)
 
     def _is_ours(self, url: Any) -> bool:
         """Whether it is a host that serves models."""
@@ -55,11 +51,8 @@ class _Metered:
 
     def _is_looked_through(self, request: Any) -> bool:
         """Whether a request that is not billed may take people's words to a provider, and a policy asks."""
-        policy = self._behest.engine.policy
         return (
-            policy is not None
-            and policy.screening
-            and request.method.upper() in ("POST", "PUT", "PATCH")
+            looks_through(self._behest.engine, request.method)
             and self._is_ours(request.url)
             and not is_sending()
         )
@@ -78,21 +71,8 @@ class _MeteredSync(_Metered):
                 request = engine.run(_looked_through(engine, request))
             return send(request, stream=stream, **kwargs)
         request.read()
-        request = engine.run(call.reserved())
-        try:
-            response = send(request, stream=stream, **kwargs)
-            again = call.again(request, response)
-            if again is not None:
-                response.read()
-                response = send(again, stream=stream, **kwargs)
-                call.again(again, response)
-        except BaseException as error:
-            call.hold.end(outcome_of_error(error))
-            raise
-        steps = call.answered(response, streamed=stream)
-        if steps is not None:
-            engine.run(steps)
-        return response
+        request = engine.run(call.prepared(request))
+        return send_reserved(engine, call, send, request, stream=stream, **kwargs)
 
 
 class _MeteredAsync(_Metered):
@@ -108,40 +88,21 @@ class _MeteredAsync(_Metered):
                 request = await engine.arun(_looked_through(engine, request))
             return await send(request, stream=stream, **kwargs)
         await request.aread()
-        request = await engine.arun(call.reserved())
-        try:
-            response = await send(request, stream=stream, **kwargs)
-            again = call.again(request, response)
-            if again is not None:
-                await response.aread()
-                response = await send(again, stream=stream, **kwargs)
-                call.again(again, response)
-        except BaseException as error:
-            # A cancelled task may be cancelled again: it must not wait here.
-            call.hold.post(outcome_of_error(error))
-            raise
-        steps = call.answered(response, streamed=stream)
-        if steps is not None:
-            await engine.arun(steps)
-        return response
+        request = await engine.arun(call.prepared(request))
+        return await asend_reserved(engine, call, send, request, stream=stream, **kwargs)
 
 
-class _Call:
+class _Call(Call):
     """One request, and its reply."""
 
-    hold: Hold
-
-    def __init__(self, terms: Terms, found: Found, where: str, request: Any, *, asynchronous: bool) -> None:
-        self._terms = terms
+    def __init__(self, terms: Terms, found: Found, where: str, *, asynchronous: bool) -> None:
+        super().__init__(terms, found.operation, None, asynchronous=asynchronous)
         self._found = found
         self._where = where
-        self._request = request
-        self._asynchronous = asynchronous
-        self._exchange: Exchange
 
-    def reserved(self) -> Steps[Any]:
+    def prepared(self, request: Any) -> Steps[Any]:
         """Reserve it; the request to send under its hold."""
-        request, found = self._request, self._found
+        found = self._found
         try:
             said = parse_json(request.content)
         except ValueError:
@@ -149,44 +110,24 @@ class _Call:
         body: dict[str, Any] = dict(said) if isinstance(said, Mapping) else {}
         told = {"model": unquote(found.model) if found.model else None, "stream": found.stream}
         in_path = {n: value for n, value in told.items() if value is not None and n not in body}
-        engine = self._terms.engine
+        engine = self.terms.engine
         plan = partial(
             Exchange,
             engine,
             found.operation,
             {**body, **in_path},
             who=from_headers(request.headers),
-            provider=self._terms.provider or _provider(self._where),
+            provider=self.terms.provider or _provider(self._where),
             where=self._where,
             # What is no JSON (a form with a file) is not read.
             unread=() if isinstance(said, Mapping) and body else ("file",),
         )
         looked_through = engine.policy is not None and engine.policy.screening
-        self._exchange = exchange = (yield Aside(plan)) if looked_through else plan()
-        self.hold = yield from self._terms.engine.reserving(exchange.plan)
-        changed = exchange.reserved(self.hold)
+        exchange = self.exchange = (yield Aside(plan)) if looked_through else plan()
+        hold = self._open = yield from engine.reserving(exchange.plan)
+        changed = exchange.reserved(hold)
         sent = {name: value for name, value in changed.items() if name not in in_path}
-        return request if sent == body else _with_content(request, to_json(sent))
-
-    def again(self, request: Any, response: Any) -> Any:
-        """The request to send in the place of one that was refused for what we put in; else None."""
-        if not self._exchange.answered(response.status_code):
-            return None
-        return _with_content(request, unasked(request.content))
-
-    def answered(self, response: Any, *, streamed: bool) -> Steps[None] | None:
-        """The steps that end it; None if its outcome is still to come with the body."""
-        exchange, hold = self._exchange, self.hold
-        outcome = outcome_of_status(response.status_code)
-        if outcome is None:
-            if streamed and not response.is_stream_consumed:
-                watch_response(response, exchange, hold, asynchronous=self._asynchronous)
-                return None
-            shown = exchange.read_body(response.content)
-            if shown is not response.content:
-                response._content = shown
-            outcome = exchange.complete()
-        return hold.keeper.ending(hold, outcome)
+        return request if sent == body else with_content(request, to_json(sent))
 
 
 def _looked_through(engine: Engine, request: Any) -> Steps[Any]:
@@ -203,19 +144,11 @@ def _looked_through(engine: Engine, request: Any) -> Steps[Any]:
     unread = ("file",) if request.content and not isinstance(said, Mapping) else ()
     who = from_headers(request.headers)
     sent = yield Aside(partial(screened, engine, body, who=who, unread=unread))
-    return request if sent is body else _with_content(request, to_json(sent))
+    return request if sent is body else with_content(request, to_json(sent))
 
 
 def _where(url: Any) -> str:
     return f"{url.scheme}://{url.netloc.decode('latin-1')}"
-
-
-def _with_content(request: Any, content: bytes) -> Any:
-    """The request with another body, of the class that its library has."""
-    headers = [(n, v) for n, v in request.headers.raw if n.lower() != b"content-length"]
-    return type(request)(
-        request.method, request.url, headers=headers, content=content, extensions=request.extensions
-    )
 
 
 @lru_cache(maxsize=1024)

@@ -7,20 +7,22 @@ own affair; what it does there is here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from ...calls.exchange import Exchange, unasked
+from ...engine.engine import Engine
 from ...engine.holds import Hold
-from ...engine.outcomes import outcome_of_status
-from ...engine.ruling import screened
+from ...engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
+from ...engine.ruling import looks_through, screened
 from ...engine.steps import Aside, Steps
 from ...prices import provider_for_url
 from ...rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, from_headers
 from .response import watch_response
 from .terms import Terms
+from .undo import Undo
 
 
 class Free:
@@ -110,15 +112,7 @@ class Call:
         exchange = self.exchange
         if exchange is None or not exchange.answered(response.status_code):
             return None
-        # Of the class that the SDK's HTTP library has: there are two of them.
-        headers = [(n, v) for n, v in request.headers.raw if n.lower() != b"content-length"]
-        return type(request)(
-            request.method,
-            request.url,
-            headers=headers,
-            content=unasked(request.content),
-            extensions=request.extensions,
-        )
+        return with_content(request, unasked(request.content))
 
     def answered(self, response: Any, *, streamed: bool) -> Steps[None] | None:
         """The steps that end the attempt; None if its outcome is still to come with the body."""
@@ -181,10 +175,7 @@ class Screened(Free):
 
 def free_of(terms: Terms, client: Any, options: Any) -> Free:
     """What is done about a request that is not billed."""
-    policy = terms.engine.policy
-    if policy is None or not policy.screening or options.method.upper() not in ("POST", "PUT", "PATCH"):
-        return FREE
-    return Screened(terms, client)
+    return Screened(terms, client) if looks_through(terms.engine, options.method) else FREE
 
 
 def body_of(options: Any) -> Mapping[str, Any]:
@@ -203,3 +194,158 @@ def server_of(client: Any) -> tuple[str, str | None]:
         known = (url, (where, terms.provider or provider_for_url(where)))
         client.__dict__["_behest_server"] = known
     return known[1]  # type: ignore[no-any-return]
+
+
+def with_content(request: Any, content: bytes) -> Any:
+    """A request with another body, of the class that its HTTP library has: there are two of them."""
+    headers = [(n, v) for n, v in request.headers.raw if n.lower() != b"content-length"]
+    return type(request)(
+        request.method, request.url, headers=headers, content=content, extensions=request.extensions
+    )
+
+
+# ── an attempt on its way ──────────────────────────────────────────────────────────────
+
+
+def send_reserved(
+    engine: Engine, call: Any, send: Callable[..., Any], request: Any, *, stream: bool, **kwargs: Any
+) -> Any:
+    """Send an attempt that is reserved, and end its hold by what comes back; the response.
+
+    Args:
+        call: a `Call`, or what follows one: it takes, sends again, and is answered.
+    """
+    try:
+        response = send(request, stream=stream, **kwargs)
+        again = call.again(request, response)
+        if again is not None:
+            response.read()
+            response = send(again, stream=stream, **kwargs)
+            call.again(again, response)
+    except BaseException as error:
+        hold = call.take()
+        if hold is not None:
+            hold.end(outcome_of_error(error))
+        raise
+    steps = call.answered(response, streamed=stream)
+    if steps is not None:
+        engine.run(steps)
+    return response
+
+
+async def asend_reserved(
+    engine: Engine, call: Any, send: Callable[..., Any], request: Any, *, stream: bool, **kwargs: Any
+) -> Any:
+    """`send_reserved` for coroutines."""
+    try:
+        response = await send(request, stream=stream, **kwargs)
+        again = call.again(request, response)
+        if again is not None:
+            await response.aread()
+            response = await send(again, stream=stream, **kwargs)
+            call.again(again, response)
+    except BaseException as error:
+        hold = call.take()
+        if hold is not None:
+            # A cancelled task may be cancelled again: it must not wait here.
+            hold.post(outcome_of_error(error))
+        raise
+    steps = call.answered(response, streamed=stream)
+    if steps is not None:
+        await engine.arun(steps)
+    return response
+
+
+# ── the clients ────────────────────────────────────────────────────────────────────────
+
+
+class Metered:
+    """What every metered client has. A door says where it notes its calls, and how one begins."""
+
+    _behest: Terms
+    _behest_doing: ContextVar[Any]
+    _asynchronous: bool
+
+    def _begin(self, options: Any) -> Any:
+        raise NotImplementedError
+
+    def _reserving(self) -> Call | None:
+        """The call whose attempt is being prepared here."""
+        call = self._behest_doing.get()
+        return call if isinstance(call, Call) else None
+
+    def _build_request(self, options: Any, **kwargs: Any) -> Any:
+        call = self._reserving()
+        headers = call.headers(options) if call is not None else None
+        request = super()._build_request(options, **kwargs)  # type: ignore[misc]
+        if headers:
+            request.headers.encoding = "utf-8"
+            for name, value in headers.items():
+                request.headers[name] = value
+        return request
+
+
+class MeteredSync(Metered):
+    """A blocking client."""
+
+    _asynchronous = False
+
+    def request(self, cast_to: Any, options: Any, **kwargs: Any) -> Any:
+        call = self._begin(options)
+        token = self._behest_doing.set(call)
+        try:
+            return super().request(cast_to, options, **kwargs)  # type: ignore[misc]
+        finally:
+            self._behest_doing.reset(token)
+            hold = call.take()
+            if hold is not None:  # reserved, but building the request failed
+                hold.end(CANCELLED)
+
+
+class MeteredAsync(Metered):
+    """An awaited client."""
+
+    _asynchronous = True
+
+    async def request(self, cast_to: Any, options: Any, **kwargs: Any) -> Any:
+        call = self._begin(options)
+        token = self._behest_doing.set(call)
+        try:
+            return await super().request(cast_to, options, **kwargs)  # type: ignore[misc]
+        finally:
+            self._behest_doing.reset(token)
+            hold = call.take()
+            if hold is not None:
+                hold.post(CANCELLED)
+
+
+class Making:
+    """Every client of an SDK that is made, metered, whoever makes it.
+
+    `__new__` is replaced for the process, and stays: a class whose `__new__` was set and taken away
+    again takes no arguments. None of the versions that the doors name defines one.
+
+    Args:
+        metered: the door's own class, of which metered clients are already.
+        class_of: the metered subclass of a client's class.
+    """
+
+    def __init__(self, metered: type, class_of: Callable[[type, Terms], Any]) -> None:
+        self._metered = metered
+        self._class_of = class_of
+        self._active: list[tuple[object, Terms]] = []
+        """Whose clients are metered: the last that was begun and has not ended."""
+
+    def begin(self, terms: Terms, classes: Iterable[type]) -> Undo:
+        """Meter what is made of these classes from now on."""
+        for cls in classes:
+            if "__new__" not in vars(cls):
+                cls.__new__ = self._new  # type: ignore[method-assign,assignment]
+        mine = (object(), terms)
+        self._active.append(mine)
+        return Undo(lambda: self._active.remove(mine))
+
+    def _new(self, cls: type, *args: Any, **kwargs: Any) -> Any:
+        if self._active and not issubclass(cls, self._metered):
+            cls = self._class_of(cls, self._active[-1][1])
+        return object.__new__(cls)

@@ -46,7 +46,7 @@ class OpenAIDoor(Engine):
         Raises:
             MissingExtra: the `openai` package is not installed.
         """
-        from .making import meter_what_is_made
+        from .client import meter_what_is_made
 
         return meter_what_is_made(Terms(self))
 

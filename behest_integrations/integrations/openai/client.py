@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...calls.exchange import Exchange
 from ...engine.holds import Hold
-from ...engine.outcomes import CANCELLED, outcome_of_error
 from ...engine.per_engine import PerEngine
 from ...engine.steps import Steps
 from ...rules.attribution import from_headers
 from ...rules.errors import ConfigError, need
 from ...wire import operation_of
+from ..kit import stainless
 from ..kit.metered import metered_class
 from ..kit.response import watch_response
-from ..kit.stainless import DOING, Call, Free, Screened, free_of, server_of
+from ..kit.stainless import DOING, Call, Free, Screened, asend_reserved, free_of, send_reserved, server_of
 from ..kit.terms import Terms
+from ..kit.undo import Undo
 from .websockets import count, is_opening, methods
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class _Follow:
         if not 200 <= response.status_code < 300:
             return None
         if streamed and not response.is_stream_consumed:
-            asynchronous = _is_async(self.client)
+            asynchronous = self.client._asynchronous
             watch_response(response, self.exchange, self.hold, asynchronous=asynchronous, only_whole=True)
             return None
         content = response.content
@@ -90,36 +91,21 @@ DOING.append(_doing)
 _PREPARED = (_Call, Screened)
 
 
-def _begin(client: Any, options: Any) -> _Call | _Follow | Free:
-    terms: Terms = client._behest
-    operation = _operation_of(options.method, options.url)
-    if operation is not None:
-        return _Call(terms, operation, client, asynchronous=_is_async(client))
-    pending = PENDING.of(terms.engine)
-    match = _RESPONSE_PATH.search(options.url) if pending else None
-    if match and match.group(1) in pending:
-        return _Follow(client, *pending[match.group(1)])
-    return free_of(terms, client, options)
-
-
-def _is_async(client: Any) -> bool:
-    return isinstance(client, _MeteredAsync)
-
-
-class Metered:
+class Metered(stainless.Metered):
     """What is the same for blocking and asynchronous clients."""
 
-    _behest: Terms
+    _behest_doing = _doing
 
-    def _build_request(self, options: Any, **kwargs: Any) -> Any:
-        call = _doing.get()
-        headers = call.headers(options) if type(call) is _Call else None
-        request = super()._build_request(options, **kwargs)  # type: ignore[misc]
-        if headers:
-            request.headers.encoding = "utf-8"
-            for name, value in headers.items():
-                request.headers[name] = value
-        return request
+    def _begin(self, options: Any) -> _Call | _Follow | Free:
+        terms = self._behest
+        operation = _operation_of(options.method, options.url)
+        if operation is not None:
+            return _Call(terms, operation, self, asynchronous=self._asynchronous)
+        pending = PENDING.of(terms.engine)
+        match = _RESPONSE_PATH.search(options.url) if pending else None
+        if match and match.group(1) in pending:
+            return _Follow(self, *pending[match.group(1)])
+        return free_of(terms, self, options)
 
     @property
     def auth_headers(self) -> Any:
@@ -138,18 +124,7 @@ def _websocket(client: Any) -> Exchange:
     )
 
 
-class _MeteredSync(Metered):
-    def request(self, cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        call = _begin(self, options)
-        token = _doing.set(call)
-        try:
-            return super().request(cast_to, options, **kwargs)  # type: ignore[misc]
-        finally:
-            _doing.reset(token)
-            hold = call.take()
-            if hold is not None:  # reserved, but building the request failed
-                hold.end(CANCELLED)
-
+class _MeteredSync(Metered, stainless.MeteredSync):
     def _prepare_options(self, options: Any) -> Any:
         call = _doing.get()
         options = super()._prepare_options(options)  # type: ignore[misc]
@@ -160,36 +135,10 @@ class _MeteredSync(Metered):
         send = super()._send_request  # type: ignore[misc]
         if call is None or isinstance(call, Free):
             return send(request, stream=stream, **kwargs)
-        try:
-            response = send(request, stream=stream, **kwargs)
-            again = call.again(request, response)
-            if again is not None:
-                response.read()
-                response = send(again, stream=stream, **kwargs)
-                call.again(again, response)
-        except BaseException as error:
-            hold = call.take()
-            if hold is not None:
-                hold.end(outcome_of_error(error))
-            raise
-        steps = call.answered(response, streamed=stream)
-        if steps is not None:
-            self._behest.engine.run(steps)
-        return response
+        return send_reserved(self._behest.engine, call, send, request, stream=stream, **kwargs)
 
 
-class _MeteredAsync(Metered):
-    async def request(self, cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        call = _begin(self, options)
-        token = _doing.set(call)
-        try:
-            return await super().request(cast_to, options, **kwargs)  # type: ignore[misc]
-        finally:
-            _doing.reset(token)
-            hold = call.take()
-            if hold is not None:
-                hold.post(CANCELLED)
-
+class _MeteredAsync(Metered, stainless.MeteredAsync):
     async def _prepare_options(self, options: Any) -> Any:
         call = _doing.get()
         options = await super()._prepare_options(options)  # type: ignore[misc]
@@ -202,23 +151,7 @@ class _MeteredAsync(Metered):
         send = super()._send_request  # type: ignore[misc]
         if call is None or isinstance(call, Free):
             return await send(request, stream=stream, **kwargs)
-        try:
-            response = await send(request, stream=stream, **kwargs)
-            again = call.again(request, response)
-            if again is not None:
-                await response.aread()
-                response = await send(again, stream=stream, **kwargs)
-                call.again(again, response)
-        except BaseException as error:
-            hold = call.take()
-            if hold is not None:
-                # A cancelled task may be cancelled again: it must not wait here.
-                hold.post(outcome_of_error(error))
-            raise
-        steps = call.answered(response, streamed=stream)
-        if steps is not None:
-            await self._behest.engine.arun(steps)
-        return response
+        return await asend_reserved(self._behest.engine, call, send, request, stream=stream, **kwargs)
 
 
 # ── the client ─────────────────────────────────────────────────────────────────────────
@@ -250,3 +183,13 @@ def class_of(base: type, terms: Terms) -> Any:
     asynchronous = not issubclass(base, OpenAI)
     mixin = _MeteredAsync if asynchronous else _MeteredSync
     return metered_class(terms, base, mixin, lambda: methods(base, _websocket, asynchronous=asynchronous))
+
+
+_making = stainless.Making(Metered, class_of)
+
+
+def meter_what_is_made(terms: Terms) -> Undo:
+    """See `OpenAIDoor.instrument_openai`."""
+    with need("The OpenAI client", "openai"):
+        from openai import AsyncOpenAI, OpenAI
+    return _making.begin(terms, (OpenAI, AsyncOpenAI))
