@@ -24,10 +24,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from ..rules.errors import StoreError
 from ..rules.usage import Usage
 from .audit import Chain, Decision, Pruned, Record
 from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons, encode
+from .buckets import BucketsAtHand
 from .link import Result, Statement
 from .outbox import Message
 from .postgres_sql import SQL, SWEPT, Wanted, as_json, storable
@@ -44,7 +44,7 @@ class Again(Exception):
     """The batch has to be begun anew, with what `Wanted` has now; nothing of it was written."""
 
 
-class PostgresRows:
+class PostgresRows(BucketsAtHand):
     """Rows over a connection; see `book.Rows`."""
 
     def __init__(self, statements: Statements, sql: SQL) -> None:
@@ -317,26 +317,6 @@ class PostgresRows:
         bucket = Bucket(self._id(), budget, scope, start, unit)
         self._new_buckets[bucket.id] = bucket
         return self._keep(bucket)
-
-    def change_bucket(self, id: int, spent: int, held: int) -> None:
-        bucket = self._by_id.get(id) or self.bucket_by_id(id)
-        if bucket is None:
-            raise StoreError(f"bucket {id} is missing: the ledger is damaged", retryable=False)
-        bucket.spent += spent
-        bucket.held += held
-        self._changed.add(id)
-
-    def set_notified(self, id: int, notified: int) -> None:
-        bucket = self.bucket_by_id(id)
-        if bucket is not None:
-            bucket.notified = notified
-            self._changed.add(id)
-
-    def set_sums(self, id: int, spent: int, held: int) -> None:
-        bucket = self.bucket_by_id(id)
-        if bucket is not None:
-            bucket.spent, bucket.held = spent, held
-            self._changed.add(id)
 
     def rolling_spent(self, budget: str, scope: str, after: int) -> int:
         whose = (budget, scope)

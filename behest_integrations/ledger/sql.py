@@ -24,6 +24,7 @@ from . import schema
 from .audit import Chain, Decision, Pruned, Record
 from .base import Ledger
 from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons, encode
+from .buckets import BucketsAtHand
 from .erasure import forget_session
 from .keys import SQLKeys
 from .outbox import Message
@@ -36,7 +37,7 @@ _MOST_BUCKETS = 20_000
 _MOST_HOLDS = 20_000
 
 
-class SQLRows:
+class SQLRows(BucketsAtHand):
     """Rows over a driver's connection; see `book.Rows`.
 
     Each statement costs a trip through the driver and the interpreter's lock. So inside a
@@ -231,29 +232,9 @@ class SQLRows:
         ((id,),) = self._run(self._sql.new_bucket, (budget, scope, start, unit)).fetchall()
         return self._keep(Bucket(id, budget, scope, start, unit))
 
-    def change_bucket(self, id: int, spent: int, held: int) -> None:
-        bucket = self._by_id.get(id) or self.bucket_by_id(id)
-        if bucket is None:
-            raise StoreError(f"bucket {id} is missing: the ledger is damaged", retryable=False)
-        bucket.spent += spent
-        bucket.held += held
-        self._changed.add(id)
-
     def everything(self) -> Books:
         self.flush()
         return read_books(self._run, self._sql)
-
-    def set_sums(self, id: int, spent: int, held: int) -> None:
-        bucket = self.bucket_by_id(id)
-        if bucket is not None:
-            bucket.spent, bucket.held = spent, held
-            self._changed.add(id)
-
-    def set_notified(self, id: int, notified: int) -> None:
-        bucket = self.bucket_by_id(id)
-        if bucket is not None:
-            bucket.notified = notified
-            self._changed.add(id)
 
     def rolling_spent(self, budget: str, scope: str, after: int) -> int:
         self.flush()

@@ -73,16 +73,7 @@ def bound_request(
     provider: str | None = None,
     allowed: frozenset[str] = NO_FIELDS,
 ) -> RequestBound:
-    """How large the request `body` can get.
-
-    Args:
-        operation: one of `METERED_OPERATIONS`.
-        body: the request's JSON, with what an SDK's `extra_body` adds to it.
-        prefer_max_tokens: where the caller sent no limit, send one as `max_tokens` (what
-            most OpenAI-compatible servers read) and not as `max_completion_tokens`.
-        provider: the price list's id of the provider; None: any server, so that every field
-            means the worst that it means anywhere.
-        allowed: fields, by name or path, that are not known here and do nothing.
+    """See `wires.bound_request`; of OpenAI's operations.
 
     Raises:
         ConfigError: a field that the bound depends on has an impossible value.
