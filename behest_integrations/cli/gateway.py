@@ -34,6 +34,7 @@ def serve(host: str, port: int, workers: int, store: str | None, config: Path | 
     from ..gateway.server import serve as run_gateway
     from .tools import check_free
 
+    # The port is taken once all else is known to be usable; a mistyped host must not make a ledger before.
     check_free(host, port)
     run_gateway(
         host=host,

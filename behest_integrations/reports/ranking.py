@@ -60,23 +60,14 @@ def ranking(
     sums = {label: sum_.label(label) for label, sum_ in _sums().items()}
     last = sa.func.max(_e.c.at).label("last")
     by_order = {"cost": sums["cost"], "calls": sums["calls"], "recent": last}[order]
-    # Who they are first, by what they are ranked by alone: all the other sums are made for these few.
     ranked = (
-        sa.select(name, tenant, by_order, *([last] if order != "recent" else []))
+        sa.select(name, tenant, sa.func.min(_e.c.at).label("first"), last, *sums.values())
         .group_by(*keys)
         .order_by(by_order.desc(), last.desc(), name)
         .limit(limit + 1)
         .offset(offset)
     )
     with reading(ledger) as connection:
-        places = {
-            (row[0], row[1]): place
-            for place, row in enumerate(connection.execute(_narrowed(ranked, _e, _COLUMNS, asked)))
-        }
-        names = {key[0] for key in places}
-        among = column.in_([n for n in names if n is not None])
-        whole = sa.select(name, tenant, sa.func.min(_e.c.at).label("first"), last, *sums.values())
-        whole = whole.where(sa.or_(among, column.is_(None)) if None in names else among).group_by(*keys)
         found = [
             Ranked(
                 (row.name, row.tenant),
@@ -84,13 +75,11 @@ def ranking(
                 last=row.last,
                 **{label: int(getattr(row, label) or 0) for label in sums},
             )
-            for row in connection.execute(_narrowed(whole, _e, _COLUMNS, asked))
-            if (row.name, row.tenant) in places
+            for row in connection.execute(_narrowed(ranked, _e, _COLUMNS, asked))
         ]
-        # Both are of one moment: a connection reads in one transaction.
-        lines = sorted(found, key=lambda line: places[line.key[0], line.key[1]])[:limit]
+        lines = found[:limit]
         _add_refusals(connection, by, asked, lines)
-    return Ranking(by, lines, len(places) > limit)
+    return Ranking(by, lines, len(found) > limit)
 
 
 def _add_refusals(connection: sa.Connection, by: str, asked: Asked, lines: Sequence[Ranked]) -> None:
