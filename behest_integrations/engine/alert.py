@@ -1,11 +1,14 @@
-"""What an alert is."""
+"""What an alert is, and how a function is told of one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
+T = TypeVar("T")
 Kind = Literal["threshold", "burn_rate", "anomaly", "unpriced", "over_bound", "test"]
 KINDS: tuple[Kind, ...] = ("threshold", "burn_rate", "anomaly", "unpriced", "over_bound", "test")
 
@@ -30,3 +33,14 @@ class Alert:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def tell(told: Callable[[T], object], event: T) -> None:
+    """Call a function, which may be a coroutine function, on a thread that has no event loop."""
+    answer = told(event)
+    if inspect.isawaitable(answer):
+        asyncio.run(_awaited(answer))
+
+
+async def _awaited(answer: Any) -> None:
+    await cast("Coroutine[Any, Any, object]", answer)

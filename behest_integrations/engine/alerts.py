@@ -7,22 +7,20 @@ of the ledger's outbox, also where that process dies (see `outbox`).
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import inspect
 import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..ledger.base import Ledger
 from ..ledger.book import Booked, Rows, ThresholdEvent
+from ..ledger.outbox import message_id
 from ..rules.budgets import Budget, describe_scope, scope_values
 from ..rules.units import format_amount
-from .alert import Alert
+from .alert import Alert, tell
 
 if TYPE_CHECKING:
     from .alerting import AlertSettings
@@ -171,9 +169,7 @@ class Alerts:
                 continue
             try:
                 assert self._told is not None
-                answer = self._told(event)
-                if inspect.isawaitable(answer):
-                    asyncio.run(_awaited(answer))
+                tell(self._told, event)
             except Exception:
                 log.exception("on_threshold failed")
 
@@ -195,9 +191,5 @@ def _of_model(
     kind: Literal["over_bound", "unpriced"], model: str, now: int, text: str, more: dict[str, Any]
 ) -> Alert:
     """Told once a day and model."""
-    named = repr((kind, model, now // 86_400_000))
-    return Alert(hashlib.sha256(named.encode()).hexdigest()[:32], kind, now, text, {"model": model, **more})
-
-
-async def _awaited(answer: Any) -> None:
-    await cast("Coroutine[Any, Any, object]", answer)
+    id = message_id(kind, model, now // 86_400_000)
+    return Alert(id, kind, now, text, {"model": model, **more})

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
-import inspect
 import json
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from .alert import Alert
+from .alert import Alert, tell
 from .alerting import AlertSettings, MailSettings, WebhookSettings
 
 
@@ -57,13 +55,7 @@ class Callback:
         return True
 
     def send(self, alert: Alert) -> None:
-        answer = self._told(alert)
-        if inspect.isawaitable(answer):
-            asyncio.run(_awaited(answer))
-
-
-async def _awaited(answer: Any) -> None:
-    await cast("Coroutine[Any, Any, object]", answer)
+        tell(self._told, alert)
 
 
 class Webhook:

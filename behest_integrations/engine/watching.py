@@ -6,7 +6,6 @@ session, is told no more.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ledger.base import Ledger
 from ..ledger.book import Claim, Rows, crossing
+from ..ledger.outbox import message_id
 from ..rules.budgets import Budget, describe_scope, scope_values
 from ..rules.errors import ConfigError
 from ..rules.units import format_amount, format_usd
@@ -144,9 +144,10 @@ def unusual(ledger: Ledger, times: int, now: int) -> Iterator[Alert]:
                     f"session {row.session_id} has spent {format_usd(spent)}, {spent // usual} times what is "
                     f"usual{f' in the project {project}' if project else ''} ({format_usd(usual)})"
                 )
-                named = repr(("anomaly", tenant, project, row.session_id))
                 details = {
                     "session": row.session_id, "project": project, "tenant": tenant, "unit": "usd",
                     "spent": spent, "usual": usual,
                 }  # fmt: skip
-                yield Alert(hashlib.sha256(named.encode()).hexdigest()[:32], "anomaly", now, text, details)
+                yield Alert(
+                    message_id("anomaly", tenant, project, row.session_id), "anomaly", now, text, details
+                )

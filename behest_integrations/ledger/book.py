@@ -12,7 +12,6 @@ Over 500 lines, so that all that may be done to the books is read in one place.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -23,7 +22,7 @@ from ..rules.balance import Reason
 from ..rules.usage import Usage
 from .admission import Ask, BucketState, Denied, decide
 from .audit import Decision, Pruned, Record
-from .outbox import Message
+from .outbox import Message, message_id
 
 Status = Literal["settled", "estimated", "assumed", "failed"]
 KNOWS: Mapping[str, int] = {"assumed": 0, "estimated": 1, "failed": 2, "cancelled": 2, "settled": 2}
@@ -572,8 +571,7 @@ def _thresholds(
 
 def crossing(claim: Claim, percent: int | str, now: int = 0) -> str:
     """The id of what is told of a bucket: once a window; of a rolling one, each time that it comes to it."""
-    named = (claim.budget, claim.scope, claim.start, percent, now)
-    return hashlib.sha256(repr(named).encode()).hexdigest()[:32]
+    return message_id(claim.budget, claim.scope, claim.start, percent, now)
 
 
 def settle(

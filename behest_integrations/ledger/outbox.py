@@ -6,6 +6,7 @@ when it has been told long ago: what is told once a window is told once, whoever
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 
@@ -30,3 +31,8 @@ class Message:
     tries: int = 0
     done: int | None = None
     error: str = ""
+
+
+def message_id(*about: object) -> str:
+    """The id of what is told about these: the same for whoever finds it out."""
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
