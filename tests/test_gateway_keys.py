@@ -58,6 +58,10 @@ def test_a_key_is_for_its_models_and_so_are_its_tokens(gateway: Gateway, sandbox
         assert "gpt-4o-*" in refused.json()["error"]["message"]
         besides = {**ASK, "model": "gpt-4o-mini", "models": ["gpt-4o"]}
         assert http.post("/chat/completions", json=besides).status_code == 403
+        # LiteLLM's: https://docs.litellm.ai/docs/proxy/reliability
+        for fallbacks in (["gpt-4o"], [{"model": "gpt-4o", "temperature": 0}]):
+            asked = {**ASK, "model": "gpt-4o-mini", "fallbacks": fallbacks}
+            assert http.post("/chat/completions", json=asked).status_code == 403
     assert sandbox.requests == before
     allowed = {**ASK, "model": "gpt-4o-mini"}
     assert [gateway.http(t).post("/chat/completions", json=allowed).status_code for t in (key, token)] == [

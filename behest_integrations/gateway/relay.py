@@ -20,6 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from ..calls.passing import Passing
 from ..meter import Meter
+from ..rules.errors import ConfigError
+from ..wire.fields import models_besides
 from .answers import LARGE, Answer, drain, end, post
 from .attempts import Attempts, Job, hanging_up
 from .bodies import Bodies, Held, parse
@@ -103,8 +105,9 @@ class Relay:
             body, checked = await anyio.to_thread.run_sync(parse, raw, model, self.limits)
         else:
             body, checked = parse(raw, model, self.limits)
-        for name in (checked.model, *_others(body)):
-            caller.may_call(name)
+        if caller.models is not None:
+            for name in (checked.model, *_others(operation, body)):
+                caller.may_call(name)
         who = who.over(caller.named(body))
         job = Job(operation, body, who, caller, scope["headers"], large, held, receive)
         if isinstance(checked, ResponseRequest):
@@ -280,10 +283,22 @@ def _hearing(job: Job, receive: Receive, hung_up: anyio.CancelScope, patience: f
             task.cancel()
 
 
-def _others(body: Mapping[str, Any]) -> list[str]:
-    """The models that may answer besides, by the fields of those who route again."""
-    given = body.get("models")
-    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
+def _others(operation: str, body: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models that may answer besides, by the fields of those who route again.
+
+    Raises:
+        Problem: they cannot be told.
+    """
+    try:
+        named = models_besides(operation, body)
+    except ConfigError as error:
+        raise Problem(400, str(error)) from None
+    if named is None:
+        message = (
+            "This key is for some models alone, and it is not known which others the request names."
+        )
+        raise Problem(403, message, code="model_not_allowed", retry=False)
+    return named
 
 
 def _refers(given: object) -> bool:

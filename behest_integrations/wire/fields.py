@@ -266,6 +266,21 @@ def read_fields(
     return reading.effects()
 
 
+def models_besides(operation: str, body: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The models that a request says may answer besides, by whichever field any server reads them from.
+
+    Returns:
+        None where a field names some in a way that is not known.
+
+    Raises:
+        ConfigError: a field that a bound depends on has an impossible value.
+    """
+    effects = read_fields(operation, body)
+    entries = table_of(operation, None).entries
+    naming = (n for n in body if n in entries and any(row.effect == "models" for row in entries[n].rows))
+    return None if any(f"field:{name}" in effects.features for name in naming) else effects.models
+
+
 class _Reading:
     """One request, as it is read."""
 
