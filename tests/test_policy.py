@@ -133,6 +133,21 @@ def test_a_model_that_is_not_allowed_is_refused_at_every_door(door: str, sandbox
         assert_sound(meter)
 
 
+@pytest.mark.parametrize(
+    "fallbacks", [["o1-pro"], [{"gpt-4o": ["o1-pro"]}], [{"model": "o1-pro", "seed": 1}]]
+)
+def test_models_that_may_answer_besides_are_asked_about(sandbox: Sandbox, fallbacks: Any) -> None:
+    """LiteLLM's: https://docs.litellm.ai/docs/proxy/reliability"""
+
+    def ask(meter: Meter) -> Any:
+        metered = meter.openai(client(sandbox))
+        extra = {"fallbacks": fallbacks}
+        return metered.chat.completions.create(model="gpt-4o", messages=HELLO, max_tokens=9, extra_body=extra)
+
+    for policy in (ALLOWED, {"deny_models": ["o1*"]}):
+        assert refused(policy, sandbox, ask).kind == "models"
+
+
 def test_other_endpoints_are_asked_about_too(sandbox: Sandbox) -> None:
     refused(ALLOWED, sandbox, lambda meter: openai_images(meter, sandbox, "gpt-image-1"))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..rules.attribution import NOBODY, Attribution
 from ..rules.errors import PolicyRefused, UnknownPrice
 from ..wire import RequestBound
+from ..wire.fields import has_unread_models
 from .holds import Hold
 from .layers import take_offer
 
@@ -91,6 +92,7 @@ def rule(
     asked = Asked(
         engine.planner.who(whose, fallback),
         (model, *bound.models),
+        not has_unread_models(operation, bound.features),
         pricing.names_of,
         provider,
         where,

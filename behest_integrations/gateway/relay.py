@@ -294,9 +294,7 @@ def _others(operation: str, body: Mapping[str, Any]) -> tuple[str, ...]:
     except ConfigError as error:
         raise Problem(400, str(error)) from None
     if named is None:
-        message = (
-            "This key is for some models alone, and it is not known which others the request names."
-        )
+        message = "This key is for some models alone, and it is not known which others the request names."
         raise Problem(403, message, code="model_not_allowed", retry=False)
     return named
 

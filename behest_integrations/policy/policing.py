@@ -24,6 +24,7 @@ class Asked(NamedTuple):
 
     Attributes:
         models: the one that is sent, and others that it says may answer.
+        are_all: whether those are all that may answer, as far as its fields say.
         stands_for: the name that a model's stands for, by aliases; and its plain names.
         provider: the price list's id, if known.
         where: the server's URL, if known.
@@ -36,6 +37,7 @@ class Asked(NamedTuple):
 
     who: Attribution
     models: Sequence[str]
+    are_all: bool
     stands_for: Callable[[str], tuple[str, ...]]
     provider: str | None
     where: str
@@ -134,6 +136,9 @@ class Policing:
         return {name: dict(s.shield.on) for name, s in self._screens.items() if s.shield is not None}
 
     def _check(self, rule: str, terms: Terms, asked: Asked) -> None:
+        if not asked.are_all and (terms.models is not None or terms.deny_models or terms.priced):
+            message = "the request names models that may answer besides in a way that is not known"
+            raise PolicyRefused(message, rule=rule, kind="models")
         for model in asked.models:
             self._check_model(rule, terms, model, asked)
         if terms.providers is not None or terms.deny_providers:

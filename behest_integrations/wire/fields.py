@@ -276,9 +276,16 @@ def models_besides(operation: str, body: Mapping[str, Any]) -> tuple[str, ...] |
         ConfigError: a field that a bound depends on has an impossible value.
     """
     effects = read_fields(operation, body)
-    entries = table_of(operation, None).entries
-    naming = (n for n in body if n in entries and any(row.effect == "models" for row in entries[n].rows))
-    return None if any(f"field:{name}" in effects.features for name in naming) else effects.models
+    return None if has_unread_models(operation, effects.features) else effects.models
+
+
+def has_unread_models(operation: str, features: Iterable[str]) -> bool:
+    """Whether among the features of a request is a field that names models in a way that is not known."""
+    names = [
+        feature.rpartition(":")[2].rpartition(".")[2] for feature in features if feature.startswith("field:")
+    ]
+    entries = table_of(operation, None).entries if names else {}
+    return any(row.effect == "models" for name in names if name in entries for row in entries[name].rows)
 
 
 class _Reading:
