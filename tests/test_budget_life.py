@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,11 @@ from click.testing import CliRunner
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter
 from behest_integrations.cli import main
+from behest_integrations.engine.watching import burning
 from behest_integrations.reports import report
 from behest_integrations.reports.budgets import buckets
+from behest_integrations.reports.shown import Asked
+from behest_integrations.reports.standing import standings
 from behest_integrations.rules.usage import Usage
 from behest_integrations.wire import RequestBound
 
@@ -83,6 +86,35 @@ def test_a_grant_of_a_budget_for_everybody_and_with_a_limit_of_its_own(store: st
         with meter.session(user="ada"):
             assert call(meter, 9) == 2
         assert call(meter, 9) == 3
+
+
+def who_burns(meter: Meter) -> dict[str, int]:
+    return {alert.details["scope"]: alert.details["limit"] for alert in burning(meter.ledger, NOON)}
+
+
+def test_whoever_looks_sees_the_limit_that_is_in_force(store: str) -> None:
+    clock = Clock()
+    each, everybody = "4 calls/day per user", "8 calls/day as all"
+    with Meter(store, budgets=[each, everybody], clock=clock, wait=0) as meter:
+        for user in ("ada", "bob"):
+            with meter.session(user=user):
+                assert call(meter, 3) == 3
+        assert who_burns(meter) == {"user ada": 4, "user bob": 4, "": 8}
+        meter.grant(each, "4 calls", user="ada", until=timedelta(hours=2))
+        meter.grant(everybody, "8 calls", until=timedelta(hours=2))
+        assert who_burns(meter) == {"user bob": 4}
+
+        limits = {"": 16, "user ada": 8, "user bob": 4}
+        asked = Asked(now=datetime.fromtimestamp(NOON / 1000, timezone.utc))
+        shown = [x for rule in standings(meter.ledger, asked) for x in rule.standings]
+        assert {x.scope: x.limit for x in shown} == limits
+        assert {x.scope: x.limit for x in buckets(meter.ledger, now_ms=NOON)} == limits
+        assert [x.limit for x in meter.balances(user="ada")] == [8]
+        with meter.session(user="bob"):
+            assert call(meter, 9) == 1
+        with meter.session(user="ada"):
+            assert call(meter, 9) == 5
+        assert call(meter, 9) == 4  # nobody's own limit, and what is left of everybody's
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,12 @@ def watch(ledger: Ledger, settings: AlertSettings, sinks: Sequence[Sink], now: i
 def burning(ledger: Ledger, now: int) -> list[Alert]:
     """Buckets whose spending so far, if it goes on, uses up their limit before their window ends."""
     from ..ledger import schema
+    from ..ledger.in_force import LimitsInForce
 
-    b, g, limits, own = schema.buckets, schema.budgets, schema.limits, schema.own_limits
+    b, g = schema.buckets, schema.budgets
     with ledger.reading().connect() as connection:
         known = {row.shape: row for row in _all(connection, g)}
-        changed = {row.text: row.amount for row in _all(connection, limits)}
-        of_their_own = {(row.budget, row.scope): row.amount for row in _all(connection, own)}
+        limits = LimitsInForce(connection, now)
         open_ones = _all(connection, b, b.c.start >= now - 366 * _DAY)
     alerts = []
     for row in open_ones:
@@ -77,7 +77,7 @@ def burning(ledger: Ledger, now: int) -> list[Alert]:
             continue
         if budget.rolling_ms or not budget.window:
             continue
-        limit = of_their_own.get((row.budget, row.scope), changed.get(row.budget, budget.amount))
+        limit = limits.of(row.budget, row.scope, budget.amount)
         end = budget.window_at(row.start, rule.zone).end
         if limit is None or end is None or not row.start <= now < end:
             continue

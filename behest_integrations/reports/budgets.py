@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..ledger import Ledger, schema
 from ..ledger.book import STAGE
+from ..ledger.in_force import LimitsInForce
 from ..rules.balance import Balance
 from ..rules.budgets import Budget, budget_of_shape, describe_scope, scope_values
 from ..rules.units import format_amount, format_usd
@@ -70,16 +71,13 @@ class _Books:
     """What the ledger says of budgets, at one moment.
 
     Attributes:
-        rules: the budgets last in force, by shape. limits: their amounts as changed since.
-        own: the limits of some scopes alone, by shape and scope. granted: what these have on top now.
+        rules: the budgets last in force, by shape.
         refused: by bucket.
     """
 
     buckets: Sequence[sa.Row[Any]]
     rules: Mapping[str, sa.Row[Any]]
-    limits: Mapping[str, int | None]
-    own: Mapping[tuple[str, str], int]
-    granted: Mapping[tuple[str, str], int]
+    limits: LimitsInForce
     refused: Mapping[int, int]
 
 
@@ -152,22 +150,13 @@ def _folded(lines: Iterable[BucketLine]) -> list[BucketLine]:
 
 
 def _read(ledger: Ledger, now_ms: int) -> _Books:
-    b, r, known, limits = schema.buckets, schema.refusals, schema.budgets, schema.limits
-    own = schema.own_limits
-    g = schema.grants
-    given = sa.select(g.c.budget, g.c.scope, sa.func.sum(g.c.amount).label("amount"))
-    given = given.where(g.c.expires > now_ms).group_by(g.c.budget, g.c.scope)
+    b, r, known = schema.buckets, schema.refusals, schema.budgets
     refused = sa.select(r.c.bucket, sa.func.sum(r.c.count).label("n")).group_by(r.c.bucket)
     with reading(ledger) as connection:
         return _Books(
             buckets=list(connection.execute(sa.select(b).order_by(b.c.budget, b.c.scope, b.c.start))),
             rules={row.shape: row for row in connection.execute(sa.select(known))},
-            limits={row.text: row.amount for row in connection.execute(sa.select(limits))},
-            own={
-                (row.budget, row.scope): row.amount
-                for row in connection.execute(sa.select(own).where(own.c.scope != ""))
-            },
-            granted={(row.budget, row.scope): int(row.amount) for row in connection.execute(given)},
+            limits=LimitsInForce(connection, now_ms),
             refused={row.bucket: row.n for row in connection.execute(refused)},
         )
 
@@ -175,18 +164,13 @@ def _read(ledger: Ledger, now_ms: int) -> _Books:
 def _line(row: sa.Row[Any], books: _Books, slots: Sequence[sa.Row[Any]], now_ms: int) -> BucketLine | None:
     """A bucket as a line; None for a slot of a rolling window, which its own line has in it."""
     rule = books.rules.get(row.budget)
-    own = books.own.get((row.budget, row.scope))
-    limit: int | None
     if rule is not None:
         budget = _parsed(rule.text)
-        limit = books.limits.get(row.budget, budget.amount)
-        if limit is not None and own is not None:
-            limit = own
+        limit = books.limits.of(row.budget, row.scope, budget.amount)
     else:
         # A stage's budget, or one that is configured no more: its shape says what it counts.
-        budget, limit = _of_shape(row.budget, row.unit), own
-    if limit is not None:
-        limit += books.granted.get((row.budget, row.scope), 0)
+        budget = _of_shape(row.budget, row.unit)
+        limit = books.limits.of_unknown(row.budget, row.scope)
     text = str(budget) if rule is not None else row.budget.removeprefix(STAGE)
     if limit is not None:
         text = str(replace(budget, amount=limit))

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..ledger import Ledger, schema
+from ..ledger.in_force import LimitsInForce
 from ..rules.budgets import Budget, describe_scope, scope_values
 from .pace import Pace, pace
 from .shown import Asked, reading
@@ -99,20 +100,17 @@ def standings(
     found = []
     with reading(ledger) as connection:
         rules = connection.execute(sa.select(schema.budgets).order_by(schema.budgets.c.seen.desc())).all()
-        limits = {row.text: row.amount for row in connection.execute(sa.select(schema.limits))}
-        own: dict[str, dict[str, int]] = {}
-        for row in connection.execute(sa.select(schema.own_limits)):
-            if row.scope:
-                own.setdefault(row.budget, {})[row.scope] = row.amount
+        limits = LimitsInForce(connection, now)
         first = connection.execute(sa.select(_e.c.at).order_by(_e.c.id).limit(1)).scalar()
         for row in rules:
             budget = Budget.parse(row.text)
-            amount = limits.get(row.shape, budget.amount)
+            own = limits.of_some(row.shape, budget.amount)
+            amount = limits.of_all(row.shape, budget.amount)
             if amount is None:  # lifted
                 continue
-            budget = replace(budget, amount=amount)
+            budget = replace(budget, amount=amount if budget.per else own.get("", amount))
             reader = _Reader(connection, row.shape, budget, row.zone or default_zone, now, first)
-            rule = reader.rule(own.get(row.shape, {}), asked, top, strict=strict, shared=shared)
+            rule = reader.rule(own, asked, top, strict=strict, shared=shared)
             if rule is not None:
                 found.append(rule)
     return found
