@@ -70,10 +70,11 @@ class _BudgetTable(_Strict):
     tenant: str | None = None
     tags: dict[str, str] = Field(default_factory=dict)
     name: str | None = None
+    warn_only: bool = False
 
     def budget(self) -> Budget:
         """The budget that the parts say: the same as its text."""
-        from .rules.budgets import Filter
+        from .rules.budgets import WARN_ONLY, Filter
 
         text = self.amount
         if self.window:
@@ -94,6 +95,8 @@ class _BudgetTable(_Strict):
             text += f" {Filter('tag', value, tag)}"
         if self.name:
             text += f" as {self.name}"
+        if self.warn_only:
+            text += WARN_ONLY
         return Budget.parse(text)
 
 

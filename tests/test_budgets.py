@@ -29,6 +29,12 @@ EXAMPLES = [
     "$0.000000001 as dust",
     "1.5k input tokens/hour in Europe/Paris per tenant and project as fair-use",
     '$1 per "tag:cost centre" for tag "a b"="ü = 1"',
+    "$5/day per user, warn only",
+    "10 calls, warn only",
+    "$5/week from Sunday in Europe/Paris per user for model gpt-4o* as early, warn only",
+    "$1 for user a,, warn only",
+    '$1 for user "a b", warn only',
+    '$1 for user "only, warn only"',
 ]
 
 
@@ -47,6 +53,10 @@ def test_a_text_prints_back_the_same(text: str) -> None:
         ("$20 per 1440m rolling", "$20 per 24h rolling"),
         ("$1_000/month", "$1000/month"),
         ("$1 per USER and Session", "$1 per user and session"),
+        ("$1 per user  ,Warn Only", "$1 per user, warn only"),
+        ("$1 per user , warn only", "$1 per user, warn only"),
+        ("$1 per user,warn only", "$1 per user, warn only"),
+        ("$1 per user warn only", "$1 per user, warn only"),
     ],
 )
 def test_other_spellings_mean_the_same(text: str, same: str) -> None:
@@ -85,6 +95,9 @@ def test_an_object_is_the_same_value_as_its_text() -> None:
         ("$5 as a/b", "a/b", "name"),
         ('$5 for user "open', '"', "quote"),
         ("$5 per user and user", "", "twice"),
+        ("$5 per user warn", "warn", "warn only"),
+        ("$5 per user, warn only as x", "user,", "session, user"),
+        (", warn only", "", "amount"),
         ("$99999999999999", "$99999999999999", "at most"),
     ],
 )
@@ -143,6 +156,7 @@ def budgets(draw: st.DrawFn) -> Budget:
         zone=draw(st.sampled_from([None, "Asia/Kathmandu", "America/New_York"]))
         if kind == "calendar"
         else None,
+        soft=draw(st.booleans()),
     )
 
 

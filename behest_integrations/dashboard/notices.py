@@ -38,7 +38,13 @@ def _of_limits(look: Look, rules: Sequence[Rule]) -> Iterator[Notice]:
     for rule in rules:
         fullest = rule.standings[0]
         whose = f" of {fullest.scope}" if fullest.scope else ""
-        if rule.full:
+        if rule.full and fullest.soft:
+            many = f": {rule.full:,} of {rule.count:,}" if rule.full > 1 else ""
+            what = f"“{rule.text}”{many} are over" if many else f"“{fullest.budget}”{whose} is over"
+            over = words.amount(fullest.spent - fullest.limit, fullest.unit)
+            todo = f"By {over}{whose if many else ''}. It warns only: no call is refused for it."
+            yield Notice("warn", what, todo, look.href("limits"), "Limits")
+        elif rule.full:
             if rule.full > 1:
                 whose = f": {rule.full:,} of {rule.count:,} are used up"
                 what = f"“{rule.text}”{whose}"

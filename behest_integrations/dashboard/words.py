@@ -114,6 +114,9 @@ def outlook(standing: Standing, zone: ZoneInfo, now: datetime) -> str:
     """What comes of a budget: when it is out, or when it resets; "" where there is nothing to say."""
     full = standing.spent >= standing.limit
     resets = f"resets {until(standing.end, zone, now)}" if standing.end is not None else ""
+    if full and standing.soft:
+        over = amount(standing.spent - standing.limit, standing.unit)
+        return ", ".join([f"over by {over}, it warns only", *filter(None, [resets])])
     if full:
         return f"used up, {resets}" if resets else "used up" + ("" if standing.rolling else " for good")
     said: Pace | None = standing.pace

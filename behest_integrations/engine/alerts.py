@@ -184,7 +184,11 @@ def _described(raw: ThresholdEvent) -> ThresholdEvent:
 def _sentence(event: ThresholdEvent) -> str:
     whose = f" for {event.scope}" if event.scope else ""
     spent, limit = format_amount(event.spent, event.unit), format_amount(event.limit, event.unit)
-    return f'budget "{event.budget}"{whose} has reached {event.percent} %: {spent} of {limit}'
+    said = f'budget "{event.budget}"{whose} has reached {event.percent} %: {spent} of {limit}'
+    over = event.spent - event.limit
+    if over > 0 and Budget.parse(event.budget).soft:
+        said += f", {format_amount(over, event.unit)} over: it warns only, and calls go on"
+    return said
 
 
 def _of_model(

@@ -411,11 +411,12 @@ class Engine:
         return Operation(lambda rows: planner.balances(rows, budgets, whose, "", now), reads=True)
 
     def share_used(self, who: Attribution, fallback: Attribution = NOBODY) -> Work[int]:
-        """The store operation that tells how full, in percent, the fullest budget of `who` is."""
+        """The store operation that tells how full, in percent, the fullest budget of `who` is that holds."""
         balances = self.balances_of(who, fallback)
 
         def work(rows: Rows) -> int:
-            return max((100 * (b.spent + b.held) // max(1, b.limit) for b in balances(rows)), default=0)
+            hard = (b for b in balances(rows) if not b.soft)
+            return max((100 * (b.spent + b.held) // max(1, b.limit) for b in hard), default=0)
 
         return Operation(work, reads=True)
 

@@ -37,10 +37,15 @@ class Shape:
     """What calls of one model have in common that are for the same people, in the same stages.
 
     It is worked out once: which budgets apply, whose buckets they are, what the entry says.
+
+    Attributes:
+        units: what its budgets count; hard: those of them that count in a budget that can refuse.
+        limited: whether one of these bounds the output.
     """
 
     __slots__ = (
-        "_claims", "_since", "_until", "budgets", "fields", "limited", "pricing", "stages", "units", "who",
+        "_claims", "_since", "_until", "budgets", "fields", "hard", "limited", "pricing", "stages", "units",
+        "who",
     )  # fmt: skip
 
     def __init__(
@@ -55,7 +60,8 @@ class Shape:
         self.stages = stages
         self.budgets = budgets
         self.units = frozenset(b.unit for b in budgets)
-        self.limited = any(u == "usd" or needed_unit(u).output for u in self.units)
+        self.hard = frozenset(b.unit for b in budgets if not b.soft)
+        self.limited = any(u == "usd" or needed_unit(u).output for u in self.hard)
         self.pricing = pricing
         self.fields = fields
         self._claims: tuple[Claim, ...] = ()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _MOST_REMEMBERED = 10_000
 _MOST_SHAPES = 4096
 _NOTHING: Mapping[str, int] = {}
+_BOUNDED: frozenset[str] = frozenset()
 _ORDER = {unit: place for place, unit in enumerate(("usd", *UNITS))}
 
 
@@ -127,7 +128,8 @@ class Planner:
         metered = operation in METERED_OPERATIONS
         pricing = None
         if operation != TOOL:
-            pricing = self._price(model, provider, required=metered and any(b.unit == "usd" for b in budgets))
+            priced = metered and any(b.unit == "usd" and not b.soft for b in budgets)
+            pricing = self._price(model, provider, required=priced)
         fields = {
             "session_id": who.session_id,
             "user_id": who.user_id,
@@ -178,9 +180,9 @@ class Planner:
             Unbounded: a budget applies that something in the request cannot be bounded in.
         """
         shape = self._shape(operation, model, provider, who, fallback)
-        pricing, units = shape.pricing, shape.units
+        pricing, units, hard = shape.pricing, shape.units, shape.hard
         metered = operation in METERED_OPERATIONS
-        if pricing is not None and bound.output_limit != 0 and not pricing.has_output and "usd" in units:
+        if pricing is not None and bound.output_limit != 0 and not pricing.has_output and "usd" in hard:
             raise UnknownPrice(model, provider, "(It has a price for input tokens only.)")
         features = bound.features
         for name in (model, *bound.models) if metered else ():
@@ -200,7 +202,7 @@ class Planner:
         if bound.size is not None and inputs == bound.size.total:
             inputs = self.lessons.bound("" if bound.models else where, model, bound.size)
             sized = Sized(where, bound.size, inputs)
-        allowance = self._allowance(features, units) if features else _NOTHING
+        allowance, unbounded = self._allowance(features, shape) if features else (_NOTHING, _BOUNDED)
         limit = bound.output_limit
         default, ceiling = self._default_output, None
         if verdict is not None and (ceiling := verdict.ceiling) is not None:
@@ -214,17 +216,20 @@ class Planner:
         multiplier: tuple[int, int] | None = None
         if pricing is not None:
             multiplier = _times(bound, pricing, where, model)
-            cost = self._cost(bound, inputs, pricing, multiplier, required="usd" in units)
+            cost = self._cost(bound, inputs, pricing, multiplier, required="usd" in hard)
             for other in bound.models:
                 # Any of them may answer: what it may come to is the dearest's.
-                priced = self._price(other, provider, required="usd" in units)
+                priced = self._price(other, provider, required="usd" in hard)
                 if priced is None or cost is None:
                     continue
                 dearer = _times(bound, priced, where, other)
-                one = self._cost(bound, inputs, priced, dearer, required="usd" in units)
+                one = self._cost(bound, inputs, priced, dearer, required="usd" in hard)
                 if one is not None:
                     cost = Cost(max(cost.fixed, one.fixed), max(cost.per_output, one.per_output))
-        ask = Ask(_needs(bound, inputs, cost, allowance, units), want, floor)
+        needs = _needs(bound, inputs, cost, allowance, units)
+        if "usd" in units and "usd" not in hard and cost is None and (metered or "usd" not in needs):
+            unbounded |= {"usd"}
+        ask = Ask(needs, want, floor, unbounded)
         return Plan(
             operation,
             model,
@@ -291,18 +296,23 @@ class Planner:
                 raise
             return None
 
-    def _allowance(self, features: Mapping[str, str], units: frozenset[str]) -> dict[str, int]:
+    def _allowance(self, features: Mapping[str, str], shape: Shape) -> tuple[dict[str, int], frozenset[str]]:
+        """What is allowed for what cannot be bounded, by unit; and the units that it leaves unbounded, in
+        which only budgets count that refuse nothing."""
         total: dict[str, int] = {}
+        unbounded = _BOUNDED
         for feature, why in features.items():
             allowed = self._allow.get(feature)
-            for unit in sorted(units, key=lambda u: _ORDER.get(u, 99)):
+            for unit in sorted(shape.units, key=lambda u: _ORDER.get(u, 99)):
                 if unit != "usd" and not needed_unit(unit).bounded:
                     continue
                 if allowed is None or (unit == "usd" and "usd" not in allowed):
-                    raise Unbounded(feature, why, unit=unit)
+                    if unit in shape.hard:
+                        raise Unbounded(feature, why, unit=unit)
+                    unbounded |= {unit}
             for unit, amount in (allowed or {}).items():
                 total[unit] = total.get(unit, 0) + amount
-        return total
+        return total, unbounded
 
     def _stored_input(self, bound: RequestBound, pricing: ModelPricing | None) -> int | None:
         """The input of a request that continues what the provider has stored."""
@@ -342,6 +352,7 @@ class Planner:
             rolling,
             budget.slot_ms if rolling else 0,
             self._thresholds,
+            budget.soft,
         )
 
     def balances(
@@ -375,6 +386,7 @@ class Planner:
             standing.spent,
             standing.held,
             when(claim.end),
+            claim.soft,
         )
 
 
@@ -450,7 +462,7 @@ def distinct(budgets: Iterable[str | Budget]) -> tuple[Budget, ...]:
         if other is not budget:
             raise ConfigError(
                 f'"{other}" and "{budget}" count the same thing; keep one, or name one, '
-                f'e.g. "{budget} as second"'
+                f'e.g. "{replace(budget, name="second")}"'
             )
     return tuple(found.values())
 

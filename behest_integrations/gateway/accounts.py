@@ -166,7 +166,7 @@ class Accounts:
             tags=caller.tags,
         )
         balances = await self._meter.ledger.asubmit(self._meter.balances_of(who))
-        return budget_headers(min(balances, key=lambda b: b.left / max(1, b.limit), default=None))
+        return budget_headers(min(balances, key=lambda b: (b.soft, b.left / max(1, b.limit)), default=None))
 
     # ── models ─────────────────────────────────────────────────────────────────────────
 

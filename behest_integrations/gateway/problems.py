@@ -197,7 +197,7 @@ def budget_headers(binding: Balance | Shortfall | None) -> dict[str, str]:
     if binding is None:
         return {}
     found = {
-        "X-Budget": quote(binding.budget, safe=' $/*?="._-:'),
+        "X-Budget": quote(binding.budget, safe=' $/*?="._-:,'),
         "X-Budget-Limit": format_amount(binding.limit, binding.unit),
         "X-Budget-Left": format_amount(binding.left, binding.unit),
     }

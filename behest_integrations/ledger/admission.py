@@ -22,11 +22,14 @@ class Ask(NamedTuple):
         want: output tokens (per choice) that the caller would like.
         floor: the fewest with which the call is still worth making; = want if the limit
             cannot be lowered.
+        unbounded: units in which it is not known how much it may come to: only budgets that warn
+            only count in them.
     """
 
     needs: Mapping[str, Need]
     want: int
     floor: int
+    unbounded: frozenset[str] = frozenset()
 
 
 class BucketState(NamedTuple):

@@ -51,6 +51,7 @@ class Claim(NamedTuple):
         end: when the window ends, in ms.
         rolling_ms, slot_ms: for a rolling window, else 0.
         thresholds: fractions of the limit in percent, ascending, that fire an event.
+        soft: it is counted, and refuses nothing.
     """
 
     budget: str
@@ -63,6 +64,7 @@ class Claim(NamedTuple):
     rolling_ms: int = 0
     slot_ms: int = 0
     thresholds: tuple[int, ...] = ()
+    soft: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -310,7 +312,8 @@ class Reserved(NamedTuple):
     Attributes:
         output: the output limit to send.
         amounts: what is held, by unit.
-        tightest: the bucket with the least left, as a share of its limit.
+        tightest: the bucket with the least left, as a share of its limit; one that only warns if there is
+            no other.
     """
 
     output: int
@@ -464,19 +467,20 @@ def reserve(
         bucket = rows.bucket(claim.budget, claim.scope, claim.start)
         if bucket is None:
             there.append((claim, None, limit, 0, 0))
-            fits = fits and amounts[claim.unit] <= limit
+            fits = fits and (claim.soft or amounts[claim.unit] <= limit)
         else:
             spent = _spent(rows, claim, bucket, now) if claim.rolling_ms else bucket.spent
             held = bucket.held
             there.append((claim, bucket, limit, spent, held))
-            fits = fits and amounts[claim.unit] <= limit - spent - held
+            fits = fits and (claim.soft or amounts[claim.unit] <= limit - spent - held)
     output = ask.want
     if not fits:  # all that is wanted; else there is something to decide
-        states = [BucketState(claim.unit, limit, spent, held) for claim, _, limit, spent, held in there]
+        hard = [one for one in there if not one[0].soft]
+        states = [BucketState(claim.unit, limit, spent, held) for claim, _, limit, spent, held in hard]
         decision = decide(states, ask)
         if isinstance(decision, Denied):
             final = count and (count_busy or decision.reason != "busy")
-            return _refuse(rows, there[decision.index], decision, call, now, final)
+            return _refuse(rows, hard[decision.index], decision, call, now, final)
         output = max(ask.floor, decision.output // (sharing + 1))
         amounts = {unit: need.amount(output) for unit, need in ask.needs.items()}
     bookings = []
@@ -485,16 +489,20 @@ def reserve(
     for claim, bucket, limit, spent, held in there:
         if bucket is None:
             bucket = _new_bucket(rows, claim)
-        amount = amounts[claim.unit]
+        amount = 0 if claim.soft and claim.unit in ask.unbounded else amounts[claim.unit]
         held += amount
         left = limit - spent - held
-        if tightest is None or left * of < least * limit:
+        if tightest is None or (
+            left * of < least * limit if claim.soft is tightest.claim.soft else tightest.claim.soft
+        ):
             tightest, least, of = Standing(claim, limit, spent, held), left, limit
         rows.change_bucket(bucket.id, 0, amount)
         bookings.append((bucket.id, claim.unit, amount, claim.slot_ms))
     record = {**call, "started": now, "held": amounts, "output_limit": output if ask.want else None}
     if output < ask.want:
         record["lowered_from"] = ask.want
+    if ask.unbounded:
+        record["unbounded"] = sorted(ask.unbounded)
     rows.add_hold(HoldRecord(call_id, now + lease, bookings, record, owner))
     return Reserved(output, amounts, now + lease, tightest)
 
@@ -754,6 +762,7 @@ def expire(
             continue
         call = dict(hold.call)
         amounts, tokens, cost = unknown(call.pop("held", {}), book=book)
+        call.pop("unbounded", None)
         entry = Entry(
             **call,
             **tokens,
@@ -789,9 +798,10 @@ def unknown(held: Mapping[str, int], *, book: bool) -> tuple[Mapping[str, int], 
 def _end(rows: Rows, hold: HoldRecord, entry: Entry, amounts: Mapping[str, int], now: int) -> list[str]:
     """Book `amounts` in place of what was held; the units of which more was booked than held."""
     over: list[str] = []
+    unbounded = hold.call.get("unbounded", ())
     for id, unit, held, slot in hold.bookings:
         amount = amounts.get(unit, 0)
-        if amount > held and unit not in over:
+        if amount > held and unit not in over and unit not in unbounded:
             over.append(unit)
         if slot:
             id = _book(rows, id, amount, held, slot, now)

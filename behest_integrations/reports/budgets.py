@@ -37,6 +37,7 @@ class BucketLine:
         session, user, project, tenant, model, stage: whom it is for, in parts.
         runs: of a stage: how many finished ones are told in this line, which has their sums.
         dearest: of these, the most that one has spent.
+        soft: it warns only: more than the limit may be spent.
     """
 
     budget: str
@@ -56,6 +57,7 @@ class BucketLine:
     stage: str | None = None
     runs: int = 1
     dearest: int | None = None
+    soft: bool = False
 
     @property
     def percent(self) -> int | None:
@@ -104,7 +106,9 @@ def balances(ledger: Ledger, asked: Asked, *, now_ms: int) -> list[Balance]:
     for _rows, line in _lines(ledger, now_ms, False, asked):
         if line.stage is None and line.limit is not None:
             end = None if line.end is None else datetime.fromtimestamp(line.end / 1000, timezone.utc)
-            found.append(Balance(line.budget, line.scope, line.unit, line.limit, line.spent, line.held, end))
+            found.append(
+                Balance(line.budget, line.scope, line.unit, line.limit, line.spent, line.held, end, line.soft)
+            )
     return found
 
 
@@ -194,6 +198,7 @@ def _line(row: sa.Row[Any], books: _Books, slots: Sequence[sa.Row[Any]], now_ms:
         row.held,
         books.refused.get(row.id, 0),
         **who,
+        soft=budget.soft,
     )
 
 
@@ -267,6 +272,8 @@ def budget_table(
         limit, folded = line.limit, line.dearest is not None
         fills = line.spent if line.dearest is None else line.dearest
         left = "no limit" if limit is None else _amount(max(0, limit - line.spent - line.held), line.unit)
+        if limit is not None and line.soft and line.spent > limit:
+            left = f"{_amount(line.spent - limit, line.unit)} over"
         row = [
             _name(line),
             bar(fills, line.held, limit, 10 if ahead is None else 6) if limit is not None else "",

@@ -34,6 +34,7 @@ class Standing:
         since: from when on it counts; None where that is not known.
         end: when it turns over; None: never, or all the time (a rolling window).
         rolling: whether it is of a rolling window.
+        soft: it warns only: more than the limit may be spent.
     """
 
     budget: str
@@ -48,6 +49,7 @@ class Standing:
     end: int | None
     rolling: bool
     pace: Pace | None
+    soft: bool = False
 
     @property
     def left(self) -> int:
@@ -245,6 +247,7 @@ class _Reader:
             self._end,
             bool(budget.rolling_ms),
             said,
+            budget.soft,
         )
 
     def _refused(self, scopes: Sequence[str]) -> dict[str, int]:

@@ -22,7 +22,7 @@ def show_statusline(ledger: Ledger, asked: Asked) -> Shown:
     today = report_of(ledger, ("model",), replace(asked, since=midnight)).total
     lines = buckets(ledger, now_ms=int(asked.at.timestamp() * 1000), asked=asked)
     limited = [line for line in lines if line.limit is not None and line.stage is None]
-    fullest = max(limited, key=lambda line: line.percent or 0, default=None)
+    fullest = max(limited, key=_presses, default=None)
     row: dict[str, Any] = {
         "today_usd": format(to_usd(today.cost), "f"),
         "calls": today.calls,
@@ -32,6 +32,12 @@ def show_statusline(ledger: Ledger, asked: Asked) -> Shown:
         "percent": fullest.percent if fullest else None,
     }
     return Shown([row], lambda: _line(today.cost, today.calls, fullest, asked.at))
+
+
+def _presses(line: BucketLine) -> tuple[bool, int]:
+    """What is nearly used up and then refuses goes before what only warns, however much that is over."""
+    percent = line.percent or 0
+    return percent >= 80 and not line.soft, percent
 
 
 def _line(cost: int, calls: int, fullest: BucketLine | None, now: datetime) -> str:

@@ -21,6 +21,7 @@ class Balance:
         unit: what is counted: ``usd``, ``tokens``, …
         limit, spent, held: the bucket's state.
         resets_at: when the window turns over; None: never, or rolling.
+        soft: it warns only: more than the limit may be spent.
     """
 
     budget: str
@@ -30,17 +31,26 @@ class Balance:
     spent: int
     held: int
     resets_at: datetime | None
+    soft: bool = False
 
     @property
     def left(self) -> int:
         """What is neither spent nor held, never below 0."""
         return max(0, self.limit - self.spent - self.held)
 
+    @property
+    def over(self) -> int:
+        """What is spent beyond the limit."""
+        return max(0, self.spent - self.limit)
+
     def __str__(self) -> str:
         whom = f" ({self.scope})" if self.scope else ""
+        left = f"{format_amount(self.left, self.unit)} left"
+        if self.soft and self.over:
+            left = f"{format_amount(self.over, self.unit)} over"
         return (
             f"{self.budget}{whom}: {format_amount(self.spent, self.unit)} spent, "
-            f"{format_amount(self.held, self.unit)} held, {format_amount(self.left, self.unit)} left"
+            f"{format_amount(self.held, self.unit)} held, {left}"
         )
 
 

@@ -7,6 +7,7 @@
     $5/week from Sunday per user
     $20 per 24h rolling per user
     $50/day for model gpt-4o* for tag feature=support as support-team
+    $5/day per user, warn only
 
 This module knows nothing of stores: it says what a budget is, whom a bucket is for and
 when its window turns over.
@@ -39,14 +40,15 @@ MAX_AMOUNT = 2**62
 """Largest amount of any unit; two of them still fit in the store's 64 bits."""
 
 GRAMMAR = """\
-A budget is:  AMOUNT [/WINDOW [from DAY] [in ZONE]] [per SCOPE] [for FILTER]... [as NAME]
+A budget is:  AMOUNT [/WINDOW [from DAY] [in ZONE]] [per SCOPE] [for FILTER]... [as NAME] [, warn only]
   AMOUNT   $0.50 · 50k tokens · 2M output tokens · 1k input tokens · 10 calls
   WINDOW   minute, hour, day, week, month (on the calendar), or e.g. 24h rolling
   DAY      on which a week begins, e.g. Sunday (Monday, if not said)
   ZONE     a time zone, e.g. Europe/Paris (the meter's, if not said)
   SCOPE    session, user, project, tenant, model, tag:NAME; joined by "and"
   FILTER   model gpt-4o* · user u-7 · session, project, tenant ID · tag feature=support
-  NAME     letters, digits, "_", "-" and "." """
+  NAME     letters, digits, "_", "-" and "."
+  , warn only: it is counted, and warned of, and refuses nothing"""
 
 _SCOPES = ("session", "user", "project", "tenant", "model")
 _CALENDAR: tuple[Calendar, ...] = ("minute", "hour", "day", "week", "month")
@@ -55,6 +57,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _ROLLING_SLOTS = 60
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}\Z")
+WARN_ONLY = ", warn only"
+"""The end of the text of a budget that stops nobody."""
 
 
 def to_nano(amount: Decimal | int | str, *, rounding: str = ROUND_DOWN) -> int:
@@ -117,6 +121,7 @@ class Budget:
         name: tells apart budgets that count the same thing.
         zone: the time zone of a calendar window; None for the meter's.
         first_day: the day on which a week begins, in English; None for Monday.
+        soft: it warns only: it is counted, and told of, and stops nobody.
 
     Raises:
         ConfigError: parts that do not go together.
@@ -132,6 +137,7 @@ class Budget:
     zone: str | None = None
     stage: str | None = field(default=None, repr=False)
     first_day: str | None = None
+    soft: bool = False
 
     def __post_init__(self) -> None:
         if self.unit == "usd" and isinstance(self.amount, (str, Decimal)):
@@ -197,7 +203,7 @@ class Budget:
         parts += [str(f) for f in self.filters]
         if self.name:
             parts.append(f"as {self.name}")
-        return " ".join(parts)
+        return " ".join(parts) + (WARN_ONLY if self.soft else "")
 
     @cached_property
     def text(self) -> str:
@@ -208,9 +214,10 @@ class Budget:
     def shape(self) -> str:
         """What is counted, without how much: the identity of its buckets in the store.
 
-        A budget that is raised or lowered keeps its shape, and so what was spent.
+        A budget that is raised or lowered keeps its shape, and so what was spent; also one that has
+        only warned, and is to hold from now on. Of a stage's no configuration says which it is.
         """
-        text = str(replace(self, amount=0, stage=None))
+        text = str(replace(self, amount=0, stage=None, soft=self.soft and self.stage is not None))
         return "usd" + text[2:] if self.unit == "usd" else text[2:]
 
     @cached_property
@@ -476,7 +483,25 @@ class _Parser:
         self.at += 1
         return word
 
+    def warns_only(self) -> bool:
+        """Take ", warn only" from the end, if that is how it ends. The comma may stand by itself."""
+        if len(self.words) < 2 or self.words[-1][0].lower() != "only":
+            return False
+        (word, position), _ = self.words[-2:]
+        before, comma, last = word.rpartition(",")
+        if last.lower() != "warn" or word.startswith('"'):
+            return False
+        del self.words[-2:]
+        if comma and before:
+            self.words.append((before, position))
+        elif not comma and self.words and self.words[-1][0].endswith(","):
+            word, position = self.words.pop()
+            if len(word) > 1:
+                self.words.append((word[:-1], position))
+        return True
+
     def budget(self) -> Budget:
+        soft = self.warns_only()
         amount, unit = self.amount()
         window: Calendar | None = None
         rolling: timedelta | None = None
@@ -521,10 +546,10 @@ class _Parser:
                     raise self.fail("expected a name of letters, digits, _, - and .")
                 name = self.value("a name")
             else:
-                raise self.fail('expected "/", "per", "from", "in", "for" or "as"')
+                raise self.fail('expected "/", "per", "from", "in", "for", "as" or ", warn only"')
         try:
             return Budget(
-                amount, unit, window, rolling, tuple(per), tuple(filters), name, zone, None, first_day
+                amount, unit, window, rolling, tuple(per), tuple(filters), name, zone, None, first_day, soft
             )
         except ConfigError as error:
             raise self.fail(str(error), len(self.words)) from None
