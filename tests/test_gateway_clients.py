@@ -1,17 +1,12 @@
-"""Stock clients, as their users write them: OpenAI's for Python and JavaScript, and cURL.
-
-And the gateway's quickstarts, as a newcomer runs them.
-"""
+"""Stock clients, as their users write them: OpenAI's for Python and JavaScript, and cURL."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,14 +16,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from gateway_support import SECRET, Gateway, chat, free_port
+from gateway_support import Gateway, chat
 from openai import AsyncOpenAI, OpenAI
 from support import HELLO
 
 from behest_integrations.sandbox import Sandbox
 
-ROOT = Path(__file__).parent.parent
-QUICKSTART = ROOT / "quickstarts" / "gateway"
 CLIENT = Path(__file__).parent / "clients" / "client.mjs"
 NPM_SECONDS = 240
 
@@ -249,112 +242,3 @@ def test_the_javascript_client(there: There, tmp_path: Path) -> None:
     }
     for code, count in before.items():
         assert there.refusals(code) == count + 1, "a refusal was repeated"
-
-
-# ── the quickstarts ────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The folder as the README has it started: with the sandbox, a key, and small budgets."""
-    folder = tmp_path_factory.mktemp("quickstart") / "gateway"
-    shutil.copytree(
-        QUICKSTART, folder, ignore=shutil.ignore_patterns(".venv", "node_modules", "*.db*", "key")
-    )
-    settings = (folder / "behest.toml").read_text()
-    gateway = Gateway(folder, None)
-    gateway.store = f"sqlite:///{folder}/behest.db"
-    (folder / "behest.toml").write_text(settings)
-    environment = {**os.environ, "BEHEST_API_KEY": gateway.key(), "BEHEST_BASE_URL": gateway.base_url}
-    with gateway:
-        yield folder, environment
-
-
-def ran(quickstart: tuple[Path, dict[str, str]], *command: str, under: str = ".") -> str:
-    folder, environment = quickstart
-    done = subprocess.run(
-        command, cwd=folder / under, env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_the_quickstart_in_python(quickstart: tuple[Path, dict[str, str]]) -> None:
-    said = ran(quickstart, sys.executable, "chat.py")
-    for words in ("One call:", "A streamed one:", "402 quota_exceeded", '"$0.01 per session"'):
-        assert words in said
-
-
-def test_the_quickstart_with_anthropics_client(quickstart: tuple[Path, dict[str, str]]) -> None:
-    said = ran(quickstart, sys.executable, "messages.py")
-    for words in ("One call:", "A streamed one:", "402 quota_exceeded", '"$0.01 per session"'):
-        assert words in said
-
-
-def test_the_quickstart_in_shell(quickstart: tuple[Path, dict[str, str]]) -> None:
-    tool("curl")
-    said = ran(quickstart, "sh", "chat.sh")
-    for words in ('"finish_reason"', "data: [DONE]", '"cost_usd"'):
-        assert words in said
-
-
-def test_the_quickstart_in_typescript(quickstart: tuple[Path, dict[str, str]]) -> None:
-    folder, _environment = quickstart
-    npm(folder / "typescript")
-    ran(quickstart, tool("npm"), "run", "check", under="typescript")
-    said = ran(quickstart, tool("npm"), "start", "--silent", under="typescript")
-    for words in ("One call:", "A streamed one:", "402 quota_exceeded", '"$0.01 per session"'):
-        assert words in said
-
-
-def test_the_app_that_mints_tokens(quickstart: tuple[Path, dict[str, str]]) -> None:
-    pytest.importorskip("fastapi")
-    folder, environment = quickstart
-    port = free_port()
-    app = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--log-level", "error"],
-        cwd=folder, env=environment,
-    )  # fmt: skip
-    try:
-        http = httpx.Client(base_url=f"http://127.0.0.1:{port}", auth=("ada", "lovelace"))
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                page = http.get("/")
-                break
-            except httpx.TransportError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        assert "<h1>Ask</h1>" in page.text
-        assert http.post("/token", auth=("ada", "wrong")).status_code == 401
-        access = http.post("/token").json()
-        origin = {"Origin": "http://127.0.0.1:8000", "Authorization": f"Bearer {access['token']}"}
-        answered = httpx.post(
-            f"{access['base_url']}/chat/completions", json=chat(max_tokens=5), headers=origin
-        )
-        assert answered.status_code == 200
-        assert answered.headers["access-control-allow-origin"] == "http://127.0.0.1:8000"
-        assert "X-Budget-Left" in answered.headers["access-control-expose-headers"]
-        for_another = {**origin, "X-End-User-Id": "alan"}
-        refused = httpx.post(f"{access['base_url']}/chat/completions", json=chat(), headers=for_another)
-        assert refused.status_code == 403
-    finally:
-        app.terminate()
-        app.wait(20)
-
-
-def test_the_readmes_token_is_believed(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = (QUICKSTART / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", said, re.DOTALL)
-    monkeypatch.setenv("BEHEST_TOKEN_SECRET", SECRET)
-    made: dict[str, Any] = {}
-    exec(code, made)
-    http = there.gateway.http(made["token"])
-    assert http.post("/chat/completions", json=chat(max_tokens=5)).status_code == 200
-    assert http.get("/usage").json()["user_id"] == "u-7"
-
-
-def test_the_readme_names_what_is_there() -> None:
-    said = (QUICKSTART / "README.md").read_text()
-    for path in re.findall(r"\]\(([^)#:]+)\)", said):
-        assert (QUICKSTART / path).is_file(), path

@@ -84,6 +84,7 @@ def test_a_quickstart_runs_offline(path: Path, tmp_path: Path) -> None:
     for words in SHOWS[path.name]:
         assert words in said
     assert f"No {key_of(path)}_API_KEY" in said
+    assert not list(tmp_path.iterdir()), "what it leaves behind, a second run would find"
 
 
 @pytest.mark.parametrize("path", QUICKSTARTS, ids=lambda p: p.name)
