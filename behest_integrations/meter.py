@@ -530,8 +530,8 @@ class Meter(Doors):
     # ── doors ──────────────────────────────────────────────────────────────────────────
 
     def instrument(self) -> Undo:
-        """Meter clients of OpenAI and Anthropic, LangChain and LlamaIndex, as soon as they are imported; and
-        what doors of other packages say.
+        """Meter clients of OpenAI and Anthropic, LangChain, LlamaIndex, Pydantic AI and the like, as soon as
+        they are imported; and what doors of other packages say.
 
         Threads and pools take sessions and stages along by themselves meanwhile.
 

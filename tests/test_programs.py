@@ -90,8 +90,31 @@ PROGRAMS = {
             "".join(index.as_query_engine(streaming=True).query("Go on.").response_gen)
             asyncio.run(ask())
     """,
+    "pydantic_ai": """
+        import asyncio
+        from pydantic_ai import Agent
+        from pydantic_ai.models.openai import OpenAIChatModel
+        from pydantic_ai.providers.openai import OpenAIProvider
+        provider = OpenAIProvider(base_url=URL, api_key="none")
+        agent = Agent(OpenAIChatModel("gpt-4o-mini", provider=provider, settings={"max_tokens": 100}))
+        @agent.tool_plain
+        def search(query: str) -> str:
+            "Search."
+            return "nothing"
+        async def stream():
+            async with agent.run_stream("Go on.") as streamed:
+                await streamed.get_output()
+        for _ in range(50):
+            agent.run_sync("Go on.")
+            asyncio.run(stream())
+    """,
 }
-NEEDS = {"langchain": "langchain_openai", "langgraph": "langgraph", "llama_index": "llama_index"}
+NEEDS = {
+    "langchain": "langchain_openai",
+    "langgraph": "langgraph",
+    "llama_index": "llama_index",
+    "pydantic_ai": "pydantic_ai",
+}
 CAP = Decimal("0.001")
 
 

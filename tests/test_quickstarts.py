@@ -52,8 +52,18 @@ SHOWS = {
         "search ",
         "total",
     ],
+    "pydantic_ai_agent.py": [
+        "An agent, with a tool:",
+        "A streamed one:",
+        "A structured one:",
+        "Stopped before run",
+        "conversation-42",
+        "teller",
+        "total",
+    ],
 }
 NEEDS = {
+    "pydantic_ai_agent.py": "pydantic_ai",
     "openai_client.py": "openai",
     "anthropic_client.py": "anthropic",
     "langchain_chain.py": "langchain_openai",

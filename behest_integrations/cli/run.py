@@ -40,8 +40,8 @@ def run(
 ) -> None:
     """Run a Python program with its model calls metered and held to a budget.
 
-    The program is not changed: OpenAI clients, LangChain and LlamaIndex are metered as it
-    imports them. The report goes to standard error. The exit code is the program's own, or 3
+    The program is not changed: clients of OpenAI and Anthropic, LangChain, LlamaIndex, Pydantic AI
+    and the like are metered as it imports them. The report goes to standard error. The exit code is the program's own, or 3
     if a call that was refused has ended it.
     """
     from ..meter import Meter

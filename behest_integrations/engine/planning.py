@@ -14,7 +14,14 @@ from ..ledger.admission import Ask
 from ..ledger.book import Bucket, Claim, Limits, Rows, Standing
 from ..prices import FEMTO_PER_NANO, ModelPricing, Pricing
 from ..prices.providers import multiplier_for_url
-from ..rules.attribution import NOBODY, Attribution, check_required, current, parse_required
+from ..rules.attribution import (
+    NOBODY,
+    Attribution,
+    check_required,
+    current,
+    parse_required,
+    run_around,
+)
 from ..rules.balance import Balance
 from ..rules.budgets import Budget, check_zone, describe_scope, parse_allowance
 from ..rules.errors import ConfigError, Unbounded, UnknownPrice
@@ -391,11 +398,16 @@ class Planner:
 
 
 def _said(explicit: Attribution, fallback: Attribution) -> Attribution:
-    """Whom a call is for, as far as the call, its scope and its client say."""
+    """Whom a call is for, as far as the call, its run, its scope and its client say."""
     who = current()
+    said, own = run_around()
+    if said is not NOBODY:
+        who = said.over(who)
     if explicit is not NOBODY:
         who = explicit.over(who)
-    return who if fallback is NOBODY else who.over(fallback)
+    if fallback is not NOBODY:
+        who = who.over(fallback)
+    return who if own is NOBODY else who.over(own)
 
 
 def _needs(

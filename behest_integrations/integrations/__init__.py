@@ -12,7 +12,8 @@ from .http import HTTPDoor
 from .langchain import LangChainDoor
 from .llama_index import LlamaIndexDoor
 from .openai import OpenAIDoor
+from .pydantic_ai import PydanticAIDoor
 
 
-class Doors(OpenAIDoor, AnthropicDoor, HTTPDoor, LangChainDoor, LlamaIndexDoor):
+class Doors(OpenAIDoor, AnthropicDoor, HTTPDoor, LangChainDoor, LlamaIndexDoor, PydanticAIDoor):
     """Every framework that a meter can be put into."""

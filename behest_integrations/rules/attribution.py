@@ -11,8 +11,9 @@ import functools
 import inspect
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, TypeVar
@@ -100,6 +101,26 @@ SESSIONS: Nesting[Attribution, Attribution] = Nesting("behest_attribution", NOBO
 
 current = SESSIONS.inside
 """The attribution of the innermost `session(...)` scope, and of those around it."""
+
+_run: ContextVar[tuple[Attribution, Attribution]] = ContextVar("behest_run", default=(NOBODY, NOBODY))
+
+run_around = _run.get
+"""What a framework's run says that the running code is part of: (said on the run, its own ids)."""
+
+
+@contextmanager
+def in_run(said: Attribution, own: Attribution) -> Iterator[None]:
+    """What is called inside is part of a framework's run, whose call an SDK's door below reserves.
+
+    Args:
+        said: on the run itself: before any scope.
+        own: the framework's own ids: after scopes and clients.
+    """
+    token = _run.set((said, own))
+    try:
+        yield
+    finally:
+        _run.reset(token)
 
 
 def parse_required(names: str | Iterable[str]) -> tuple[str, ...]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
@@ -15,6 +14,7 @@ from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import RunningUsage, Usage, believable
 from ...wire.usage_shapes import find_usage, read_usage
 from ..kit.generation import Heard
+from ..kit.naming import ID_NAMES, id_in, said_in
 from ..kit.settings import fields_asked, model_in, output_limit, provider_of
 
 # Blocks whose JSON is all that there is to bill.
@@ -151,29 +151,10 @@ def attribution_of(
     for name in metadata_tags:
         if metadata.get(name) is not None:
             booked[name] = str(metadata[name])
-    explicit = Attribution(
-        session_id=_id(metadata, "session_id", "conversation_id"),
-        user_id=_id(metadata, "user_id", "end_user_id"),
-        project=_id(metadata, "project"),
-        tenant=_id(metadata, "tenant"),
-        tags=booked,
-    )
-    return explicit, Attribution(session_id=_id(metadata, "thread_id"))
+    return said_in(metadata, booked), Attribution(session_id=id_in(metadata, "thread_id"))
 
 
-_ID_NAMES = frozenset(
-    {"session_id", "conversation_id", "user_id", "end_user_id", "project", "tenant", "thread_id"}
-)
-
-
-def _id(metadata: Mapping[str, Any], *names: str) -> str | None:
-    for name in names:
-        value = metadata.get(name)
-        if isinstance(value, (int, UUID)) and not isinstance(value, bool):
-            return str(value)
-        if value is not None and value != "":
-            return cast(str, value)  # Attribution checks it
-    return None
+_ID_NAMES = ID_NAMES | {"thread_id"}
 
 
 # ── what came back ─────────────────────────────────────────────────────────────────────
