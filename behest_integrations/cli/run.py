@@ -41,8 +41,8 @@ def run(
     """Run a Python program with its model calls metered and held to a budget.
 
     The program is not changed: clients of OpenAI and Anthropic, LangChain, LlamaIndex, Pydantic AI
-    and the like are metered as it imports them. The report goes to standard error. The exit code is the program's own, or 3
-    if a call that was refused has ended it.
+    and the like are metered as it imports them. The report goes to standard error. The exit code
+    is the program's own, or 3 if a call that was refused has ended it.
     """
     from ..meter import Meter
     from ..reports import print_report
