@@ -1,4 +1,7 @@
-"""LangChain's models that ask through no client of ours: masked in messages, put back into answers."""
+"""LangChain's models that ask through no client of ours: masked in messages, put back into answers.
+
+And its embeddings, which answer with no text.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from behest_integrations import Meter, PolicyRefused
 pytest.importorskip("langchain_core")
 pytest.importorskip("presidio_analyzer")
 
+from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.outputs import (
@@ -127,6 +131,28 @@ def test_a_model_of_text(meter: Meter) -> None:
     assert model.invoke(TEXT) == BACK
     assert "".join(model.stream(TEXT)) == BACK
     assert [g[0].text for g in model.generate([TEXT, "none"]).generations] == [BACK, "none"]
+    only_masked()
+
+
+class Numbers(Embeddings):
+    """Their class's own two; LangChain makes the awaited ones of them."""
+
+    model = "numbers-1"
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        heard.extend(texts)
+        return [[float(len(text))] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def test_embeddings(meter: Meter) -> None:
+    embeddings = meter.langchain_embeddings(Numbers())
+    masked = [float(len(f"[EMAIL_ADDRESS_{'0' * 8}]"))]
+    assert embeddings.embed_query(MAIL) == arun(embeddings.aembed_query(MAIL)) == masked
+    assert embeddings.embed_documents([MAIL, "none"]) == [masked, [4.0]]
+    assert arun(embeddings.aembed_documents([KEY])) == [[float(len("[SECRET]"))]]
     only_masked()
 
 

@@ -86,12 +86,21 @@ class Restorer:
     def feed(self, channel: Any, text: str, *, quoted: bool = False) -> str:
         """The next piece of a text: what of it, and of what came before, is certain by now."""
         text = self._held.pop(channel, "") + text
+        certain = self._certain(text)
+        if certain < len(text):
+            self._held[channel] = text[certain:]
+        return self.whole(text[:certain], quoted=quoted)
+
+    def so_far(self, text: str, *, quoted: bool = False) -> str:
+        """A text that may go on, all of it: without its end where that may be half a placeholder."""
+        return self.whole(text[: self._certain(text)], quoted=quoted)
+
+    def _certain(self, text: str) -> int:
+        """How much of a text cannot be the beginning of a placeholder."""
         # No placeholder has a bracket inside: only what begins with the last one can be half of one.
         start = text.rfind("[", max(0, len(text) - self._longest + 1))
-        if start >= 0 and "]" not in text[start:] and self._begins(text[start:]):
-            self._held[channel] = text[start:]
-            text = text[:start]
-        return self.whole(text, quoted=quoted)
+        half = start >= 0 and "]" not in text[start:] and self._begins(text[start:])
+        return start if half else len(text)
 
     def _begins(self, text: str) -> bool:
         return any(placeholder.startswith(text) for placeholder in self._texts)

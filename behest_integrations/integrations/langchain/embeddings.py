@@ -12,6 +12,7 @@ from ...rules.errors import ConfigError
 from ..kit.call import Call, is_inside
 from ..kit.clients import keeps_metered_clients, meter_clients_of
 from ..kit.generation import Generation, Heard
+from ..kit.masking import looks_through, masking_input, off_loop
 from ..kit.metered import as_class, metered_class
 from ..kit.settings import url_in
 from ..kit.terms import Terms
@@ -20,20 +21,30 @@ from .translate import name_model
 E = TypeVar("E")
 
 
-def _call(embeddings: Any, texts: Sequence[str]) -> Call:
+def _call(embeddings: Any, texts: Sequence[str]) -> tuple[Call, list[str]]:
+    """A call of metered embeddings, and the texts to ask it."""
     terms: Terms = embeddings._behest
     settings = {k: v for k, v in vars(embeddings).items() if isinstance(v, str)}
     maker = type(embeddings).__module__.split(".")[0].removeprefix("langchain_")
     named = name_model({}, {"ls_provider": maker}, settings)
+    request = {"model": named.model, "input": list(texts)}
+    deferred = _is_deferred(embeddings)
+    masking, sent = masking_input(terms.engine, request, deferred)
     generation = Generation(
         terms.engine,
-        {"model": named.model, "input": list(texts)},
+        request,
         operation="embeddings",
         provider=terms.provider or named.provider,
         where=url_in(settings),
-        deferred=terms.engine.policy is not None and keeps_metered_clients(embeddings, terms.engine),
+        deferred=deferred,
+        **masking,
     )
-    return Call(generation, type(embeddings))
+    return Call(generation, type(embeddings)), sent
+
+
+def _is_deferred(embeddings: Any) -> bool:
+    engine: Engine = embeddings._behest.engine
+    return engine.policy is not None and keeps_metered_clients(embeddings, engine)
 
 
 class _Metered:
@@ -57,13 +68,18 @@ class _Metered:
         own = getattr(super(), name)
         if is_inside(type(self)) or not texts:
             return own(given, *args, **kwargs)
-        return _call(self, texts).made(lambda hold: own(given, *args, **kwargs), _listen)
+        call, sent = _call(self, texts)
+        asked = sent[0] if isinstance(given, str) else sent
+        return call.made(lambda hold: own(asked, *args, **kwargs), _listen)
 
     async def _awaited(self, name: str, texts: Sequence[str], given: Any, args: Any, kwargs: Any) -> Any:
         own = getattr(super(), name)
         if is_inside(type(self)) or not texts:
             return await own(given, *args, **kwargs)
-        return await _call(self, texts).amade(lambda hold: own(given, *args, **kwargs), _listen)
+        looks = looks_through(self._behest.engine, _is_deferred(self))
+        call, sent = await off_loop(looks, _call, self, texts)
+        asked = sent[0] if isinstance(given, str) else sent
+        return await call.amade(lambda hold: own(asked, *args, **kwargs), _listen)
 
 
 def _listen(vectors: object) -> Heard:

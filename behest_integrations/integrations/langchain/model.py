@@ -7,7 +7,6 @@ and it asks streams for their usage where the class has a setting for that.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,10 +21,11 @@ from langchain_core.runnables import ensure_config
 from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...engine.outcomes import CANCELLED
-from ...rules.errors import ConfigError, PolicyRefused
+from ...rules.errors import ConfigError
 from ..kit.call import Call, is_inside
 from ..kit.clients import keeps_metered_clients, meter_clients_of, say_retries
 from ..kit.generation import Generation, Heard
+from ..kit.masking import looks_through, off_loop, only
 from ..kit.metered import METERED_BY, as_class, metered_class, plain
 from ..kit.settings import limit_field_of, output_limit, url_in
 from ..kit.terms import Terms
@@ -56,18 +56,14 @@ def _call(
 
     request = requested(asked)
     sent = messages
-    policy = terms.engine.policy
-    deferred = policy is not None and keeps_metered_clients(model, terms.engine)
+    deferred = _is_deferred(model)
     masking: dict[str, Any] = {}
-    if policy is not None and policy.screening and not deferred:
+    if looks_through(terms.engine, deferred):
         view = {**request, "messages": view_of(asked)}
 
         def remade(made: Mapping[str, Any]) -> Mapping[str, Any]:
             nonlocal sent
-            if any(made[name] is not value for name, value in view.items() if name != "messages"):
-                message = "what must be masked is in its settings or tools, and not in its messages"
-                raise PolicyRefused(message, rule="pii", kind="pii")
-            new = rebuilt(asked, view["messages"], made["messages"])
+            new = rebuilt(asked, view["messages"], only("messages", view, made))
             sent = new if chat else [m.content for m in new]
             return requested(new)
 
@@ -103,11 +99,14 @@ def _call(
 async def _acall(
     model: Any, messages: Any, stop: Any, run_manager: Any, kwargs: dict[str, Any]
 ) -> tuple[Call, Callable[[Hold], tuple[Any, dict[str, Any]]], Any]:
-    """`_call` for coroutines: to look texts through takes longer than an event loop may wait."""
-    policy = model._behest.engine.policy
-    if policy is None or not policy.screening or keeps_metered_clients(model, model._behest.engine):
-        return _call(model, messages, stop, run_manager, kwargs)
-    return await asyncio.to_thread(_call, model, messages, stop, run_manager, kwargs)
+    """`_call` for coroutines."""
+    looks = looks_through(model._behest.engine, _is_deferred(model))
+    return await off_loop(looks, _call, model, messages, stop, run_manager, kwargs)
+
+
+def _is_deferred(model: Any) -> bool:
+    engine: Engine = model._behest.engine
+    return engine.policy is not None and keeps_metered_clients(model, engine)
 
 
 def _put_back(call: Call, result: Any) -> Any:

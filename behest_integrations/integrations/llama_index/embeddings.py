@@ -9,29 +9,37 @@ from ...rules.errors import ConfigError
 from ..kit.call import Call, is_inside
 from ..kit.clients import meter_clients_of
 from ..kit.generation import Generation, Heard
+from ..kit.masking import looks_through, masking_input, off_loop
 from ..kit.metered import as_class, metered_class, plain
 from ..kit.settings import url_in
 from ..kit.terms import Terms
-from .model import Metered, asks_through_sdk, common_methods
+from .model import Metered, common_methods, is_deferred
 from .translate import attribution, model_name, provider_by, settings_of
 
 E = TypeVar("E")
 
 
-def _call(model: Any, asked: Any) -> Call:
+def _call(model: Any, asked: Any) -> tuple[Call, Any]:
+    """A call of a metered model, and what to ask it."""
     terms: Terms = model._behest
     settings = settings_of(model)
-    name = model_name(model, settings)
+    request = {
+        "model": model_name(model, settings),
+        "input": [asked] if isinstance(asked, str) else list(asked),
+    }
+    deferred = is_deferred(model)
+    masking, sent = masking_input(terms.engine, request, deferred)
     generation = Generation(
         terms.engine,
-        {"model": name, "input": [asked] if isinstance(asked, str) else list(asked)},
+        request,
         operation="embeddings",
         who=attribution(),
         provider=terms.provider or provider_by(model, settings),
         where=url_in(settings),
-        deferred=terms.engine.policy is not None and asks_through_sdk(model, terms.engine),
+        deferred=deferred,
+        **masking,
     )
-    return Call(generation, type(model))
+    return Call(generation, type(model)), sent[0] if isinstance(asked, str) else sent
 
 
 def _blocking(name: str) -> Any:
@@ -39,7 +47,8 @@ def _blocking(name: str) -> Any:
         own = getattr(super(Metered, self), name)
         if is_inside(type(self)) or not asked:
             return own(asked)
-        return _call(self, asked).made(lambda hold: own(asked), _listen)
+        call, sent = _call(self, asked)
+        return call.made(lambda hold: own(sent), _listen)
 
     return method
 
@@ -49,7 +58,9 @@ def _awaited(name: str) -> Any:
         own = getattr(super(Metered, self), name)
         if is_inside(type(self)) or not asked:
             return await own(asked)
-        return await _call(self, asked).amade(lambda hold: own(asked), _listen)
+        looks = looks_through(self._behest.engine, is_deferred(self))
+        call, sent = await off_loop(looks, _call, self, asked)
+        return await call.amade(lambda hold: own(sent), _listen)
 
     return method
 

@@ -6,8 +6,8 @@ cap it lowers the output limit; and where the OpenAI SDK is under it, that is me
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage
 
@@ -17,10 +17,15 @@ from ...rules.errors import ConfigError
 from ..kit.call import Call, is_inside
 from ..kit.clients import keeps_metered_clients, meter_clients_of, metered_clients, say_retries
 from ..kit.generation import Generation
+from ..kit.masking import looks_through, off_loop, only
 from ..kit.metered import METERED_BY, as_class, metered_class, plain
 from ..kit.settings import limit_field_of, output_limit, url_in
 from ..kit.terms import Terms
+from .masking import ChunksPutBack, put_back, rebuilt, view_of
 from .translate import attribution, hear, model_name, provider_by, request_as_wire, settings_of
+
+if TYPE_CHECKING:
+    from ...policy.placeholders import Restorer
 
 M = TypeVar("M")
 
@@ -31,28 +36,59 @@ class Metered:
     _behest: Terms
 
 
-def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callable[[Hold], Any]]:
-    """A call of a metered model, and how to get the model and keywords to make it with."""
+def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callable[[Hold], Any], Any]:
+    """A call of a metered model, how to get the model and keywords to make it with, and what to ask it."""
     terms: Terms = model._behest
     settings = {**settings_of(model), **kwargs}
     name = model_name(model, settings)
+    sent = asked
+    messages: Sequence[ChatMessage] = asked
     if isinstance(asked, str):
         formatted = kwargs.get("formatted") or not callable(getattr(model, "completion_to_prompt", None))
-        asked = [ChatMessage(asked if formatted else model.completion_to_prompt(asked))]
+        messages = [ChatMessage(asked if formatted else model.completion_to_prompt(asked))]
+    request = request_as_wire(messages, settings, name, kwargs)
+    deferred = is_deferred(model)
+    masking: dict[str, Any] = {}
+    if looks_through(terms.engine, deferred):
+        view = {**request, "messages": view_of(messages)}
+
+        def remade(made: Mapping[str, Any]) -> Mapping[str, Any]:
+            nonlocal sent
+            new = sent = rebuilt(messages, view["messages"], only("messages", view, made))
+            if isinstance(asked, str):
+                sent = new[0].content
+                if messages[0].content != asked:
+                    kwargs["formatted"] = True  # what was looked through is what is sent
+            return request_as_wire(new, settings, name, kwargs)
+
+        masking = {"view": view, "remade": remade}
     generation = Generation(
         terms.engine,
-        request_as_wire(asked, settings, name, kwargs),
+        request,
         who=attribution(),
         provider=terms.provider or provider_by(model, settings),
         can_limit=terms.limit_field is not None or output_limit(kwargs) is not None,
         where=url_in(settings),
-        deferred=terms.engine.policy is not None and asks_through_sdk(model, terms.engine),
+        deferred=deferred,
+        **masking,
     )
 
     def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:
         return generation.limited(hold, model, kwargs, terms.limit_field)
 
-    return Call(generation, type(model)), limited
+    return Call(generation, type(model)), limited, sent
+
+
+async def _acall(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callable[[Hold], Any], Any]:
+    """`_call` for coroutines."""
+    looks = looks_through(model._behest.engine, is_deferred(model))
+    return await off_loop(looks, _call, model, asked, kwargs)
+
+
+def is_deferred(model: Any) -> bool:
+    """Whether the policy, if there is one, is asked by what a metered model asks through."""
+    engine: Engine = model._behest.engine
+    return engine.policy is not None and asks_through_sdk(model, engine)
 
 
 # Classes that make an OpenAI client when it is first needed, by `_client_method`'s methods.
@@ -84,8 +120,8 @@ def _whole(name: str) -> Any:
         asked = _asked(asked, args, kwargs)
         if is_inside(type(self)):
             return getattr(super(Metered, self), name)(asked, **kwargs)
-        call, limited = _call(self, asked, kwargs)
-        return call.made(_send(name, asked, limited), hear)
+        call, limited, sent = _call(self, asked, kwargs)
+        return _put_back(call, call.made(_send(name, sent, limited), hear))
 
     return method
 
@@ -95,8 +131,8 @@ def _awhole(name: str) -> Any:
         asked = _asked(asked, args, kwargs)
         if is_inside(type(self)):
             return await getattr(super(Metered, self), name)(asked, **kwargs)
-        call, limited = _call(self, asked, kwargs)
-        return await call.amade(_send(name, asked, limited), hear)
+        call, limited, sent = await _acall(self, asked, kwargs)
+        return _put_back(call, await call.amade(_send(name, sent, limited), hear))
 
     return method
 
@@ -106,10 +142,11 @@ def _streamed(name: str) -> Any:
         asked = _asked(asked, args, kwargs)
         if is_inside(type(self)):
             return getattr(super(Metered, self), name)(asked, **kwargs)
-        call, limited = _call(self, asked, kwargs)
-        chunks = call.read(call.opened(_send(name, asked, limited)), hear, _last, primed=True)
+        call, limited, sent = _call(self, asked, kwargs)
+        chunks = call.read(call.opened(_send(name, sent, limited)), hear, _last, primed=True)
         next(chunks)
-        return chunks
+        restorer = call.generation.restorer
+        return chunks if restorer is None else _chunks_put_back(chunks, restorer)
 
     return method
 
@@ -119,13 +156,40 @@ def _astreamed(name: str) -> Any:
         asked = _asked(asked, args, kwargs)
         if is_inside(type(self)):
             return await getattr(super(Metered, self), name)(asked, **kwargs)
-        call, limited = _call(self, asked, kwargs)
-        opened = await call.aopened(_send(name, asked, limited))
+        call, limited, sent = await _acall(self, asked, kwargs)
+        opened = await call.aopened(_send(name, sent, limited))
         chunks = call.aread(opened, hear, _last, primed=True)
         await chunks.__anext__()
-        return chunks
+        restorer = call.generation.restorer
+        return chunks if restorer is None else _achunks_put_back(chunks, restorer)
 
     return method
+
+
+def _put_back(call: Call, response: Any) -> Any:
+    restorer = call.generation.restorer
+    return response if restorer is None else put_back(response, restorer)
+
+
+def _chunks_put_back(chunks: Any, restorer: Restorer) -> Iterator[Any]:
+    whole = ChunksPutBack(restorer)
+    try:
+        for chunk in chunks:
+            yield whole.chunk(chunk)
+        yield from whole.rest()
+    finally:
+        chunks.close()
+
+
+async def _achunks_put_back(chunks: Any, restorer: Restorer) -> AsyncIterator[Any]:
+    whole = ChunksPutBack(restorer)
+    try:
+        async for chunk in chunks:
+            yield whole.chunk(chunk)
+        for chunk in whole.rest():
+            yield chunk
+    finally:
+        await chunks.aclose()
 
 
 def _asked(asked: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

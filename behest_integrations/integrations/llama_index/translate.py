@@ -7,6 +7,7 @@ from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index_instrumentation.dispatcher import active_instrument_tags
+from pydantic import BaseModel
 
 from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import Usage, believable
@@ -23,8 +24,24 @@ def message_as_wire(message: ChatMessage) -> dict[str, Any]:
         "role": str(getattr(message.role, "value", message.role)),
         "content": [_block(block) for block in message.blocks],
     }
-    wire |= {name: value for name, value in message.additional_kwargs.items() if value}
+    wire |= {name: as_json(value) for name, value in message.additional_kwargs.items() if value}
     return wire
+
+
+def as_json(value: Any) -> Any:
+    """What a message carries as it is sent: SDKs' own objects (tool calls) as JSON. Bytes stay bytes."""
+    if isinstance(value, BaseModel):
+        return {name: as_json(inner) for name, inner in fields_of(value).items()}
+    if isinstance(value, Mapping):
+        return {name: as_json(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(inner) for inner in value]
+    return value if value is None or isinstance(value, (str, int, float, bytes)) else str(value)
+
+
+def fields_of(value: BaseModel) -> dict[str, Any]:
+    """What an object carries, those fields included that its class does not know."""
+    return {**{name: getattr(value, name) for name in type(value).model_fields}, **(value.model_extra or {})}
 
 
 def _block(block: Any) -> dict[str, Any]:
