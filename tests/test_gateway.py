@@ -87,7 +87,8 @@ def test_a_call_is_an_entry_found_by_its_trace(there: There) -> None:
     (entry,) = there.entries(who)
     assert (entry.tenant, entry.project, entry.user_id) == ("acme", "support", who["X-End-User-Id"])
     assert entry.tags["trace"] == answered.headers["x-trace-id"]
-    assert set(entry.tags) == {"trace", "key"}  # and the id of the key, by which reports find it
+    # And the id of the key, by which reports find it; and with whose key the provider was asked.
+    assert set(entry.tags) == {"trace", "key", "paid_by"}
     assert entry.status == "settled"
     assert entry.output_tokens == answered.json()["usage"]["completion_tokens"]
     assert entry.cost == to_nano(there.sandbox.bill.lines[-1].cost)

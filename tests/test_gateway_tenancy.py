@@ -10,17 +10,23 @@ import httpx
 import pytest
 from gateway_support import Gateway, chat
 
+from behest_integrations.gateway.byok import Masters, ProviderKeys
 from behest_integrations.gateway.keys import KeyStore, id_in
 from behest_integrations.gateway.openapi import document
+from behest_integrations.gateway.settings import ByokSettings
 from behest_integrations.sandbox import Sandbox
 
 ASK = chat(max_tokens=5)
 KEY = {"tenant": "acme", "project": "made"}
+MESSAGE = {"model": "claude-sonnet-4-5", "max_tokens": 5, "messages": [{"role": "user", "content": "hello"}]}
+OWN_KEY = {"tenant": "acme", "provider": "spare", "key": "sk-acme-its-own-key-0001"}
 
 ENDPOINTS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("post", "/v1/chat/completions"): ASK,
     ("post", "/v1/completions"): {"model": "gpt-3.5-turbo-instruct", "prompt": "hello", "max_tokens": 5},
     ("post", "/v1/responses"): {"model": "gpt-4o", "input": "hello", "max_output_tokens": 16},
+    ("post", "/v1/messages"): MESSAGE,
+    ("post", "/v1/messages/count_tokens"): MESSAGE,
     ("post", "/v1/embeddings"): {"model": "text-embedding-3-small", "input": "hello"},
     ("get", "/v1/models"): None,
     ("get", "/v1/models/{id}"): None,
@@ -36,7 +42,19 @@ ENDPOINTS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("delete", "/admin/v1/keys/{id}"): None,
     ("post", "/admin/v1/keys/{id}/rotate"): {},
     ("post", "/admin/v1/keys/{id}/expire"): {"ttl": 1000},
+    ("get", "/admin/v1/byok"): None,
+    ("post", "/admin/v1/byok"): OWN_KEY,
+    ("delete", "/admin/v1/byok/{id}"): None,
 }
+MASTER = "BEHEST_BYOK_KEY"
+SPARE = """
+[gateway.providers.spare]
+base_url = "{url}"
+
+[[gateway.routes]]
+models = ["*"]
+provider = "sandbox"
+"""
 OPEN = {"/", "/.well-known/jwks.json", "/healthz", "/readyz", "/metrics"}
 SPENDING = ("/v1/usage", "/v1/billing/usage")
 
@@ -61,7 +79,13 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="module")
 def gateway(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with Gateway(tmp_path_factory.mktemp("tenancy"), sandbox) as gateway:
+    with Gateway(
+        tmp_path_factory.mktemp("tenancy"),
+        sandbox,
+        provider='retries = 0\napis = ["openai", "anthropic"]',
+        more=SPARE.format(url=sandbox.base_url),
+        env={MASTER: "11" * 32},
+    ) as gateway:
         yield gateway
 
 
@@ -108,7 +132,10 @@ def test_every_endpoint_is_in_the_table() -> None:
     assert {(m, path) for m, path in documented if path not in OPEN} == set(ENDPOINTS)
 
 
-def test_what_everybody_may_do(gateway: Gateway, sandbox: Sandbox, callers: dict[str, Caller]) -> None:
+def test_what_everybody_may_do(
+    gateway: Gateway, sandbox: Sandbox, callers: dict[str, Caller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MASTER, "11" * 32)
     acme = gateway.http(callers["a key"].text)
     wrong: list[str] = []
     for name, caller in callers.items():
@@ -122,6 +149,10 @@ def test_what_everybody_may_do(gateway: Gateway, sandbox: Sandbox, callers: dict
                     assert acme.post("/chat/completions", json=ASK, headers=said).status_code == 200
                 elif "keys" in path:
                     id = str(id_in(gateway.key()))
+                elif "byok" in path:
+                    with gateway.meter() as meter:
+                        own = ProviderKeys(meter.ledger, Masters(ByokSettings()))
+                        id = own.set(*OWN_KEY.values()).id
                 before = sandbox.requests
                 answered = http.request(method, path.replace("{id}", id), json=body)
                 wanted = caller.status(path)

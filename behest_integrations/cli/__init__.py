@@ -31,6 +31,7 @@ COMMANDS = {
     "run": ("cli.run:run", "Run a Python program, metered and held to a budget."),
     "serve": ("cli.gateway:serve", "Serve the gateway: an OpenAI-compatible endpoint."),
     "keys": ("cli.gateway:keys", "The gateway's API keys: create, list, revoke."),
+    "byok": ("cli.byok:byok", "Tenants' own keys at providers: set, list, remove, reseal."),
     "sandbox": ("cli.tools:sandbox", "Serve the offline provider: no key, no network."),
     "demo": ("cli.demo:demo", "Real calls on this machine, until the budget stops them."),
 }

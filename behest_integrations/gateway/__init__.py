@@ -11,6 +11,7 @@ try:
     for _name in (
         "aiohttp",
         "anyio",
+        "cryptography",
         "jinja2",
         "jwt",
         "prometheus_client",

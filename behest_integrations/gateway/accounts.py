@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..rules.attribution import Attribution
 from ..rules.errors import ConfigError, UnknownPrice
 from ..rules.units import to_usd
 from .bodies import Bodies, parse
+from .byok import PAID_TAG, TENANT
 from .callers import Caller, Gate
 from .problems import JSON, Problem, budget_headers
 from .providers import Provider, Routes
@@ -99,21 +100,12 @@ class Accounts:
         caller = await self.reader(request, "from", "to")
         start, end = _window(request)
         user = self.whose(caller, None)
-        found = await self._report(caller, user, start, end, "model")
-        total = _sums(found.total)
-        by_model = [
-            ModelCost(model=str(line.key[0]), requests=line.calls, cost_usd=float(to_usd(line.cost)))
-            for line in found.lines
-            if line.calls or line.cost
-        ]
+        found = await self._report(caller, user, start, end, "model", f"tag:{PAID_TAG}")
         billing = BillingUsage(
             project_id=caller.project,
             window=TimeWindow(**{"from": start, "to": end}),
-            platform=BillingSums(
-                **{n: total[n] for n in ("requests", "input_tokens", "output_tokens", "cost_usd")},
-                by_model=by_model,
-            ),
-            byok=BillingSums(),
+            platform=_billed(line for line in found.lines if line.key[1] != TENANT),
+            byok=_billed(line for line in found.lines if line.key[1] == TENANT),
         )
         return JSON(billing.model_dump(mode="json", by_alias=True), headers=await self._budget(caller, user))
 
@@ -142,12 +134,12 @@ class Accounts:
         return caller.user
 
     async def _report(
-        self, caller: Caller, user: str | None, start: datetime, end: datetime, by: str
+        self, caller: Caller, user: str | None, start: datetime, end: datetime, *by: str
     ) -> Report:
         make = functools.partial(
             report,
             self._meter.ledger,
-            (by,),
+            by,
             since=start,
             until=end,
             user=user,
@@ -279,6 +271,23 @@ async def _ask(provider: Provider) -> list[Mapping[str, Any]]:
     except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
         log.warning("the provider %r does not list its models: %s", provider.name, type(error).__name__)
         return []
+
+
+def _billed(lines: Iterable[Line]) -> BillingSums:
+    """Lines by model, and their sum."""
+    total, models = Line(()), dict[str, Line]()
+    for line in lines:
+        total.add(line)
+        models.setdefault(str(line.key[0]), Line(())).add(line)
+    sums = _sums(total)
+    return BillingSums(
+        **{n: sums[n] for n in ("requests", "input_tokens", "output_tokens", "cost_usd")},
+        by_model=[
+            ModelCost(model=model, requests=line.calls, cost_usd=float(to_usd(line.cost)))
+            for model, line in models.items()
+            if line.calls or line.cost
+        ],
+    )
 
 
 def _sums(line: Line) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`/admin/v1`: keys, changed while the gateway runs, by who has an admin key. Each change is in the audit."""
+"""`/admin/v1`: the gateway, changed while it runs, by who has an admin key. Each change is in the audit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..ledger import Ledger
+from ..ledger.keys import SealedKey
 from ..rules.errors import ConfigError
 from .bodies import Bodies, M, parse
+from .byok import Masters, ProviderKeys
 from .callers import Gate
 from .keys import PREFIX, Key, KeyStore
 from .problems import JSON, Problem
 from .settings import GatewaySettings
-from .shapes import AdminKey, AdminKeys, ExpireRequest, KeyRequest, NewKey, RotateRequest
+from .shapes import (
+    AdminKey,
+    AdminKeys,
+    ExpireRequest,
+    KeyRequest,
+    NewKey,
+    OwnKey,
+    OwnKeyRequest,
+    OwnKeys,
+    RotateRequest,
+)
 
 T = TypeVar("T")
 
@@ -41,8 +53,7 @@ class Admin:
         """`POST /admin/v1/keys`: a new key, whose text is told this once."""
         admin = await self._gate.administrator(request.scope)
         asked = await self._asked(request, KeyRequest)
-        if admin.tenant and asked.tenant != admin.tenant:
-            raise Problem(403, f"This key administers the tenant {admin.tenant!r} alone.", param="tenant")
+        self._check_tenant(admin, asked.tenant)
         if asked.tier is not None and asked.tier not in self._settings.tier_texts:
             raise Problem(400, f"The tier {asked.tier!r} is not known here.", param="tier")
         made = await self._run(
@@ -84,6 +95,47 @@ class Admin:
         ended = await self._run(lambda: self._store(admin).revoke(key.id))
         return JSON(_shown(ended).model_dump(mode="json"))
 
+    # ── tenants' own keys at providers ─────────────────────────────────────────────────
+
+    async def own_keys(self, request: Request) -> Response:
+        """`GET /admin/v1/byok`: which tenants have keys of their own at which providers."""
+        admin = await self._gate.administrator(request.scope)
+        found = await self._run(self._own(admin).listed)
+        listed = OwnKeys(data=[_own_key(key, why) for key, why in found if _may(admin, key)])
+        return JSON(listed.model_dump(mode="json"))
+
+    async def set_own_key(self, request: Request) -> Response:
+        """`POST /admin/v1/byok`: a tenant's calls to a provider are made with this key from now on."""
+        admin = await self._gate.administrator(request.scope)
+        asked = await self._asked(request, OwnKeyRequest)
+        self._check_tenant(admin, asked.tenant)
+        known = self._settings.providers
+        if asked.provider not in known:
+            raise Problem(
+                400, f"No provider {asked.provider!r} is configured: {', '.join(known)}.", param="provider"
+            )
+        made = await self._run(lambda: self._own(admin).set(asked.tenant, asked.provider, asked.key))
+        return JSON(_own_key(made, None).model_dump(mode="json"), status_code=201)
+
+    async def remove_own_key(self, request: Request) -> Response:
+        """`DELETE /admin/v1/byok/ID`: they are made with the gateway's key again."""
+        admin = await self._gate.administrator(request.scope)
+        own, id = self._own(admin), request.path_params["id"]
+        found = next((k for k in await self._run(own.all) if k.id == id and _may(admin, k)), None)
+        if found is None:
+            raise Problem(404, "There is no such key.", retry=False)
+        await self._run(lambda: own.remove(found.tenant, found.provider))
+        return JSON(_own_key(found, None).model_dump(mode="json"))
+
+    def _own(self, admin: Key) -> ProviderKeys:
+        return ProviderKeys(self._ledger, Masters(self._settings.byok), actor=admin.id)
+
+    # ── what they share ────────────────────────────────────────────────────────────────
+
+    def _check_tenant(self, admin: Key, tenant: str) -> None:
+        if admin.tenant and tenant != admin.tenant:
+            raise Problem(403, f"This key administers the tenant {admin.tenant!r} alone.", param="tenant")
+
     def _store(self, admin: Key) -> KeyStore:
         return KeyStore(self._ledger, actor=admin.id)
 
@@ -106,12 +158,24 @@ class Admin:
             raise Problem(400, str(error), retry=False) from None
 
 
-def _may(admin: Key, key: Key) -> bool:
+def _may(admin: Key, key: Key | SealedKey) -> bool:
     return not admin.tenant or key.tenant == admin.tenant
 
 
 def _shown(key: Key) -> AdminKey:
     return AdminKey(**{name: getattr(key, name) for name in AdminKey.model_fields})
+
+
+def _own_key(key: SealedKey, why: str | None) -> OwnKey:
+    return OwnKey(
+        id=key.id,
+        tenant=key.tenant,
+        provider=key.provider,
+        hint=key.hint,
+        created=key.created,
+        master=key.master,
+        unusable=why,
+    )
 
 
 def _new(key: Key, text: str) -> Response:

@@ -27,6 +27,7 @@ from ..rules.errors import BehestError, ConfigError, StoreError
 from . import dashboard, openapi
 from .accounts import Accounts
 from .admin import Admin
+from .byok import Payers
 from .callers import Gate
 from .envelope import Envelope
 from .keys import KeyStore
@@ -72,7 +73,9 @@ def create_app(
     origins = Origins(settings)
     gate = Gate(settings, keys, tokens, origins, keyless=keyless, budgets=partial(_add_budgets, meter))
     routes, metrics = Routes(settings), Metrics(meter)
-    relay = Relay(meter, gate, routes, settings.limits, metrics)
+    payers = Payers(meter.ledger.keys() if keys is not None else None, settings.byok)
+    gate.on_change(payers.forget)
+    relay = Relay(meter, gate, routes, settings.limits, metrics, payers)
     messages = MessagesRelay(relay)
     accounts = Accounts(meter, gate, routes, tokens, settings, relay.bodies)
     threads = Threads(meter, accounts)
@@ -112,6 +115,9 @@ def create_app(
         Route("/admin/v1/keys/{id}", admin.revoke, methods=["DELETE"]),
         Route("/admin/v1/keys/{id}/rotate", admin.rotate, methods=["POST"]),
         Route("/admin/v1/keys/{id}/expire", admin.expire, methods=["POST"]),
+        Route("/admin/v1/byok", admin.own_keys),
+        Route("/admin/v1/byok", admin.set_own_key, methods=["POST"]),
+        Route("/admin/v1/byok/{id}", admin.remove_own_key, methods=["DELETE"]),
         Route("/.well-known/jwks.json", accounts.published),
         Route("/healthz", state.health),
         Route("/readyz", state.ready),

@@ -30,12 +30,14 @@ from ..rules.attribution import Attribution
 from ..rules.errors import BehestError
 from .answers import Answer, BrokenOff, FailedInside, begin, read_at_most
 from .bodies import Held
+from .byok import PAID_TAG, TENANT, Payers, Unusable
 from .callers import Caller
 from .leaving import headed
 from .metrics import Metrics
 from .problems import Problem, budget_headers, problem_of
 from .providers import Target
 
+_PAID_BY_TENANT = Attribution(tags={PAID_TAG: TENANT})
 _FIRST_WAIT = 0.5
 """Seconds, at most, before the second attempt; then twice as long each time, at random."""
 _LONGEST_WAIT = 10.0
@@ -84,14 +86,17 @@ class Job:
     """Since when (monotonic) a part of the answer is being sent."""
     budget: dict[str, str] = field(default_factory=dict)
     """The headers that tell which budget binds."""
+    own: str | None = field(default=None, repr=False)
+    """The tenant's own key, where it is what the call is being made with."""
 
 
 class Attempts:
     """Makes calls at providers, each held to its budgets."""
 
-    def __init__(self, meter: Meter, metrics: Metrics) -> None:
+    def __init__(self, meter: Meter, metrics: Metrics, payers: Payers) -> None:
         self._meter = meter
         self._metrics = metrics
+        self._payers = payers
 
     async def ask(self, job: Job, targets: tuple[Target, ...]) -> Answer:
         """The first answer that is a success: of the first target, or of one that stands in for it.
@@ -99,17 +104,30 @@ class Attempts:
         Raises:
             Problem: a refusal, or what the last provider said.
         """
-        for place, target in enumerate(targets):
+        failed: _Failed | None = None
+        tenants = False
+        for target in targets:
+            if failed is not None and await _gone(job):
+                break
             try:
+                try:
+                    job.own = await self._payers.key(job.caller.tenant, target.provider.name)
+                except Unusable as error:
+                    tenants = True
+                    raise _Failed(unusable(target.provider.name), repeat=False, elsewhere=True) from error
+                if tenants and job.own is None and not self._payers.ours_instead:
+                    continue  # what was for the tenant to pay is not made ours by going wrong
+                tenants = tenants or job.own is not None
                 return await self._attempts(job, target)
-            except _Failed as failed:
-                if failed.elsewhere and place + 1 < len(targets) and not await _gone(job):
-                    continue
-                failed.problem.headers.update(job.budget)
-                raise failed.problem from failed
+            except _Failed as error:
+                failed = failed if failed is not None and isinstance(error.__cause__, Unusable) else error
+                if not error.elsewhere:
+                    break
             except BehestError as error:
                 raise problem_of(error, tier=job.caller.tier) from error
-        raise AssertionError("a route has at least one target")
+        assert failed is not None, "a route has at least one target"
+        failed.problem.headers.update(job.budget)
+        raise failed.problem from failed
 
     async def _attempts(self, job: Job, target: Target) -> Answer:
         """As many attempts as the provider's settings allow. Most calls need one, and pay for no more."""
@@ -138,17 +156,20 @@ class Attempts:
             _Failed: the provider did not give an answer, or one that is an error; the hold has ended.
             BehestError: the call was refused.
         """
-        provider = target.provider
+        provider, own = target.provider, job.own
+        who = job.who if own is None else _PAID_BY_TENANT.over(job.who)
+        # Of a tenant's project there nothing is known: it may be of the dearest tier.
+        tier = provider.settings.service_tier if own is None else "auto"
 
         def plan() -> Exchange:
             return Exchange(
                 self._meter,
                 job.operation,
                 {**job.body, "model": target.model},
-                who=job.who,
+                who=who,
                 provider=provider.prices,
                 where=provider.settings.base_url,
-                service_tier=provider.settings.service_tier,
+                service_tier=tier,
                 on_abandoned=provider.settings.on_abandoned,
                 ask_usage=provider.settings.stream_usage,
                 body_names=False,  # as far as the caller may, it has
@@ -165,13 +186,13 @@ class Attempts:
             body = exchange.reserved(hold)
             content = await anyio.to_thread.run_sync(to_json, body) if job.large else to_json(body)
             sent = True
-            asking = provider.post(job.operation, target.model, content, job.who, job.headers)
+            asking = provider.post(job.operation, target.model, content, who, job.headers, own)
             leaves = body.get("stream") and exchange.reads_on
             response = await (headed(exchange, hold, asking) if leaves else asking)
             if exchange.answered(response.status):
                 response.close()
                 again = unasked(content)
-                response = await provider.post(job.operation, target.model, again, job.who, job.headers)
+                response = await provider.post(job.operation, target.model, again, who, job.headers, own)
                 exchange.answered(response.status)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             await hold.aend(outcome_of_error(error))
@@ -187,9 +208,11 @@ class Attempts:
         self._metrics.attempt(provider.name, str(response.status))
         outcome = outcome_of_status(response.status)
         if outcome is None:
-            return await _begun(provider.name, response, exchange, hold)
+            return await _begun(provider.name, response, exchange, hold, own is not None)
         await hold.aend(outcome)
-        raise await refused(provider.name, response, repeated=provider.settings.retries > 0)
+        raise await refused(
+            provider.name, response, repeated=provider.settings.retries > 0, own=own is not None
+        )
 
     async def _reserve(self, job: Job, exchange: Exchange) -> Hold:
         """Hold the call's worst case. A busy budget is waited for, as long as the client waits.
@@ -249,7 +272,9 @@ async def _gone(job: Job) -> bool:
     return False
 
 
-async def _begun(provider: str, response: aiohttp.ClientResponse, exchange: Exchange, hold: Hold) -> Answer:
+async def _begun(
+    provider: str, response: aiohttp.ClientResponse, exchange: Exchange, hold: Hold, own: bool
+) -> Answer:
     """The answer, if it is one. What has been answered is not asked for again, whatever it was.
 
     Raises:
@@ -266,9 +291,31 @@ async def _begun(provider: str, response: aiohttp.ClientResponse, exchange: Exch
         details = {"provider": provider, "status": response.status}
         message = _text(error, "message") or f"The provider {provider!r} failed."
         if status in _OURS:
-            status, message = 502, f"The provider {provider!r} {_OURS[status]}."
+            raise _Failed(_account(provider, status, own), repeat=False, elsewhere=True) from failed
         problem = Problem(status, message, code=_text(error, "code"), details=details, retry=False)
         raise _Failed(problem, repeat=False, elsewhere=True) from failed
+
+
+def unusable(provider: str) -> Problem:
+    """What a tenant's own key is to the client that cannot be used: why is in the log."""
+    message = (
+        f"The call is made with the tenant's own key for {provider!r}, and that cannot be read here, so "
+        "nothing was sent. Whoever runs the gateway finds why in its log, or by 'behest byok list'."
+    )
+    details = {"provider": provider}
+    return Problem(503, message, code="provider_key_unusable", details=details, retry=False)
+
+
+def _account(provider: str, status: int, own: bool) -> Problem:
+    """What a provider has against the account that it was asked under."""
+    details = {"provider": provider, "status": status}
+    if not own:
+        return Problem(502, f"The provider {provider!r} {_OURS[status]}.", details=details, retry=False)
+    message = (
+        f"The provider {provider!r} refused the tenant's own key ({status}): 'behest byok set' replaces it, "
+        "or 'behest byok remove' has the gateway's used."
+    )
+    return Problem(502, message, code="provider_key_refused", details=details, retry=False)
 
 
 def _unreadable(provider: str, error: aiohttp.ClientResponseError) -> Problem:
@@ -286,8 +333,14 @@ def _no_answer(provider: str, error: BaseException) -> Problem:
     return Problem(502, f"The provider {provider!r} cannot be reached.", details=details, retry=False)
 
 
-async def refused(provider: str, response: aiohttp.ClientResponse, *, repeated: bool) -> _Failed:
-    """What a provider's error is to the client."""
+async def refused(
+    provider: str, response: aiohttp.ClientResponse, *, repeated: bool, own: bool = False
+) -> _Failed:
+    """What a provider's error is to the client.
+
+    Args:
+        repeated: whether it was asked again. own: whether with the tenant's own key.
+    """
     status = response.status
     try:
         async with response:
@@ -305,9 +358,11 @@ async def refused(provider: str, response: aiohttp.ClientResponse, *, repeated: 
     if status == 408 or status >= 500:
         problem = Problem(502, f"The provider {provider!r} failed.", details=details, retry=not repeated)
         return _Failed(problem, repeat=True, elsewhere=True, after=after)
-    if status in _OURS or status < 400:
-        why = _OURS.get(status, "answered with a redirection")
-        problem = Problem(502, f"The provider {provider!r} {why}.", details=details, retry=False)
+    if status in _OURS:
+        return _Failed(_account(provider, status, own), repeat=False, elsewhere=True)
+    if status < 400:
+        message = f"The provider {provider!r} answered with a redirection."
+        problem = Problem(502, message, details=details, retry=False)
         return _Failed(problem, repeat=False, elsewhere=True)
     problem = Problem(
         status,

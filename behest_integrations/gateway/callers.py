@@ -9,10 +9,9 @@ import ipaddress
 import re
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import anyio.to_thread
 from starlette.types import Scope
@@ -20,18 +19,16 @@ from starlette.types import Scope
 from ..rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_body, from_headers
 from ..rules.budgets import Budget
 from ..rules.errors import ConfigError
+from .byok import PAID_TAG, PLATFORM
 from .keys import KEY_TAG, Key, KeyStore, SigningKey, id_in, key_budgets
 from .origins import Origins
 from .problems import Problem
+from .remembering import SECONDS, Remembered
 from .settings import TIER_TAG, GatewaySettings
 from .tokens import SCOPES, Claims, InvalidToken, Tokens
 
-KEY_SECONDS = 5.0
-"""How long a key is believed before the store is asked again, if it does not say that keys have changed."""
-_MOST_REMEMBERED = 10_000
 _LOCAL = re.compile(r"(localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?\Z")
 
-T = TypeVar("T")
 R = TypeVar("R", Key, SigningKey)
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -98,8 +95,10 @@ class Caller:
 
     @property
     def tags(self) -> dict[str, str]:
-        """By which the budgets of its tier, and of its key, find it."""
-        found = {TIER_TAG: self.tier} if self.tier else {}
+        """By which the budgets of its tier, of its key, and of who pays, find it."""
+        found = {PAID_TAG: PLATFORM}
+        if self.tier:
+            found[TIER_TAG] = self.tier
         if self.line is not None:
             found[KEY_TAG] = self.line
         return found
@@ -150,27 +149,6 @@ _KEY_HEADERS = (b"api-key", b"x-api-key")
 """Where Azure's and Anthropic's clients put the key."""
 
 
-class _Remembered(Generic[T]):
-    """A few answers, each for a while."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._items: OrderedDict[str, tuple[float, T]] = OrderedDict()
-
-    def get(self, name: str, now: float) -> T | None:
-        item = self._items.get(name)
-        return item[1] if item is not None and item[0] > now else None
-
-    def put(self, name: str, value: T, until: float) -> None:
-        self._items[name] = (until, value)
-        self._items.move_to_end(name)
-        while len(self._items) > self._most:
-            self._items.popitem(last=False)
-
-    def clear(self) -> None:
-        self._items.clear()
-
-
 class Gate:
     """Lets callers in.
 
@@ -197,10 +175,11 @@ class Gate:
         self._keyless = keyless
         self._budgets = budgets
         self._revision: int | None = None
-        self._known: _Remembered[Key] = _Remembered(_MOST_REMEMBERED)
-        self._by_id: _Remembered[Key] = _Remembered(_MOST_REMEMBERED)
-        self._signing: _Remembered[SigningKey] = _Remembered(_MOST_REMEMBERED)
-        self._read: _Remembered[Claims] = _Remembered(_MOST_REMEMBERED)
+        self._known: Remembered[Key] = Remembered()
+        self._by_id: Remembered[Key] = Remembered()
+        self._signing: Remembered[SigningKey] = Remembered()
+        self._read: Remembered[Claims] = Remembered()
+        self._forgetting = [self._known.clear, self._by_id.clear, self._signing.clear]
         # Secrets are not kept as they came, and a hash that an attacker can predict is not used.
         self._salt = secrets.token_bytes(16)
 
@@ -267,8 +246,12 @@ class Gate:
         revision = self._keys.revision()
         if revision != self._revision:
             self._revision = revision
-            for remembered in (self._known, self._by_id, self._signing):
-                remembered.clear()
+            for forget in self._forgetting:
+                forget()
+
+    def on_change(self, forget: Callable[[], None]) -> None:
+        """Call this, too, when something that is remembered of the store has changed there."""
+        self._forgetting.append(forget)
 
     def _name(self, text: str) -> str:
         return hashlib.blake2b(text.encode(), key=self._salt, digest_size=16).hexdigest()
@@ -282,7 +265,7 @@ class Gate:
         return key
 
     async def _remembered(
-        self, where: _Remembered[R], name: str, find: Callable[[], R | None] | None
+        self, where: Remembered[R], name: str, find: Callable[[], R | None] | None
     ) -> R | None:
         """What the store says of a key, which is not asked again for a while."""
         now = time.time()
@@ -293,7 +276,7 @@ class Gate:
             if isinstance(found, Key) and found.budgets:
                 await anyio.to_thread.run_sync(self._budgets, key_budgets(found))
             if found is not None and revision == self._revision:
-                where.put(name, found, now + KEY_SECONDS)
+                where.put(name, found, now + SECONDS)
         if isinstance(found, Key) and not found.lives(int(now * 1000)):
             return None
         return found

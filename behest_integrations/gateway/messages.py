@@ -23,7 +23,8 @@ from ..rules.attribution import Attribution
 from ..rules.errors import PolicyRefused
 from ..wire.anthropic import MESSAGES
 from .answers import read_at_most
-from .attempts import Job, refused
+from .attempts import Job, refused, unusable
+from .byok import Unusable
 from .callers import Caller
 from .problems import CODES, JSON, Problem, problem_of
 from .providers import COUNT_TOKENS
@@ -60,7 +61,9 @@ class MessagesRelay(Relay):
     api = "anthropic"
 
     def __init__(self, beside: Relay) -> None:
-        super().__init__(beside.meter, beside.gate, beside.routes, beside.limits, beside.metrics)
+        super().__init__(
+            beside.meter, beside.gate, beside.routes, beside.limits, beside.metrics, beside.payers
+        )
         # What is in flight, and the bodies that are held, are counted with the others'.
         self.bodies, self._slot = beside.bodies, beside._slot  # type: ignore[method-assign]
 
@@ -111,11 +114,17 @@ class MessagesRelay(Relay):
                 raise problem_of(error) from error
         content = to_json(body)
         try:
-            answer = await target.provider.post(COUNT_TOKENS, target.model, content, job.who, job.headers)
+            own = await self.payers.key(job.caller.tenant, target.provider.name)
+            answer = await target.provider.post(
+                COUNT_TOKENS, target.model, content, job.who, job.headers, own
+            )
             if answer.status != 200:
-                raise (await refused(target.provider.name, answer, repeated=False)).problem
+                failed = await refused(target.provider.name, answer, repeated=False, own=own is not None)
+                raise failed.problem
             async with answer:
                 counted = await read_at_most(answer, _MOST_COUNT)
+        except Unusable as error:
+            raise unusable(target.provider.name) from error
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
             message = f"The provider {target.provider.name!r} did not answer."
             raise Problem(502, message, retry=True) from error

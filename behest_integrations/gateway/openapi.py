@@ -31,7 +31,8 @@ _ERRORS = {
     "`Retry-After` if `x-should-retry` is `true`.",
     "501": "The ledger that is used here cannot do that.",
     "502": "The provider failed, or cannot be reached (`server_error`).",
-    "503": "The gateway or its ledger cannot take the call now: retry after `Retry-After`.",
+    "503": "The gateway or its ledger cannot take the call now: retry after `Retry-After`. Or the tenant's "
+    "own key at the provider cannot be read (`provider_key_unusable`).",
     "504": "The provider did not answer in time.",
     "default": "Another error: what the provider says of the request.",
 }
@@ -148,6 +149,7 @@ def _paths() -> dict[str, Any]:
         "/v1/embeddings": _call(
             "createEmbedding", "Embeddings", shapes.EmbeddingRequest, shapes.Embeddings, streams=False
         ),
+        **_messages(),
         "/v1/models": _get(
             "listModels", "The models there are", "Calls", _answers(shapes.ModelList, ("401", "403", "503"))
         ),
@@ -221,6 +223,28 @@ def _paths() -> dict[str, Any]:
     }
 
 
+def _messages() -> dict[str, Any]:
+    """Anthropic's own API: the same, in its words; errors in its shape, too."""
+    shape = {"anyOf": [_ref(shapes.MessagesError), _ref(shapes.Error)]}
+    errors = {
+        status: {
+            "description": _ERRORS[status],
+            "headers": {"X-Trace-Id": {"$ref": "#/components/headers/X-Trace-Id"}},
+            "content": {"application/json": {"schema": shape}},
+        }
+        for status in _CALL_ERRORS
+    }
+    asked = shapes.MessagesRequest
+    made = _call("createMessage", "A message, by Anthropic's API", asked, shapes.MessageReply, streams=True)
+    counted = _call(
+        "countTokens", "How many tokens a message would have; free", asked, shapes.TokenCount, streams=False
+    )
+    for path in (made, counted):
+        path["post"]["responses"].update(errors)
+        path["post"]["description"] = path["post"]["description"].replace("OpenAI's", "Anthropic's")
+    return {"/v1/messages": made, "/v1/messages/count_tokens": counted}
+
+
 def _threads() -> dict[str, Any]:
     id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     whose = _query("user_id", "Only this end user's. A token is told its own user's.")
@@ -247,32 +271,62 @@ def _threads() -> dict[str, Any]:
     }
 
 
+_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_NAME = {**_ID, "name": "name"}
+
+
+def _listed(id: str, summary: str, told: type[BaseModel]) -> dict[str, Any]:
+    answers = _answers(told, ("401", "403", "503"), budgets=False)
+    return _get(id, summary, "Administration", answers)["get"]  # type: ignore[no-any-return]
+
+
+def _change(
+    id: str,
+    summary: str,
+    asked: type[BaseModel] | None,
+    told: type[BaseModel],
+    *parameters: dict[str, Any],
+    status: str = "200",
+) -> dict[str, Any]:
+    errors: tuple[str, ...] = ("400", "401", "403", "503")
+    errors += (("404",) if parameters else ()) + (("408", "413", "415") if asked is not None else ())
+    answers = _answers(told, errors, budgets=False)
+    answers[status] = answers.pop("200")
+    made = _get(id, summary, "Administration", answers, *parameters)["get"]
+    if asked is not None:
+        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(asked)}}}
+    return made  # type: ignore[no-any-return]
+
+
 def _admin() -> dict[str, Any]:
-    id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-
-    def change(
-        name: str, summary: str, asked: type[BaseModel] | None, told: type[BaseModel]
-    ) -> dict[str, Any]:
-        errors = ("400", "401", "403", "404", "503") + (("408", "413", "415") if asked is not None else ())
-        made = _get(name, summary, "Administration", _answers(told, errors, budgets=False), id)["get"]
-        if told is shapes.NewKey:
-            made["responses"]["201"] = made["responses"].pop("200")
-        if asked is not None:
-            made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(asked)}}}
-        return made  # type: ignore[no-any-return]
-
-    create = change("createKey", "Make a key; it is told once", shapes.KeyRequest, shapes.NewKey)
-    create["parameters"] = []
-    listed = _answers(shapes.AdminKeys, ("401", "403", "503"), budgets=False)
-    keys = "/admin/v1/keys"
+    keys, own = "/admin/v1/keys", "/admin/v1/byok"
+    key, new, own_key = shapes.AdminKey, shapes.NewKey, shapes.OwnKey
     return {
-        keys: {**_get("listKeys", "All keys, without the keys", "Administration", listed), "post": create},
-        keys + "/{id}": {"delete": change("revokeKey", "End a key at once", None, shapes.AdminKey)},
+        keys: {
+            "get": _listed("listKeys", "All keys, without the keys", shapes.AdminKeys),
+            "post": _change("createKey", "Make a key; it is told once", shapes.KeyRequest, new, status="201"),
+        },
+        keys + "/{id}": {"delete": _change("revokeKey", "End a key at once", None, key, _ID)},
         keys + "/{id}/rotate": {
-            "post": change("rotateKey", "Another key in its place", shapes.RotateRequest, shapes.NewKey)
+            "post": _change(
+                "rotateKey", "Another key in its place", shapes.RotateRequest, new, _ID, status="201"
+            )
         },
         keys + "/{id}/expire": {
-            "post": change("expireKey", "Let a key end", shapes.ExpireRequest, shapes.AdminKey)
+            "post": _change("expireKey", "Let a key end", shapes.ExpireRequest, key, _ID)
+        },
+        own: {
+            "get": _listed("listOwnKeys", "Tenants' own keys at providers", shapes.OwnKeys),
+            "post": _change(
+                "setOwnKey",
+                "Make a tenant's calls with its own key",
+                shapes.OwnKeyRequest,
+                own_key,
+                status="201",
+            ),
+        },
+        own + "/{id}": {
+            "delete": _change("removeOwnKey", "Make them with the gateway's again", None, own_key, _ID)
         },
     }
 

@@ -27,9 +27,18 @@ COUNT_TOKENS = "count_tokens"
 _ANTHROPIC = {"messages": "/messages", COUNT_TOKENS: "/messages/count_tokens"}
 _PASSED_ON = frozenset({b"openai-beta", b"accept", b"accept-language"})
 _PASSED_ON_TO_ANTHROPIC = frozenset({b"anthropic-version", b"anthropic-beta", b"accept"})
+# What is passed through must not have to be unpacked first.
+_ALWAYS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 _VERSION = "2023-06-01"
 """What Anthropic's API is asked for by a client that names no version of it."""
 _LIST_SECONDS = 10.0
+_OUR_ACCOUNT = frozenset(
+    {"authorization", "api-key", "x-api-key", "x-goog-api-key", "x-goog-user-project", "openai-organization",
+     "openai-project"}
+)  # fmt: skip
+"""Headers of a provider's settings that say whose account is meant: they do not go with another's key."""
+_OUR_KEY = frozenset({"key", "api_key", "api-key", "apikey", "access_token", "subscription-key"})
+"""The same of its query."""
 
 
 class Provider:
@@ -48,11 +57,12 @@ class Provider:
         self._headers = CIMultiDict(settings.headers)
         key = settings.key()
         if key is not None:
-            bearer = settings.auth_header.lower() == "authorization"
-            self._headers[settings.auth_header] = f"Bearer {key}" if bearer else key
-        self._headers["Content-Type"] = "application/json"
-        # What is passed through must not have to be unpacked first.
-        self._headers["Accept-Encoding"] = "identity"
+            self._headers[settings.auth_header] = self._credential(key)
+        self._theirs = CIMultiDict((n, v) for n, v in self._headers.items() if n.lower() not in _OUR_ACCOUNT)
+        self._theirs.popall(settings.auth_header, None)
+        self._their_query = {n: v for n, v in settings.query.items() if n.lower() not in _OUR_KEY}
+        self._headers.update(_ALWAYS)
+        self._theirs.update(_ALWAYS)
         self._session: aiohttp.ClientSession | None = None
 
     def _open(self) -> aiohttp.ClientSession:
@@ -71,11 +81,28 @@ class Provider:
             )
         return self._session
 
+    def _credential(self, key: str) -> str:
+        return f"Bearer {key}" if self.settings.auth_header.lower() == "authorization" else key
+
     async def post(
-        self, operation: str, model: str, body: bytes, who: Attribution, given: Iterable[tuple[bytes, bytes]]
+        self,
+        operation: str,
+        model: str,
+        body: bytes,
+        who: Attribution,
+        given: Iterable[tuple[bytes, bytes]],
+        own: str | None = None,
     ) -> aiohttp.ClientResponse:
-        """Send a request, and wait for the head of the answer."""
-        headers = self._headers.copy()
+        """Send a request, and wait for the head of the answer.
+
+        Args:
+            own: the caller's own key, which is sent in place of the gateway's; nothing else that says whose
+                account is meant goes with it.
+        """
+        headers, query = self._headers.copy(), self.settings.query
+        if own is not None:
+            headers, query = self._theirs.copy(), self._their_query
+            headers[self.settings.auth_header] = self._credential(own)
         path = PATHS.get(operation) or _ANTHROPIC[operation]
         if operation in _ANTHROPIC:
             headers.setdefault("anthropic-version", _VERSION)
@@ -89,9 +116,7 @@ class Provider:
                     # Written as UTF-8, like every header here.
                     headers[header] = id
         url = self.settings.base_url.replace("{model}", quote(model, safe="")).rstrip("/") + path
-        return await self._open().post(
-            url, data=body, headers=headers, params=self.settings.query, allow_redirects=False
-        )
+        return await self._open().post(url, data=body, headers=headers, params=query, allow_redirects=False)
 
     async def models(self) -> list[Mapping[str, Any]]:
         """The provider's own list of models.

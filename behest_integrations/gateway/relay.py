@@ -25,6 +25,7 @@ from ..wire.fields import models_besides
 from .answers import LARGE, Answer, drain, end, post
 from .attempts import Attempts, Job, hanging_up
 from .bodies import Bodies, Held, parse
+from .byok import Payers
 from .callers import Caller, Gate
 from .leaving import Rest
 from .metrics import Metrics
@@ -61,7 +62,13 @@ class Relay:
     """What providers must speak to be asked."""
 
     def __init__(
-        self, meter: Meter, gate: Gate, routes: Routes, limits: LimitSettings, metrics: Metrics
+        self,
+        meter: Meter,
+        gate: Gate,
+        routes: Routes,
+        limits: LimitSettings,
+        metrics: Metrics,
+        payers: Payers,
     ) -> None:
         self.meter = meter
         self.gate = gate
@@ -69,7 +76,8 @@ class Relay:
         self.limits = limits
         self.metrics = metrics
         self.bodies = Bodies(limits)
-        self.attempts = Attempts(meter, metrics)
+        self.payers = payers
+        self.attempts = Attempts(meter, metrics, payers)
         self.in_flight = 0
 
     async def serve(self, operation: str, scope: Scope, receive: Receive, send: Send) -> None:

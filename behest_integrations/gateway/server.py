@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 from asyncio import TimerHandle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,16 +26,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.supervisors import Multiprocess
 
 from ..config import FILE, Config, load
+from ..ledger.keys import SealedKey
 from ..meter import Meter
 from ..policy.placeholders import SECRET_ENV
 from ..rules.errors import ConfigError
 from ..wire import bound_request
 from .app import create_app, gateway_meter
+from .byok import Masters, ProviderKeys
 from .dashboard import new_seal
 from .keys import KeyStore
 from .metrics import FOLDER
 from .problems import Problem
-from .settings import GatewaySettings, LimitSettings, ProviderSettings
+from .settings import ByokSettings, GatewaySettings, LimitSettings, ProviderSettings
 from .tokens import Tokens
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ def serve(
         if not settings.providers:
             plan = replace(plan, sandbox=stack.enter_context(_sandbox(said)))
             settings = plan.load()[1]
-        policy = _check(said, settings, plan, workers)
+        found = _check(said, settings, plan, workers)
         os.environ[_PLAN] = json.dumps(asdict(plan))
         if settings.tokens.algorithm == "HS256" and not os.environ.get(settings.tokens.secret_env):
             os.environ[settings.tokens.secret_env] = secrets.token_hex(32)
@@ -150,7 +152,7 @@ def serve(
         if workers > 1:
             os.environ[FOLDER] = stack.enter_context(_folder())
         listener = stack.enter_context(_listen(host, port))
-        for line in (*policy, *_describe(said, settings, plan, host, port)):
+        for line in (*found, *_describe(said, settings, plan, host, port)):
             say(line)
         run = uvicorn.Config(
             f"{__name__}:application",
@@ -203,19 +205,32 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) -> list[str]:
-    """Find out before a worker does what cannot be used; what the policy is, if there is one."""
+    """Find out before a worker does what cannot be used; what is to be said of what it is that can."""
     for provider in settings.providers.values():
         provider.key()
+    masters = Masters(settings.byok)
+    found: list[str] = []
+    masters.all()
     with plan.meter(said, settings) as meter:
         if not plan.keyless:
             KeyStore(meter.ledger)
+            found += _own_keys(ProviderKeys(meter.ledger, masters).listed(), settings.byok)
         elif workers > 1 and not meter.ledger.shared:
             raise ConfigError("several workers need a ledger that they share, such as sqlite:///behest.db")
-        if meter.policy is None:
-            return []
-        from ..policy.telling import describe
+        if meter.policy is not None:
+            from ..policy.telling import describe
 
-        return [f"Policy: {line}" for line in describe(meter.policy)]
+            found += [f"Policy: {line}" for line in describe(meter.policy)]
+    return found
+
+
+def _own_keys(listed: Sequence[tuple[SealedKey, str | None]], byok: ByokSettings) -> Iterator[str]:
+    if listed:
+        yield f"Providers' keys of tenants' own: {len(listed)}; 'behest byok list' shows them."
+    for key, why in listed:
+        if why is not None:
+            then = "made with the gateway's key" if byok.ours_instead else "refused"
+            yield f"The key of {key.tenant} for {key.provider} cannot be used: {why}. Its calls are {then}."
 
 
 def _describe(said: Config, settings: GatewaySettings, plan: Plan, host: str, port: int) -> Iterator[str]:

@@ -178,6 +178,21 @@ class TokenSettings(_Strict):
     max_ttl: int = Field(default=86_400, ge=1)
 
 
+class ByokSettings(_Strict):
+    """Tenants' own keys at providers (`behest byok`), which are encrypted in the ledger.
+
+    Attributes:
+        key_env: the environment variable that has the master key. key_file: the file that has it.
+            Either may have several, the newest first: it encrypts, and all of them decrypt.
+        ours_instead: whether the gateway's own key may take the place of a tenant's: where that cannot
+            be decrypted, or where its provider fails and a route names another. By default neither.
+    """
+
+    key_env: str = Field(default="BEHEST_BYOK_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+    key_file: Path | None = None
+    ours_instead: bool = False
+
+
 class ProjectSettings(_Strict):
     """A project, by its name, or as "TENANT/PROJECT" where two tenants have one of that name.
 
@@ -224,6 +239,7 @@ class GatewaySettings(_Strict):
     tiers: dict[str, list[str] | TierSettings] = Field(default_factory=dict)
     default_tier: str | None = None
     tokens: TokenSettings = Field(default_factory=TokenSettings)
+    byok: ByokSettings = Field(default_factory=ByokSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     projects: dict[str, ProjectSettings] = Field(default_factory=dict)
     cors_origins: list[str] = Field(default_factory=list)

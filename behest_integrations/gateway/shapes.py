@@ -139,6 +139,38 @@ class Embeddings(_Reply):
     usage: dict[str, Any] | None = None
 
 
+class MessageReply(_Reply):
+    """https://platform.claude.com/docs/en/api/messages"""
+
+    id: str
+    type: str
+    role: str
+    model: str
+    content: list[dict[str, Any]]
+    usage: dict[str, Any] | None = None
+
+
+class TokenCount(_Reply):
+    """https://platform.claude.com/docs/en/api/messages-count-tokens"""
+
+    input_tokens: int
+
+
+class MessagesErrorBody(BaseModel):
+    type: str
+    message: str
+    code: str
+    details: dict[str, Any]
+
+
+class MessagesError(BaseModel):
+    """An error as Anthropic's clients read it: https://platform.claude.com/docs/en/api/errors"""
+
+    type: Literal["error"]
+    error: MessagesErrorBody
+    request_id: str
+
+
 class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -278,7 +310,8 @@ class BillingSums(BaseModel):
 
 
 class BillingUsage(BaseModel):
-    """`byok` is what was called with keys of the customers' own: there are none here, so it is nothing."""
+    """`byok` is what was called with the tenant's own keys at providers: at the same prices, and paid to
+    the provider by the tenant. `platform` is all other."""
 
     project_id: str | None
     window: TimeWindow
@@ -385,3 +418,31 @@ class NewKey(BaseModel):
 
     key: AdminKey
     secret: str
+
+
+class OwnKeyRequest(BaseModel):
+    """Whose key at which provider of the gateway's, and the key itself, which is told nowhere again."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tenant: Id
+    provider: Id
+    key: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[!-~]+$")]
+
+
+class OwnKey(BaseModel):
+    """A tenant's own key at a provider, without the key. `hint`: its last characters. `created`: ms since
+    1970. `master`: the id of the key that it is encrypted with. `unusable`: why it cannot be used."""
+
+    id: str
+    tenant: str
+    provider: str
+    hint: str
+    created: int
+    master: str
+    unusable: str | None = None
+
+
+class OwnKeys(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[OwnKey]

@@ -1,10 +1,13 @@
-"""Who may call the gateway, beside the books: API keys, and tenants' public keys, and what a store does."""
+"""Beside the books: who may call the gateway, with whose keys it calls, and what was changed of its settings.
+
+Whatever is changed here raises one number, by which every worker knows that what it remembers is old.
+"""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +17,7 @@ from ..rules.errors import StoreError
 from . import schema
 
 _k, _s, _r = schema.api_keys, schema.signing_keys, schema.revisions
+_p, _c = schema.provider_keys, schema.changed_settings
 _ACCESS = "access"
 _LISTS = ("models", "addresses", "budgets")
 _RENEW_SECONDS = 5.0
@@ -78,6 +82,44 @@ class SigningKey:
     revoked: int | None
 
 
+@dataclass(frozen=True)
+class SealedKey:
+    """A tenant's own key at a provider, as it is kept.
+
+    Attributes:
+        id: another for each key, also of one tenant for one provider.
+        provider: its name in the gateway's settings.
+        sealed: the key, encrypted. master: the id of the key that it is encrypted with.
+        hint: its last characters, for people; "" of a short one.
+        created: milliseconds since 1970.
+    """
+
+    tenant: str
+    provider: str
+    id: str
+    sealed: str
+    master: str
+    hint: str
+    created: int
+
+
+@dataclass(frozen=True)
+class ChangedSetting:
+    """Something of the gateway's settings that was changed while it ran.
+
+    Attributes:
+        kind: ``project``, ``tier``, ``budget``, ``defaults``. name: of which one.
+        value: all that is said of it, as JSON.
+        at: when, in milliseconds since 1970. actor: by whom.
+    """
+
+    kind: str
+    name: str
+    value: Mapping[str, Any]
+    at: int
+    actor: str | None
+
+
 class Keys(ABC):
     """The keys in a store. Each operation is a transaction of its own.
 
@@ -127,6 +169,37 @@ class Keys(ABC):
     @abstractmethod
     def revoke_signing(self, kid: str, now: int) -> bool:
         """End a public key; False if there is none of that id that is not revoked."""
+
+    @abstractmethod
+    def provider_keys(self, tenant: str | None = None) -> list[SealedKey]:
+        """Tenants' own keys at providers: one tenant's, or everybody's."""
+
+    @abstractmethod
+    def put_provider_key(self, key: SealedKey, *, instead_of: SealedKey | None = None) -> bool:
+        """Keep a key, in place of the tenant's one at that provider.
+
+        Args:
+            instead_of: the one that it takes the place of; None: of any, or of none.
+
+        Returns:
+            False: that one is not there any more, and nothing was changed.
+        """
+
+    @abstractmethod
+    def drop_provider_key(self, tenant: str, provider: str) -> bool:
+        """Forget a key; False if there is none."""
+
+    @abstractmethod
+    def settings(self) -> list[ChangedSetting]:
+        """What was changed of the gateway's settings."""
+
+    @abstractmethod
+    def put_setting(self, setting: ChangedSetting) -> None:
+        """Change something of the gateway's settings."""
+
+    @abstractmethod
+    def drop_setting(self, kind: str, name: str) -> bool:
+        """Change it no more; False if it was not changed."""
 
 
 class SQLKeys(Keys):
@@ -214,9 +287,56 @@ class SQLKeys(Keys):
         mine = sa.and_(_s.c.kid == kid, _s.c.revoked.is_(None))
         return self._write(sa.update(_s).where(mine).values(revoked=now)) > 0
 
-    def _write(self, statement: sa.Insert | sa.Update) -> int:
+    def provider_keys(self, tenant: str | None = None) -> list[SealedKey]:
+        wanted = sa.select(_p).order_by(_p.c.tenant, _p.c.provider)
+        if tenant is not None:
+            wanted = wanted.where(_p.c.tenant == tenant)
+        with self._engine().connect() as connection:
+            return [SealedKey(**row._mapping) for row in connection.execute(wanted)]
+
+    def put_provider_key(self, key: SealedKey, *, instead_of: SealedKey | None = None) -> bool:
+        values = vars(key)
+        mine = sa.and_(_p.c.tenant == key.tenant, _p.c.provider == key.provider)
+        if instead_of is not None:
+            mine = sa.and_(mine, _p.c.sealed == instead_of.sealed)
+        return self._put(_p, mine, values, insert=instead_of is None)
+
+    def drop_provider_key(self, tenant: str, provider: str) -> bool:
+        return self._write(sa.delete(_p).where(_p.c.tenant == tenant, _p.c.provider == provider)) > 0
+
+    def settings(self) -> list[ChangedSetting]:
+        with self._engine().connect() as connection:
+            rows = connection.execute(sa.select(_c).order_by(_c.c.kind, _c.c.name))
+            return [ChangedSetting(**row._mapping) for row in rows]
+
+    def put_setting(self, setting: ChangedSetting) -> None:
+        mine = sa.and_(_c.c.kind == setting.kind, _c.c.name == setting.name)
+        self._put(_c, mine, vars(setting), insert=True)
+
+    def drop_setting(self, kind: str, name: str) -> bool:
+        return self._write(sa.delete(_c).where(_c.c.kind == kind, _c.c.name == name)) > 0
+
+    def _put(self, table: sa.Table, mine: Any, values: Mapping[str, Any], *, insert: bool) -> bool:
+        """Change a row, or insert it if there is none and that is wanted."""
+
+        def put(connection: sa.Connection) -> int:
+            there = connection.execute(sa.update(table).where(mine).values(values)).rowcount
+            if not there and insert:
+                connection.execute(sa.insert(table).values(values))
+            return there or int(insert)
+
+        try:
+            return self._change(put) > 0
+        except sa.exc.IntegrityError:  # somebody else has inserted it meanwhile: it is there to be changed
+            return self._change(put) > 0
+
+    def _write(self, statement: sa.Insert | sa.Update | sa.Delete) -> int:
+        return self._change(lambda connection: int(connection.execute(statement).rowcount))
+
+    def _change(self, work: Callable[[sa.Connection], int]) -> int:
+        """Do it in a transaction, and say so; how many rows it has changed."""
         with self._engine().execution_options(write=True).begin() as connection:
-            count = int(connection.execute(statement).rowcount)
+            count = work(connection)
             if count:
                 bump(connection)
             return count

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -462,9 +462,9 @@ class _Keys(SQLKeys):
             self._until = now + _RENEW_SECONDS
         return self._known
 
-    def _write(self, statement: sa.Insert | sa.Update) -> int:
+    def _change(self, work: Callable[[sa.Connection], int]) -> int:
         self._until = 0.0
-        return super()._write(statement)
+        return super()._change(work)
 
 
 class _EachAlone(Exception):

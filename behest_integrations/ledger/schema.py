@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0013"
+HEAD = "0014"
 """The newest migration."""
 
 metadata = MetaData()
@@ -196,6 +196,31 @@ signing_keys = Table(
     Column("pem", Text, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("revoked", BigInteger),
+)
+
+# Tenants' own keys at providers, sealed; of each tenant one for each provider: see `gateway.byok`.
+provider_keys = Table(
+    "provider_keys",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("provider", Text, primary_key=True),
+    Column("id", Text, nullable=False),
+    Column("sealed", Text, nullable=False),
+    # Which master key it is sealed with.
+    Column("master", Text, nullable=False),
+    Column("hint", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+# What was changed of the gateway's settings while it ran; it goes before what a file says.
+changed_settings = Table(
+    "changed_settings",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("value", JSON, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("actor", Text),
 )
 
 # How often what others remember has changed.

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from .bill import Bill
 from .model import Answer, generate, prompt_tokens
-from .parts import Fault, Job, header, json_of, text_in
+from .parts import Fault, Job, account_of, header, json_of, text_in
 
 MODELS = ("claude-sonnet-4-5", "claude-haiku-4-5", "claude-opus-4-6", "claude-opus-5-5")
 _FIELDS = frozenset(
@@ -61,6 +61,7 @@ class Provider(Protocol):
     chunk_tokens: int
     inference_geo: str
     requests: int
+    strangers: set[str]
 
     def next_fault(self) -> Fault | None: ...
     def charge(self, job: Job, output: int, reasoning: int = 0) -> None: ...
@@ -184,6 +185,7 @@ class Messages:
             written_1h_tokens=hour,
             searches=searches,
             factor=Decimal(factor) * (Decimal("1.1") if us else 1),
+            account=account_of(request),
         )
 
     def _geo(self, body: Mapping[str, Any], model: str) -> str:
@@ -307,7 +309,10 @@ class Messages:
         body = await json_of(request)
         if body is None or not body.get("model") or not body.get("messages"):
             return error(400, "messages: Field required")
-        return JSONResponse({"input_tokens": self._job(request, body, str(body["model"])).input_tokens})
+        job = self._job(request, body, str(body["model"]))
+        if job.account in self._sandbox.strangers:
+            return error(401, "invalid x-api-key")
+        return JSONResponse({"input_tokens": job.input_tokens})
 
     async def _batches(self, request: Request) -> Response:
         """It is never run: enough to see whether such calls are let through."""

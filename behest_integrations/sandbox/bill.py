@@ -19,7 +19,8 @@ _ALWAYS = ("input_tokens", "output_tokens")
 class BillLine:
     """One call that was served, as the provider would bill it. `cost` in USD.
 
-    `user_id` is what the caller's headers say, or else the `user` field of the request's body.
+    `user_id` is what the caller's headers say, or else the `user` field of the request's body. `account`
+    is who pays: the last eight characters of the key that the call was made with.
     """
 
     session_id: str | None
@@ -35,6 +36,7 @@ class BillLine:
     written_tokens: int = 0
     written_1h_tokens: int = 0
     searches: int = 0
+    account: str | None = None
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Bill:
         written_1h_tokens: int = 0,
         searches: int = 0,
         factor: Decimal = _ONE,
+        account: str | None = None,
     ) -> None:
         used = {
             "input_tokens": input_tokens,
@@ -79,7 +82,7 @@ class Bill:
         self.lines.append(
             BillLine(
                 session_id, user_id, operation, model, input_tokens, cached_tokens, output_tokens,
-                reasoning_tokens, cost, abandoned, written_tokens, written_1h_tokens, searches,
+                reasoning_tokens, cost, abandoned, written_tokens, written_1h_tokens, searches, account,
             )
         )  # fmt: skip
 
@@ -125,6 +128,13 @@ class Bill:
         totals: dict[str | None, Decimal] = {}
         for line in self.lines:
             totals[line.user_id] = totals.get(line.user_id, Decimal(0)) + line.cost
+        return totals
+
+    def by_account(self) -> dict[str | None, Decimal]:
+        """USD by account."""
+        totals: dict[str | None, Decimal] = {}
+        for line in self.lines:
+            totals[line.account] = totals.get(line.account, Decimal(0)) + line.cost
         return totals
 
     def as_json(self) -> dict[str, Any]:

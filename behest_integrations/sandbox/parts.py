@@ -34,6 +34,7 @@ class Job:
         written_tokens, written_1h_tokens: written to a cache; those of them that stay for an hour.
         searches: of the web.
         factor: what the price of the tokens is multiplied by.
+        account: who pays, by the key that the request came with; see `account_of`.
     """
 
     operation: str
@@ -47,6 +48,7 @@ class Job:
     written_1h_tokens: int = 0
     searches: int = 0
     factor: Decimal = Decimal(1)
+    account: str | None = None
 
 
 def text_in(value: object) -> str | None:
@@ -61,6 +63,13 @@ def header(request: Request, name: str) -> str | None:
     with suppress(UnicodeError):
         return value.encode("latin-1").decode("utf-8")
     return value
+
+
+def account_of(request: Request) -> str | None:
+    """The account that a request is billed to: the last eight characters of its key."""
+    bearer = request.headers.get("authorization", "").partition(" ")[2]
+    key = bearer or request.headers.get("x-api-key") or request.headers.get("api-key") or ""
+    return key[-8:] or None
 
 
 async def json_of(request: Request) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ try:
 
     from .anthropic import MODELS as CLAUDES
     from .anthropic import Messages
-    from .parts import FAULTS, Fault, FaultKind, Job, header, json_of, sse, text_in
+    from .parts import FAULTS, Fault, FaultKind, Job, account_of, header, json_of, sse, text_in
 except ImportError:
     raise MissingExtra("The sandbox provider's HTTP server", "sandbox") from None
 
@@ -92,6 +92,8 @@ class Sandbox:
         self.inference_geo: str = inference_geo
         self.requests = 0
         """Requests received on billable paths, refused or not."""
+        self.strangers: set[str] = set()
+        """Accounts that are not known here: their calls are refused (401)."""
         self.host, self.port = host, port
         self._faults: list[Fault] = []
         self._seen: set[tuple[str, str]] = set()
@@ -236,6 +238,7 @@ class Sandbox:
             header(request, "x-end-user-id") or text_in(body.get("user")),
             tokens,
             cached,
+            account=account_of(request),
         )
 
     def charge(self, job: Job, output: int, reasoning: int = 0, *, abandoned: bool = False) -> None:
@@ -254,6 +257,7 @@ class Sandbox:
             written_1h_tokens=job.written_1h_tokens,
             searches=job.searches,
             factor=job.factor,
+            account=job.account,
         )
 
     async def begin(
@@ -266,6 +270,8 @@ class Sandbox:
         """
         say = say or _error
         self.requests += 1
+        if job.account in self.strangers:
+            return say(401, "incorrect API key provided")
         if not self.bill.knows(job.model, job.provider):
             return say(404, f"the model {job.model!r} does not exist here")
         delay = self.latency + (fault.seconds if fault and fault.kind == "latency" else 0.0)

@@ -157,6 +157,8 @@ def _booked(
         sa.select(quarter, _e.c.model, known, *sums)
         .where(when >= int(begin.timestamp() * 1000), when < int(end.timestamp() * 1000))
         .where(_e.c.operation != "tool")
+        # What a tenant pays by its own key is on the tenant's invoice.
+        .where(sa.func.coalesce(_e.c.tags["paid_by"].as_string(), "") != "tenant")
         .group_by(quarter, _e.c.model, known)
     )
     if provider is not None:
