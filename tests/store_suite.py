@@ -17,6 +17,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from behest_integrations.ledger import Bucket, Claim, Entry, HoldRecord, Ledger,
 from behest_integrations.ledger.admission import Ask, Need
 from behest_integrations.ledger.audit import Decision
 from behest_integrations.ledger.book import Grant, Refused, Reserved, Rows, cancel, expire, reserve, settle
+from behest_integrations.ledger.keys import ChangedSetting, SealedKey
 from behest_integrations.ledger.outbox import Message
 from behest_integrations.ledger.retention import prune
 from behest_integrations.ledger.stores import store_class
@@ -527,6 +529,33 @@ class StoreSuite:
         assert ledger.submit(lambda rows: rows.audit()[0].rule) == "rule 1"
         assert prove(ledger).flaws == []
         assert prove(ledger).pruned == 1
+
+    def test_what_the_gateway_is_told_while_it_runs_is_kept(self, ledger: Ledger) -> None:
+        if not ledger.shared:
+            return
+        keys, others = ledger.keys(), ledger.keys()
+        key = SealedKey("t", "openai", "1", "sealed", "m", "0001", 5)
+        setting = ChangedSetting("tier", "gold", {"budgets": ["$1/day"]}, 5, None)
+        steps: list[Callable[[], object]] = [
+            lambda: keys.put_provider_key(key),
+            lambda: keys.put_provider_key(replace(key, id="2", sealed="again")),
+            lambda: keys.put_provider_key(replace(key, tenant="other")),
+            lambda: keys.put_setting(setting),
+            lambda: keys.put_setting(replace(setting, value={"budgets": []})),
+            lambda: keys.drop_setting("tier", "gold"),
+            lambda: keys.drop_provider_key("t", "openai"),
+        ]
+        for step in steps:
+            before = keys.revision()
+            assert step() in (True, None)
+            assert keys.revision() > before
+        assert others.provider_keys() == [replace(key, tenant="other")]
+        assert others.provider_keys("t") == others.settings() == []
+        before = keys.revision()
+        assert not keys.put_provider_key(key, instead_of=key)
+        assert not keys.drop_setting("tier", "gold")
+        assert not keys.drop_provider_key("t", "openai")
+        assert keys.revision() == before
 
     def test_keys_are_kept_or_refused(self, ledger: Ledger) -> None:
         try:
