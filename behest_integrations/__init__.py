@@ -24,6 +24,7 @@ from .rules.errors import (
     Unattributed,
     Unbounded,
     UnknownPrice,
+    Unmetered,
 )
 from .rules.usage import Usage
 
@@ -50,6 +51,7 @@ __all__ = [
     "Unattributed",
     "Unbounded",
     "UnknownPrice",
+    "Unmetered",
     "Usage",
     "__version__",
     "bind",

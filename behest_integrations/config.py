@@ -127,6 +127,8 @@ class Config(_Strict):
     project: str | None = None
     tenant: str | None = None
     require: list[str] | None = None
+    hosts: list[str] | None = None
+    strict: bool | None = None
     policy: dict[str, Any] | None = None
     """What may be asked at all; see `policy.settings`."""
     alerts: dict[str, Any] | None = None

@@ -28,7 +28,7 @@ from .ledger.base import Durability, Ledger
 from .ledger.book import ThresholdEvent
 from .ledger.retention import prune
 from .ledger.stores import open_store, store_class, store_url
-from .prices import Price, Pricing
+from .prices import Price, Pricing, named_hosts
 from .rules import attribution as who_module
 from .rules.attribution import NOBODY, Attribution, SessionScope, check_id, parse_required
 from .rules.balance import Balance
@@ -41,6 +41,7 @@ from .wire.hangups import ON_ABANDONED, OnAbandoned
 if TYPE_CHECKING:
     from .engine.alerting import AlertSettings
     from .engine.telemetry import Telemetry
+    from .integrations.seen import Sighting
     from .policy import Policing, Policy, Rule
     from .reports import Report
 
@@ -100,6 +101,10 @@ class Meter(Doors):
         session, user, project, tenant: for calls that name none, in whatever thread they are.
         require: what every call must say, or is refused: ``session``, ``user``, ``project``,
             ``tenant``, ``tag:NAME``.
+        hosts: that serve models besides those that are known, as ``localhost:8000`` or
+            ``models.example.com``: for `httpx`, and for what `instrument` sees.
+        strict: whether `instrument` refuses calls of models that nothing has metered, and does not
+            only warn of them.
         policy: what may be asked at all, and for whom: a `behest_integrations.policy.Policy`, or what
             ``[policy]`` of a file says, as a dict; see `policy.settings`.
         clock: milliseconds since 1970 (for tests).
@@ -142,6 +147,8 @@ class Meter(Doors):
         tenant: str | None = None,
         require: str | Iterable[str] = (),
         policy: Policy | Rule | Mapping[str, Any] | Sequence[Any] | None = None,
+        hosts: Iterable[str] = (),
+        strict: bool = False,
         clock: Callable[[], int] | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -150,6 +157,8 @@ class Meter(Doors):
             raise ConfigError(f"allow_fields is a list of names of fields, not {allow_fields!r}")
         given["allow_fields"] = frozenset(allow_fields)
         require = given["require"] = parse_required(require)
+        given["hosts"] = named_hosts(hosts)
+        one_of(strict, (True, False), "strict")
         self._given: Mapping[str, Any] = given
         planner = Planner(
             owner=self,
@@ -185,6 +194,7 @@ class Meter(Doors):
             stream_usage=one_of(stream_usage, (True, False), "stream_usage"),
             telemetry=_telemetry() if one_of(telemetry, (True, False), "telemetry") else None,
             policy=_policing(policy),
+            hosts=given["hosts"],
         )
         self._begin()
         self._alerts.wake()
@@ -529,19 +539,34 @@ class Meter(Doors):
 
     # ── doors ──────────────────────────────────────────────────────────────────────────
 
-    def instrument(self) -> Undo:
+    def instrument(self, *, strict: bool | None = None) -> Undo:
         """Meter clients of OpenAI and Anthropic, LangChain, LlamaIndex, Pydantic AI and the like, as soon as
         they are imported; and what doors of other packages say.
 
-        Threads and pools take sessions and stages along by themselves meanwhile.
+        Threads and pools take sessions and stages along by themselves meanwhile. Calls of models that an
+        HTTP library sends (httpx, aiohttp, requests, urllib3, boto3, `http.client`), and that nothing has
+        metered, are warned of once for each line that makes them.
+
+        Args:
+            strict: refuse those with `Unmetered`; None: as `Meter(strict=...)` says.
 
         Returns:
             What ends it: `.remove()`, or `with`.
         """
         from .integrations.published import published
+        from .integrations.seen import watched
 
         doors = [*(c for c in type(self).__mro__ if c is not object), *published()]
-        return instrumented((module, getattr(self, name)) for name, module in marked(doors).items())
+        methods = [(module, getattr(self, name)) for name, module in marked(doors).items()]
+        strict = self._given["strict"] if strict is None else one_of(strict, (True, False), "strict")
+        return instrumented([*methods, *watched(self, strict=strict)])
+
+    @property
+    def unmetered(self) -> tuple[Sighting, ...]:
+        """Calls of models that were made while `instrument` watched, and that nothing has metered."""
+        from .integrations.seen import sightings
+
+        return sightings(self)
 
     def __getattr__(self, name: str) -> Any:
         # Not found on the class: a door that another package publishes may have it.

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..rules.errors import BudgetExceeded, CallRefused, UnknownPrice
+from ..rules.errors import BudgetExceeded, CallRefused, UnknownPrice, Unmetered
 from . import store as stores
 from .advice import in_shell
 from .ledger import groups
@@ -26,6 +26,7 @@ EXIT_REFUSED = 3
 )
 @click.option("--session", help="Attribute the program's calls to this session.")
 @click.option("--user", help="Attribute the program's calls to this user.")
+@click.option("--strict", is_flag=True, help="Refuse calls of models that nothing meters, not only warn.")
 @click.option("--by", default="session,model", show_default=True, help="How the report is grouped.")
 @click.argument("program", type=click.Path(exists=True, dir_okay=False))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -34,6 +35,7 @@ def run(
     store: str | None,
     session: str | None,
     user: str | None,
+    strict: bool,
     by: str,
     program: str,
     args: tuple[str, ...],
@@ -41,7 +43,8 @@ def run(
     """Run a Python program with its model calls metered and held to a budget.
 
     The program is not changed: clients of OpenAI and Anthropic, LangChain, LlamaIndex, Pydantic AI
-    and the like are metered as it imports them. The report goes to standard error. The exit code
+    and the like are metered as it imports them. Calls that an HTTP library sends to a host of models,
+    and that nothing meters, are warned of. The report goes to standard error. The exit code
     is the program's own, or 3 if a call that was refused has ended it.
     """
     from ..meter import Meter
@@ -57,7 +60,7 @@ def run(
     check_groups(groups(by))  # a program that has cost money must not end without its report
     said = stores.url_given(store) or settings.get("store")
     settings["store"] = stores.as_url(said) if said else "memory://"
-    settings |= {"session": session, "user": user}
+    settings |= {"session": session, "user": user} | ({"strict": True} if strict else {})
     with Meter(**settings) as meter:
         code, refusal = run_program(meter, program, args)
         sys.stdout.flush()
@@ -66,6 +69,9 @@ def run(
             code = EXIT_REFUSED
         click.echo(err=True)
         print_report(meter.ledger, by=groups(by), file=sys.stderr)
+        for host, library, place, calls in meter.unmetered:
+            times = "once" if calls == 1 else f"{calls} times"
+            click.echo(f"behest: not metered: {host}, {times}, by {library} at {place}", err=True)
     raise SystemExit(code)
 
 
@@ -74,4 +80,6 @@ def _ended(refusal: CallRefused) -> str:
         return "ended by its budget."
     if isinstance(refusal, UnknownPrice):
         return f"ended by a call that was refused: no price is known for {refusal.model!r}."
+    if isinstance(refusal, Unmetered):
+        return f"ended by a call of {refusal.host} that was refused: nothing has metered it."
     return "ended by a call that was refused: nothing says what it may cost at most."

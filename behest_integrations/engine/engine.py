@@ -78,6 +78,7 @@ class Engine:
         telemetry: told of each call and refusal; None: nobody is.
         policy: what may be asked at all; None: anything.
         on_abandoned: by provider, and "" for all others; see `Meter`.
+        hosts: that serve models, besides those that are known.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Engine:
         telemetry: Telemetry | None = None,
         policy: Policing | None = None,
         on_abandoned: Mapping[str, OnAbandoned] | None = None,
+        hosts: frozenset[str] = frozenset(),
     ) -> None:
         self._ledger = ledger
         self._clock = clock or ledger.now_ms
@@ -107,6 +109,7 @@ class Engine:
         self.on_unknown: OnUnknown = on_unknown
         self.allow_fields = allow_fields
         self.stream_usage = stream_usage
+        self.hosts = hosts
         self._telemetry = telemetry
         self.policy = policy
         self.auditor = None if policy is None else Auditor(ledger, policy.policy.audit.allowed, self._clock)

@@ -3,6 +3,8 @@
 A callback reserves, and then the metered client under it, which knows more: each layer takes over
 the hold of the one around it. `Engine.plan` asks here, so that no door can forget to.
 
+And what is sent meanwhile: the request of a call that has been counted already.
+
 And calls that are made inside of a use of something that is held for: a tool with a price. That ends
 after them, so that they must not wait for it.
 """
@@ -70,6 +72,24 @@ def offering(offered: Offer, hold: Hold) -> Iterator[None]:
         yield
     finally:
         _offers.reset(token)
+
+
+_seen: ContextVar[bool] = ContextVar("behest_seen", default=False)
+
+
+@contextmanager
+def seen() -> Iterator[None]:
+    """Around the sending of a request that a door has looked at: it is that door's own."""
+    token = _seen.set(True)
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
+def is_seen() -> bool:
+    """Whether a layer around has looked at what is sent here, of whichever engine."""
+    return _seen.get() or any(made.open for _hold, made in _offers.get())
 
 
 _within: ContextVar[tuple[Hold, ...]] = ContextVar("behest_within", default=())

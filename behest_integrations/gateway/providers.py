@@ -13,6 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from multidict import CIMultiDict
 
+from ..engine.layers import seen
 from ..prices import provider_for_url, provider_named
 from ..rules.attribution import SESSION_HEADER, USER_HEADER, Attribution
 from .settings import GatewaySettings, ProviderSettings
@@ -116,7 +117,10 @@ class Provider:
                     # Written as UTF-8, like every header here.
                     headers[header] = id
         url = self.settings.base_url.replace("{model}", quote(model, safe="")).rstrip("/") + path
-        return await self._open().post(url, data=body, headers=headers, params=query, allow_redirects=False)
+        with seen():
+            return await self._open().post(
+                url, data=body, headers=headers, params=query, allow_redirects=False
+            )
 
     async def models(self) -> list[Mapping[str, Any]]:
         """The provider's own list of models.

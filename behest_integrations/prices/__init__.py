@@ -1,16 +1,20 @@
 """What tokens cost: the price list compiled into exact integers, and whose prices they are."""
 
+from .hosts import ModelHost, model_host, named_hosts
 from .pricing import Pricing, ReplyPricing
 from .providers import multiplier_for_url, provider_for_url, provider_named
 from .rates import FEMTO_PER_NANO, ModelPricing, Price
 
 __all__ = [
     "FEMTO_PER_NANO",
+    "ModelHost",
     "ModelPricing",
     "Price",
     "Pricing",
     "ReplyPricing",
+    "model_host",
     "multiplier_for_url",
+    "named_hosts",
     "provider_for_url",
     "provider_named",
 ]

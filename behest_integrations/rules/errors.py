@@ -9,6 +9,7 @@
     │   ├── UnknownPrice                it has no price, and a budget in dollars applies
     │   ├── Unbounded                   its worst case cannot be known
     │   ├── Unattributed                it does not say whom it is for
+    │   ├── Unmetered                   nothing has metered it, and that is not to be
     │   └── PolicyRefused               a rule of the policy forbids it
     └── StoreError (RuntimeError)       the ledger cannot be read or written
 
@@ -202,6 +203,45 @@ class Unattributed(CallRefused):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.missing,))
+
+
+class Unmetered(CallRefused):
+    """A call of a model that was about to be sent, and that nothing has metered, under ``strict``.
+
+    Attributes:
+        host: of the model, with its port where it is not the usual one.
+        library: the HTTP library that was about to send it.
+        place: file and line of the caller.
+    """
+
+    def __init__(self, method: str, url: str, *, host: str, library: str, place: str) -> None:
+        super().__init__(f"{self.say(method, url, library, place, refused=True)}")
+        self.host = host
+        self.library = library
+        self.place = place
+
+    @staticmethod
+    def say(method: str, url: str, library: str, place: str, *, refused: bool = False) -> str:
+        """What is told of such a call, whether it is refused or made.
+
+        Args:
+            url: less its query, in which there may be a key.
+        """
+        if refused:
+            what = "was refused before it was sent: no budget would have counted it"
+            then = "Meter(strict=False) warns of such calls instead"
+        else:
+            what = "counts in no budget and is in no report"
+            then = "Meter(strict=True) refuses such calls"
+        meter = "meter.httpx(client)" if library.startswith("httpx") else "an SDK's or meter.httpx(client)"
+        return (
+            f"{method} {url} by {library}, at {place}, is a call of a model that nothing has metered. "
+            f"It {what}. Make it by a client that is metered ({meter}); {then}."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {"host": self.host, "library": self.library, "place": self.place}
+        return (_rebuild, (type(self), self.args, state))
 
 
 class PolicyRefused(CallRefused):

@@ -20,9 +20,22 @@ METERED_OPERATIONS = openai.METERED_OPERATIONS | {anthropic.MESSAGES}
 
 # https://learn.microsoft.com/azure/ai-services/openai/reference: Azure has the model in the path.
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
+_FILES = re.compile(r"(?:/upload)?/v1[a-z0-9]*/files(?::register)?$")
+"""Gemini's, which are kept for nothing: https://ai.google.dev/gemini-api/docs/files"""
 _COUNTING = frozenset({"countTokens", "computeTokens", "count-tokens"})
 """Verbs that are free: https://ai.google.dev/gemini-api/docs/tokens,
 https://docs.aws.amazon.com/bedrock/latest/userguide/count-tokens.html"""
+
+
+_OF_MODELS = frozenset(
+    {"predict", "rawPredict", "streamRawPredict", "directPredict", "directRawPredict", "predictLongRunning",
+     "serverStreamingPredict", "generateContent", "streamGenerateContent", "embedContent", "converse",
+     "batchEmbedContents", "asyncBatchEmbedContent", "batchGenerateContent", "converse-stream", "invoke",
+     "invoke-with-response-stream"}
+)  # fmt: skip
+"""Google's verbs that ask a model, and Bedrock's: https://ai.google.dev/api,
+https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.publishers.models,
+https://docs.aws.amazon.com/bedrock/latest/APIReference/API_Operations_Amazon_Bedrock_Runtime.html"""
 
 
 class Found(NamedTuple):
@@ -49,6 +62,8 @@ def find(method: str, path: str) -> Found | None:
     if method.upper() in ("GET", "DELETE", "HEAD", "OPTIONS"):
         return None
     path = "/" + path.strip("/")
+    if _FILES.fullmatch(path):
+        return None
     in_path = anthropic.in_path(path)
     if in_path is not None:
         return Found(anthropic.MESSAGES, *in_path)
@@ -65,6 +80,11 @@ def find(method: str, path: str) -> Found | None:
     own = path[path.index("/v1/") + 3 :] if "/v1/" in path else path
     family = openai.operation_of(method, own)
     return None if family is None or anthropic.operation_of(method, own) is None else Found(family)
+
+
+def is_of_a_model(found: Found) -> bool:
+    """Whether what a request does is known for a call of a model, whatever else its host may serve."""
+    return found.operation in METERED_OPERATIONS or found.operation in _OF_MODELS
 
 
 def bound_request(

@@ -25,7 +25,8 @@ class HTTPDoor(Engine):
         Args:
             client: a `Client` or `AsyncClient` of httpx or httpx2, or a subclass.
             provider: whose prices apply; default: by the address.
-            hosts: further hosts that serve models, as ``localhost:8000`` or ``models.example.com``.
+            hosts: further hosts that serve models, as ``localhost:8000`` or ``models.example.com``; besides
+                those of `Meter(hosts=...)`.
 
         Raises:
             ConfigError: not such a client.

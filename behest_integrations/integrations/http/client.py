@@ -16,9 +16,10 @@ from pydantic_core import to_json
 
 from ...calls.exchange import Exchange
 from ...engine.engine import Engine
+from ...engine.layers import seen
 from ...engine.ruling import looks_through, screened
 from ...engine.steps import Aside, Steps
-from ...prices import provider_for_url
+from ...prices import ModelHost, model_host, named_hosts
 from ...rules.attribution import from_headers
 from ...rules.errors import ConfigError
 from ...wire import parse_json
@@ -37,23 +38,24 @@ class _Metered:
 
     def _begin(self, request: Any) -> _Call | None:
         """The call that a request is; None: none of ours, or counted by an SDK's door."""
-        if not self._is_ours(request.url):
+        served = self._served(request.url)
+        if served is None:
             return None
         found = find(request.method, request.url.path)
         if found is None or is_sending():
             return None
-        return _Call(self._behest, found, _where(request.url), asynchronous=self._asynchronous)
+        where, provider = _where(request.url), served.provider
+        return _Call(self._behest, found, where, provider, asynchronous=self._asynchronous)
 
-    def _is_ours(self, url: Any) -> bool:
-        """Whether it is a host that serves models."""
-        named = url.host in self._behest_hosts or url.netloc.decode("latin-1") in self._behest_hosts
-        return named or _provider(_where(url)) is not None
+    def _served(self, url: Any) -> ModelHost | None:
+        """The host, if it serves models."""
+        return _served(f"{_where(url)}{url.path}", self._behest_hosts)
 
     def _is_looked_through(self, request: Any) -> bool:
         """Whether a request that is not billed may take people's words to a provider, and a policy asks."""
         return (
             looks_through(self._behest.engine, request.method)
-            and self._is_ours(request.url)
+            and self._served(request.url) is not None
             and not is_sending()
         )
 
@@ -65,14 +67,16 @@ class _MeteredSync(_Metered):
         send: Any = super().send  # type: ignore[misc]
         call = self._begin(request)
         engine = self._behest.engine
-        if call is None:
-            if self._is_looked_through(request):
-                request.read()
-                request = engine.run(_looked_through(engine, request))
-            return send(request, stream=stream, **kwargs)
-        request.read()
-        request = engine.run(call.prepared(request))
-        return send_reserved(engine, call, send, request, stream=stream, **kwargs)
+        if call is None and self._is_looked_through(request):
+            request.read()
+            request = engine.run(_looked_through(engine, request))
+        elif call is not None:
+            request.read()
+            request = engine.run(call.prepared(request))
+        with seen():
+            if call is None:
+                return send(request, stream=stream, **kwargs)
+            return send_reserved(engine, call, send, request, stream=stream, **kwargs)
 
 
 class _MeteredAsync(_Metered):
@@ -82,23 +86,28 @@ class _MeteredAsync(_Metered):
         send: Any = super().send  # type: ignore[misc]
         call = self._begin(request)
         engine = self._behest.engine
-        if call is None:
-            if self._is_looked_through(request):
-                await request.aread()
-                request = await engine.arun(_looked_through(engine, request))
-            return await send(request, stream=stream, **kwargs)
-        await request.aread()
-        request = await engine.arun(call.prepared(request))
-        return await asend_reserved(engine, call, send, request, stream=stream, **kwargs)
+        if call is None and self._is_looked_through(request):
+            await request.aread()
+            request = await engine.arun(_looked_through(engine, request))
+        elif call is not None:
+            await request.aread()
+            request = await engine.arun(call.prepared(request))
+        with seen():
+            if call is None:
+                return await send(request, stream=stream, **kwargs)
+            return await asend_reserved(engine, call, send, request, stream=stream, **kwargs)
 
 
 class _Call(Call):
     """One request, and its reply."""
 
-    def __init__(self, terms: Terms, found: Found, where: str, *, asynchronous: bool) -> None:
+    def __init__(
+        self, terms: Terms, found: Found, where: str, provider: str | None, *, asynchronous: bool
+    ) -> None:
         super().__init__(terms, found.operation, None, asynchronous=asynchronous)
         self._found = found
         self._where = where
+        self._provider = terms.provider or provider
 
     def prepared(self, request: Any) -> Steps[Any]:
         """Reserve it; the request to send under its hold."""
@@ -117,7 +126,7 @@ class _Call(Call):
             found.operation,
             {**body, **in_path},
             who=from_headers(request.headers),
-            provider=self.terms.provider or _provider(self._where),
+            provider=self._provider,
             where=self._where,
             # What is no JSON (a form with a file) is not read.
             unread=() if isinstance(said, Mapping) and body else ("file",),
@@ -151,9 +160,7 @@ def _where(url: Any) -> str:
     return f"{url.scheme}://{url.netloc.decode('latin-1')}"
 
 
-@lru_cache(maxsize=1024)
-def _provider(where: str) -> str | None:
-    return provider_for_url(where)
+_served = lru_cache(maxsize=1024)(model_host)
 
 
 def meter_client(terms: Terms, client: Any, hosts: Iterable[str]) -> Any:
@@ -166,10 +173,8 @@ def meter_client(terms: Terms, client: Any, hosts: Iterable[str]) -> Any:
         )
     if issubclass(base, _Metered):
         raise ConfigError("this client is metered already")
-    if isinstance(hosts, str):
-        raise ConfigError(f"hosts is a list of names, not {hosts!r}")
     mixin = _MeteredAsync if "AsyncClient" in names else _MeteredSync
     metered: Any = object.__new__(metered_class(terms, base, mixin))
     metered.__dict__.update(vars(client))
-    metered._behest_hosts = frozenset(hosts)
+    metered._behest_hosts = named_hosts(hosts) | terms.engine.hosts
     return metered

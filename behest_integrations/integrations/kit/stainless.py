@@ -146,6 +146,11 @@ def is_sending() -> bool:
     return any(isinstance(call := doing.get(), Call) and call.reserved for doing in DOING)
 
 
+def is_doing() -> bool:
+    """Whether what is sent here is an SDK's, whose door has looked at it: billed or free."""
+    return any(doing.get() is not None for doing in DOING)
+
+
 class Screened(Free):
     """A request that is not billed, and takes people's words to the provider all the same, to be counted,
     judged or kept there."""
