@@ -23,6 +23,17 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "embeddings": ("/v1/embeddings", {"model": "text-embedding-3-small", "input": ["hello"]}),
     "messages": ("/v1/messages", {"model": "claude-haiku-4-5", "messages": HELLO, "max_tokens": 40}),
     "azure": ("/openai/deployments/gpt-4o/chat/completions", {"messages": HELLO, "max_tokens": 40}),
+    "gemini": (
+        "/v1beta/models/gemini-2.5-flash:generateContent",
+        {
+            "contents": [{"role": "user", "parts": [{"text": "hello"}]}],
+            "generationConfig": {"maxOutputTokens": 60},
+        },
+    ),
+    "gemini embeddings": (
+        "/v1beta/models/gemini-embedding-001:embedContent",
+        {"content": {"parts": [{"text": "hello"}]}, "taskType": "RETRIEVAL_QUERY"},
+    ),
     "vertex": (
         "/projects/p/locations/l/publishers/anthropic/models/claude-haiku-4-5%4020251001:rawPredict",
         {"messages": HELLO, "max_tokens": 40, "anthropic_version": "vertex-2023-10-16"},
@@ -125,9 +136,9 @@ def test_what_is_none_of_ours_and_what_has_no_bound(sandbox: Sandbox) -> None:
         assert entries(meter) == []
         with pytest.raises(Unbounded, match="images"):
             client.post(f"{sandbox.url}/v1/images/generations", json={})
-        with pytest.raises(Unbounded, match="generateContent"):
+        with pytest.raises(Unbounded, match="predictLongRunning"):
             meter.httpx(httpx.Client()).post(
-                "https://generativelanguage.googleapis.com/v1beta/models/gemini-2.5-flash:generateContent"
+                "https://generativelanguage.googleapis.com/v1beta/models/veo-3.1-generate-preview:predictLongRunning"
             )
         assert sandbox.requests == 1
         for wrong in (object(), client):
@@ -158,7 +169,18 @@ def test_an_sdk_over_a_metered_client_is_counted_once(sandbox: Sandbox) -> None:
         ("/api/v1/messages", Found("messages")),
         ("/v1/messages/count_tokens", None),
         ("/v1/files", None),
-        ("/v1/models/gemini-2.5-flash:generateContent", Found("generateContent")),
+        ("/v1/models/gemini-2.5-flash:generateContent", Found("generate_content", "gemini-2.5-flash", False)),
+        (
+            "/v1beta1/projects/p/locations/l/publishers/google/models/gemini-2.5-pro:streamGenerateContent",
+            Found("generate_content", "gemini-2.5-pro", True),
+        ),
+        ("/v1beta/tunedModels/own:generateContent", Found("generate_content", "tunedModels/own", False)),
+        (
+            "/v1beta/models/gemini-embedding-001:batchEmbedContents",
+            Found("embed_content", "gemini-embedding-001"),
+        ),
+        ("/v1beta/models/gemini-2.5-flash:batchGenerateContent", Found("batchGenerateContent")),
+        ("/upload/v1beta/files", None),
         ("/v1beta/models/gemini-2.5-flash:countTokens", None),
         ("/model/amazon.nova-pro-v1%3A0/converse-stream", Found("converse-stream")),
         ("/model/anthropic.claude-opus-5-5/invoke", Found("messages", "anthropic.claude-opus-5-5", False)),

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from ..wire import METERED_OPERATIONS
+from ..wire import EMBEDDINGS, METERED_OPERATIONS
 from .holds import Hold
 
 
@@ -115,12 +115,12 @@ def take_offer(keeper: object, operation: str, model: str, layer: str = "") -> H
     offered = _offers.get()
     if not offered or operation not in METERED_OPERATIONS:
         return None
-    kind = operation == "embeddings"
+    kind = operation in EMBEDDINGS
     offers = [
         (hold, made)
         for hold, made in offered
         if hold.keeper is keeper
-        and (hold.plan.operation == "embeddings") == kind
+        and (hold.plan.operation in EMBEDDINGS) == kind
         and made.open
         and (not layer or made.layer != layer)
     ]

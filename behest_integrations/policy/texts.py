@@ -16,14 +16,23 @@ _NO_TEXT = frozenset(
     {
         "model", "role", "type", "id", "call_id", "tool_call_id", "item_id", "status", "object", "detail",
         "finish_reason", "service_tier", "encoding_format", "encrypted_content", "signature",
-        "thought_signature", "previous_response_id",
+        "thought_signature", "thoughtSignature", "previous_response_id", "mimeType", "mime_type",
         "reasoning_effort", "effort", "modalities", "format", "voice", "truncation", "$ref", "$schema",
     }
 )  # fmt: skip
-_IN_CONTENT = ("messages", "input", "prompt")
+_IN_CONTENT = ("messages", "input", "prompt", "contents", "content", "requests")
 _WORDLESS = ("image", "audio", "file", "video", "document", "media")
-_CARRIERS = ("image_url", "file_data", "file_id", "file_url", "input_audio", "inline_data")
-_ELSEWHERE = ("conversation", "prompt")
+_CARRIERS = (
+    "image_url",
+    "file_data",
+    "file_id",
+    "file_url",
+    "input_audio",
+    "inline_data",
+    "inlineData",
+    "fileData",
+)
+_ELSEWHERE = ("conversation", "prompt", "cachedContent", "cached_content")
 """Fields that name what is stored at the provider."""
 _TRUSTED = ("system", "developer", "assistant", "ai", "model")
 _LONGEST_JSON = 1_000_000
@@ -151,7 +160,7 @@ def unreadable(body: Mapping[str, Any]) -> dict[str, int]:
                 found[kind] = found.get(kind, 0) + 1
     for name in _ELSEWHERE:
         value = body.get(name)
-        if isinstance(value, Mapping) or (name == "conversation" and value):
+        if isinstance(value, Mapping) or (name != "prompt" and value):
             found["stored"] = found.get("stored", 0) + 1
     return found
 
@@ -161,7 +170,7 @@ def _unreadable(value: Any) -> Iterator[str]:
         kind = str(value.get("type") or "")
         wordless = next((w for w in _WORDLESS if w in kind), None)
         if wordless is None and (carrier := next((c for c in _CARRIERS if value.get(c)), None)):
-            wordless = next(w for w in (*_WORDLESS, "data") if w in carrier)
+            wordless = next(w for w in (*_WORDLESS, "data") if w in carrier.lower())
         if wordless is not None:
             yield wordless
         elif kind == "item_reference":

@@ -8,9 +8,10 @@ from .changes import asks_stream_usage, with_output_limit, with_stream_usage, wi
 from .counting import image_bound
 from .openai import STORED_CONTEXT, operation_of
 from .replies import Reply, ReplyReader, SSEReader, parse_json, read_whole
-from .wires import METERED_OPERATIONS, bound_request
+from .wires import EMBEDDINGS, METERED_OPERATIONS, bound_request
 
 __all__ = [
+    "EMBEDDINGS",
     "METERED_OPERATIONS",
     "STORED_CONTEXT",
     "Reply",

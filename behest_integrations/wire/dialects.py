@@ -1,6 +1,6 @@
 """What servers take in a request, and what each field does to the bill: data.
 
-Of OpenAI's wire, which most speak, and of Anthropic's (`messages`).
+Of OpenAI's wire, which most speak, of Anthropic's (`messages`) and of Gemini's (`generate_content`).
 
 `fields` reads this. A dialect is what one server or provider understands. Its rows are lines
 `EFFECT [ARGUMENT]: names`, by operation; a name with dots is a field within a field. What the
@@ -68,6 +68,7 @@ TIERS: dict[str, tuple[str, tuple[int, int]]] = {
     "batch": ("batch", (1, 1)),
     "scale": ("scale", (1, 1)),
     "standard": ("default", (1, 1)),
+    "unspecified": ("default", (1, 1)),
     "standard_only": ("default", (1, 1)),
     "on_demand": ("default", (1, 1)),
     "priority": ("priority", (1, 1)),
@@ -103,6 +104,7 @@ class Dialect(NamedTuple):
         source: where its fields are listed.
         both: rows of chat and of completions.
         messages: rows of Anthropic's own API.
+        generate_content, embed_content: rows of Gemini's, in camel case.
     """
 
     name: str
@@ -114,6 +116,8 @@ class Dialect(NamedTuple):
     responses: str = ""
     embeddings: str = ""
     messages: str = ""
+    generate_content: str = ""
+    embed_content: str = ""
 
 
 # What nearly every server takes.
@@ -519,7 +523,7 @@ nothing: deferred store_messages use_encrypted_content max_turns include safety_
         responses=_RESPONSES + "search: search_parameters\nfee agents: agent_count\nnothing: max_turns",
     ),
     Dialect(
-        "Gemini's compatible endpoint",
+        "Gemini",
         ("google", "google-vertex", "vertex_ai", "gemini"),
         "https://ai.google.dev/gemini-api/docs/openai",
         both=_BOTH,
@@ -548,6 +552,40 @@ modalities: modalities
 tier: service_tier
 """,
         embeddings=_EMBEDDINGS,
+        # https://ai.google.dev/api/generate-content, and what Vertex has:
+        # https://cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference.
+        # Which model a router takes is its own choice.
+        generate_content="""
+request: model contents
+prompt: systemInstruction tools
+limit: generationConfig.maxOutputTokens
+answers: generationConfig.candidateCount
+thoughts_more: generationConfig.thinkingConfig.thinkingBudget
+nothing: generationConfig.thinkingConfig.thinkingLevel generationConfig.thinkingConfig.includeThoughts
+nothing: generationConfig.temperature generationConfig.topP generationConfig.topK generationConfig.seed
+nothing: generationConfig.stopSequences generationConfig.presencePenalty generationConfig.frequencyPenalty
+nothing: generationConfig.responseMimeType generationConfig.responseLogprobs generationConfig.logprobs
+nothing: generationConfig.mediaResolution generationConfig.audioTimestamp generationConfig.speechConfig
+nothing: generationConfig.enableEnhancedCivicAnswers generationConfig.enableAffectiveDialog
+prompt: generationConfig.responseSchema generationConfig.responseJsonSchema generationConfig.responseFormat
+prompt: generationConfig.translationConfig
+modalities: generationConfig.responseModalities
+fee image_output: generationConfig.imageConfig
+fee routing: generationConfig.routingConfig generationConfig.modelConfig generationConfig.modelSelectionConfig
+fee audio_transcription: generationConfig.audioTranscriptionConfig
+stored: cachedContent
+tier: serviceTier
+fee model_armor: modelArmorConfig
+nothing: stream safetySettings labels store
+nothing: toolConfig.functionCallingConfig toolConfig.retrievalConfig
+nothing: toolConfig.includeServerSideToolInvocations
+""",
+        embed_content="""
+request: model content
+prompt: title
+nothing: stream taskType outputDimensionality autoTruncate
+nothing: config.taskType config.outputDimensionality config.autoTruncate
+""",
     ),
     Dialect(
         "Anthropic",

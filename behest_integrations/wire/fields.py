@@ -37,7 +37,9 @@ Ratio = tuple[int, int]
 
 ONE: Ratio = (1, 1)
 NO_FIELDS: frozenset[str] = frozenset()
-OPERATIONS = ("chat", "completions", "responses", "embeddings", "messages")
+OPERATIONS = (
+    "chat", "completions", "responses", "embeddings", "messages", "generate_content", "embed_content",
+)  # fmt: skip
 
 READ_BY_BOUNDS: Mapping[str, frozenset[str]] = {
     "chat": frozenset(
@@ -58,12 +60,16 @@ READ_BY_BOUNDS: Mapping[str, frozenset[str]] = {
     "messages": frozenset(
         ("model", "messages", "system", "tools", "max_tokens", "context_management", "thread")
     ),
+    "generate_content": frozenset(("model", "stream", "contents", "systemInstruction", "tools")),
+    "embed_content": frozenset(("model", "stream", "content")),
 }
 """Fields that the bounds of these operations take from the request themselves."""
 
 # A limit below 1 is a mistake in the usual fields, and "no limit" in the others
 # (https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx, num_predict).
-_STRICT_LIMITS = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
+_STRICT_LIMITS = frozenset(
+    ("max_tokens", "max_completion_tokens", "max_output_tokens", "generationConfig.maxOutputTokens")
+)
 
 
 class Row(NamedTuple):
@@ -455,7 +461,7 @@ class _Reading:
         self.multiplier = times(self.multiplier, ratio)
 
     def by_tier(self, _: str, path: str, value: Any) -> None:
-        known = TIERS.get(value) if isinstance(value, str) else None
+        known = TIERS.get(value.lower()) if isinstance(value, str) else None
         if known is None:
             self.refuse(path, value)
             return
@@ -476,6 +482,7 @@ class _Reading:
 
     def modalities(self, _: str, path: str, value: Any) -> None:
         for kind in value if isinstance(value, (list, tuple)) else [value]:
+            kind = kind.lower() if isinstance(kind, str) else kind  # Gemini's are in capitals
             if kind == "audio":
                 self.audio = True
             elif kind != "text":

@@ -104,6 +104,9 @@ class Reply:
             for choice in choices:
                 if isinstance(choice, dict) and choice.get("finish_reason"):
                     self.finished.add(_index(choice))
+        elif isinstance(body.get("candidates"), list):
+            ended = [c for c in body["candidates"] if isinstance(c, dict) and c.get("finishReason")]
+            self.finished.update(map(_index, ended))
         elif _has_ended(outside):
             self.finished.add(0)
         if body.get("error") or outside.get("error") or outside.get("type") == "error":
@@ -122,8 +125,8 @@ class Reply:
                 self.text.extend(texts)
         if usage is not None:
             self._take(usage, running=bool(choices) or "candidates" in body or self._begun is said)
-        for name in ("model", "service_tier", "id"):
-            value = body.get(name)
+        for name, gemini in (("model", "modelVersion"), ("service_tier", ""), ("id", "responseId")):
+            value = body.get(name) or body.get(gemini)
             if isinstance(value, str) and value:
                 setattr(self, name, value)
         status = body.get("status")
@@ -194,10 +197,10 @@ def _has_ended(body: Mapping[str, Any]) -> bool:
     delta = body.get("delta")
     if isinstance(delta, Mapping) and (delta.get("stop_reason") or delta.get("finish_reason")):
         return True
-    candidates = body.get("candidates")
-    return isinstance(candidates, list) and any(
-        isinstance(c, Mapping) and c.get("finishReason") for c in candidates
-    )
+    blocked = body.get(
+        "promptFeedback"
+    )  # Gemini's: https://ai.google.dev/api/generate-content#PromptFeedback
+    return isinstance(blocked, Mapping) and bool(blocked.get("blockReason"))
 
 
 # ── the text of an answer ──────────────────────────────────────────────────────────────

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from . import anthropic, openai
+from . import anthropic, gemini, openai
 from .bounds import RequestBound
 from .fields import NO_FIELDS
 
-METERED_OPERATIONS = openai.METERED_OPERATIONS | {anthropic.MESSAGES}
+METERED_OPERATIONS = openai.METERED_OPERATIONS | {anthropic.MESSAGES} | gemini.OPERATIONS
 """Operations that are billed by tokens, which their requests bound."""
+EMBEDDINGS = frozenset({"embeddings", gemini.EMBED})
+"""Those that embed."""
 
 
 # https://learn.microsoft.com/azure/ai-services/openai/reference: Azure has the model in the path.
@@ -29,9 +31,8 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/count-tokens.html"""
 
 _OF_MODELS = frozenset(
     {"predict", "rawPredict", "streamRawPredict", "directPredict", "directRawPredict", "predictLongRunning",
-     "serverStreamingPredict", "generateContent", "streamGenerateContent", "embedContent", "converse",
-     "batchEmbedContents", "asyncBatchEmbedContent", "batchGenerateContent", "converse-stream", "invoke",
-     "invoke-with-response-stream"}
+     "serverStreamingPredict", "asyncBatchEmbedContent", "batchGenerateContent", "generateContent",
+     "streamGenerateContent", "converse", "converse-stream", "invoke", "invoke-with-response-stream"}
 )  # fmt: skip
 """Google's verbs that ask a model, and Bedrock's: https://ai.google.dev/api,
 https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.publishers.models,
@@ -67,6 +68,9 @@ def find(method: str, path: str) -> Found | None:
     in_path = anthropic.in_path(path)
     if in_path is not None:
         return Found(anthropic.MESSAGES, *in_path)
+    of_gemini = gemini.in_path(path)
+    if of_gemini is not None:
+        return Found(*of_gemini)
     for end, operation in openai.PATHS.items():
         if path.endswith(end):
             deployment = _DEPLOYMENT.search(path)
@@ -111,6 +115,8 @@ def bound_request(
     """
     if operation == anthropic.MESSAGES:
         return anthropic.bound_messages(body, provider=provider, allowed=allowed)
+    if operation in gemini.OPERATIONS:
+        return gemini.bound_request(operation, body, provider=provider, allowed=allowed)
     return openai.bound_request(
         operation, body, prefer_max_tokens=prefer_max_tokens, provider=provider, allowed=allowed
     )

@@ -17,10 +17,10 @@ class HTTPDoor(Engine):
     def httpx(self, client: C, *, provider: str | None = None, hosts: Iterable[str] = ()) -> C:
         """A client like `client`, of its own class, whose calls of models are metered.
 
-        Those are requests to hosts of the price list's providers, and to those named here, of OpenAI's
-        wire (chat, completions, responses, embeddings) or Anthropic's (messages; also as Bedrock and
-        Vertex have it). Whatever else is posted to such a host is a call that needs a price of its own
-        (`Meter(allow=...)`). Requests to other hosts are none of ours.
+        Those are requests to hosts of models, and to those named here, of OpenAI's wire (chat, completions,
+        responses, embeddings), Anthropic's (messages; also as Bedrock and Vertex have it) or Gemini's
+        (generateContent, embedContent). Whatever else is posted to such a host is a call that needs a price
+        of its own (`Meter(allow=...)`). Requests to other hosts are none of ours.
 
         Args:
             client: a `Client` or `AsyncClient` of httpx or httpx2, or a subclass.

@@ -118,7 +118,8 @@ class _Call(Call):
             said = {}
         body: dict[str, Any] = dict(said) if isinstance(said, Mapping) else {}
         told = {"model": unquote(found.model) if found.model else None, "stream": found.stream}
-        in_path = {n: value for n, value in told.items() if value is not None and n not in body}
+        # What the path says is what counts, whatever the body says beside it.
+        in_path = {n: value for n, value in told.items() if value is not None}
         engine = self.terms.engine
         plan = partial(
             Exchange,
@@ -135,7 +136,9 @@ class _Call(Call):
         exchange = self.exchange = (yield Aside(plan)) if looked_through else plan()
         hold = self._open = yield from engine.reserving(exchange.plan)
         changed = exchange.reserved(hold)
-        sent = {name: value for name, value in changed.items() if name not in in_path}
+        sent = {n: v for n, v in changed.items() if n not in in_path} | {
+            n: body[n] for n in in_path if n in body
+        }
         return request if sent == body else with_content(request, to_json(sent))
 
 
