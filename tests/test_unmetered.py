@@ -17,7 +17,8 @@ import pytest
 from support import HELLO, assert_agrees, client, entries
 
 from behest_integrations import ConfigError, Meter, Unmetered
-from behest_integrations.integrations.seen.libraries import LIBRARIES
+from behest_integrations.integrations.kit.instrument import instrumented
+from behest_integrations.integrations.seen.libraries import LIBRARIES, watched
 from behest_integrations.prices import model_host
 from behest_integrations.sandbox import Sandbox
 
@@ -313,7 +314,7 @@ def test_behest_run_says_what_it_did_not_meter(strict: bool, tmp_path: Path, san
 def test_several_meters_watch_and_one_may_stop(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     with watching(sandbox) as one, watching(sandbox) as other:
-        with one.instrument(strict=True) as outer, other.instrument():
+        with one.instrument(strict=True) as outer, instrumented(watched(other, strict=False)):
             with pytest.raises(Unmetered):
                 by_requests(sandbox.url)
             outer.remove()

@@ -49,13 +49,7 @@ def instrumented(methods: Iterable[tuple[str, Callable[[], Undo]]]) -> Undo:
 
     begun: list[Undo] = [carrying_threads()]
     waiting: dict[str, list[Callable[[], Undo]]] = {}
-    for module, method in methods:
-        if module in sys.modules:
-            begun.append(method())
-        else:
-            waiting.setdefault(module, []).append(method)
     finder = _AfterImport(waiting, begun)
-    sys.meta_path.insert(0, finder)
 
     def undo() -> None:
         if finder in sys.meta_path:
@@ -63,6 +57,16 @@ def instrumented(methods: Iterable[tuple[str, Callable[[], Undo]]]) -> Undo:
         while begun:
             begun.pop().remove()
 
+    try:
+        for module, method in methods:
+            if module in sys.modules:
+                begun.append(method())
+            else:
+                waiting.setdefault(module, []).append(method)
+    except BaseException:
+        undo()  # what has begun is not left so
+        raise
+    sys.meta_path.insert(0, finder)
     return Undo(undo)
 
 
