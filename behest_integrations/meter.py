@@ -17,7 +17,7 @@ from .engine.alerts import Alerts
 from .engine.contexts import bind
 from .engine.costs import CostScope
 from .engine.engine import OnStoreError, OnUnknown
-from .engine.limits import BudgetChanges, scope_of
+from .engine.limits import scope_of
 from .engine.living import register, revive
 from .engine.planning import Planner, as_budget, distinct
 from .engine.stages import StageScope
@@ -339,7 +339,7 @@ class Meter(Doors):
         Raises:
             ConfigError: no such budget, not an amount of its unit, or not one of its scopes.
         """
-        changes = self._changes(by, why)
+        changes = self.changes(by, why)
         found = changes.find(budget)
         changes.set(found, amount, scope_of(found, session, user, project, tenant, tags, model))
 
@@ -373,7 +373,7 @@ class Meter(Doors):
         Raises:
             ConfigError: as for `set_limit`; or the time has passed, or has no time zone.
         """
-        changes = self._changes(by, why)
+        changes = self.changes(by, why)
         found = changes.find(budget)
         scope = scope_of(found, session, user, project, tenant, tags, model)
         if isinstance(until, timedelta):
@@ -389,7 +389,7 @@ class Meter(Doors):
 
         Also for meters that are made later, which say so; until `reset_limit`.
         """
-        changes = self._changes(by, why)
+        changes = self.changes(by, why)
         changes.pause(changes.find(budget))
 
     def reset_limit(
@@ -406,12 +406,9 @@ class Meter(Doors):
         why: str | None = None,
     ) -> None:
         """Go back to the limit that was configured; of one, if it is named as for `set_limit`."""
-        changes = self._changes(by, why)
+        changes = self.changes(by, why)
         found = changes.find(budget)
         changes.reset(found, scope_of(found, session, user, project, tenant, tags, model))
-
-    def _changes(self, by: str | None, why: str | None) -> BudgetChanges:
-        return BudgetChanges(self._ledger, self._planner.budgets, self._clock, by=by, why=why)
 
     def _begin(self) -> None:
         """Tell the store which budgets are in force, and hear what others have learnt."""

@@ -76,7 +76,8 @@ def send(store: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON; times in ms since 1970.")
 def list_(store: str | None, everything: bool, as_json: bool) -> None:
     """What waits to be told, and why."""
-    from ..engine.outbox import NOBODY, alert_in
+    from ..engine.outbox import alert_in
+    from ..ledger.outbox import NOBODY
 
     found = [
         m

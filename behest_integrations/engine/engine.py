@@ -37,6 +37,7 @@ from .booking import end_work
 from .draining import Drains
 from .holds import Hold
 from .layers import enclosing, take_offer
+from .limits import BudgetChanges
 from .notices import Notices
 from .outcomes import Outcome
 from .owners import has_died, this_process
@@ -346,7 +347,10 @@ class Engine:
         say_tier(self.notices, refused, plan)
         there = Standing(refused.claim, refused.limit, refused.spent, refused.held)
         balance = self._planner.balance(plan.budgets, there)
-        short = Shortfall(**vars(balance), asked=refused.asked, frees_at=when(refused.frees), around=around)
+        short = Shortfall(
+            **vars(balance), asked=refused.asked, frees_at=when(refused.frees), around=around,
+            key=refused.claim.key[:2],
+        )  # fmt: skip
         error = BudgetExceeded(short, "exhausted" if around else refused.reason, now=when(self._clock()))
         if self.auditor is not None:
             self.auditor.refused(error, plan.who, plan.operation, plan.model)
@@ -435,6 +439,10 @@ class Engine:
         """
         tell, now = self._planner.balances, self._clock()
         return self._ledger.submit(Operation(lambda rows: tell(rows, budgets, who, model, now), reads=True))
+
+    def changes(self, by: str | None = None, why: str | None = None) -> BudgetChanges:
+        """What changes the limits of its budgets; `by` and `why` are for the audit."""
+        return BudgetChanges(self._ledger, self._planner.budgets, self._clock, by=by, why=why)
 
     # ── keeping house ──────────────────────────────────────────────────────────────────
 

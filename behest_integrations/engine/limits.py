@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from ..ledger.audit import Decision
 from ..ledger.base import Ledger
 from ..ledger.book import Claim, Grant, Limits, Rows
+from ..ledger.outbox import NOBODY, Message
 from ..rules.attribution import Attribution
+from ..rules.balance import Shortfall
 from ..rules.budgets import Budget, describe_scope, parse_allowance
 from ..rules.errors import BudgetSyntaxError, ConfigError
 from ..rules.near import say_near
@@ -21,6 +23,9 @@ from ..rules.units import format_amount
 
 _PAUSED = "paused "
 """Before the shape of a budget that is paused: under this name its limit is kept meanwhile."""
+
+_FOR_GOOD = 253_370_764_800_000
+"""The year 9999, in ms since 1970."""
 
 Work = Callable[[Rows], object]
 
@@ -111,10 +116,44 @@ class BudgetChanges:
         if scope is None and budget.per:
             raise ConfigError(f'"{budget}" is per {" and ".join(budget.per)}: say whom the grant is for')
         whose = scope or ""
-        end = datetime.fromtimestamp(until / 1000, timezone.utc).isoformat(timespec="seconds")
-        said = f"granted {format_amount(more, budget.unit)} until {end}"
+        said = f"granted {format_amount(more, budget.unit)} {_until(until)}"
         self._write(budget, said, scope, lambda rows: rows.add_grant(Grant(budget.shape, whose, more, until)))
         return more
+
+    def granting(self, refused: Shortfall, amount: str | int, *, once: str) -> Callable[[Rows], bool]:
+        """The store operation that lets a call's budget go so much further, if it has not been done.
+
+        Until its window turns over; of a rolling one, for its length; of one without a window, for good.
+
+        Args:
+            refused: the bucket that refused the call.
+            once: names this grant: under one name it is given once, however often it is asked for.
+
+        Returns:
+            What says whether it has been given now.
+
+        Raises:
+            ConfigError: not an amount of its unit, or nothing.
+        """
+        budget, now, (shape, scope) = Budget.parse(refused.budget), self._clock(), refused.key
+        more = replace(budget, amount=amount_of(budget, amount)).amount
+        if not more:
+            raise ConfigError(f"a grant is of more than nothing, not {amount!r}")
+        if refused.resets_at is not None:
+            until = int(refused.resets_at.timestamp() * 1000)
+        else:
+            until = now + budget.rolling_ms if budget.rolling is not None else _FOR_GOOD
+        said = f"granted {format_amount(more, budget.unit)}" + (f" {_until(until)}" * (until < _FOR_GOOD))
+        decision = self._decision(budget, said, scope)
+
+        def work(rows: Rows) -> bool:
+            fresh = rows.add_message(Message(once, NOBODY, now, "{}", now, done=now))
+            if fresh:
+                rows.add_grant(Grant(shape, scope, more, until))
+                rows.add_audit(decision)
+            return fresh
+
+        return work
 
     def pause(self, budget: Budget) -> None:
         """Stop enforcing it, until it is resumed. What is spent meanwhile is not counted in it."""
@@ -152,19 +191,29 @@ class BudgetChanges:
             raise ConfigError(f'the budget "{budget}" is paused')
         return limit
 
-    def _write(self, budget: Budget, what: str, scope: str | None, work: Work) -> None:
+    def _decision(self, budget: Budget, what: str, scope: str | None) -> Decision:
         details: dict[str, Any] = {"what": what}
         if scope:
             details["scope"] = describe_scope(budget, scope)
         if self._why is not None:
             details["why"] = self._why
-        decision = Decision(self._clock(), "budget", str(budget), actor=self._by, details=details)
+        return Decision(self._clock(), "budget", str(budget), actor=self._by, details=details)
+
+    def _write(self, budget: Budget, what: str, scope: str | None, work: Work) -> None:
+        decision = self._decision(budget, what, scope)
 
         def change(rows: Rows) -> None:
             work(rows)
             rows.add_audit(decision)
 
         self._ledger.submit(change)
+
+
+def _until(ms: int) -> str:
+    return f"until {(_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec='seconds')}"
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def _set(budget: Budget, scope: str | None, limit: int | None) -> Work:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..ledger.base import Ledger
 from ..ledger.book import Rows
-from ..ledger.outbox import Message
+from ..ledger.outbox import NOBODY, Message
 from ..rules.errors import BehestError
 from .alert import Alert
 from .sinks import Sink
@@ -188,10 +188,6 @@ def _my_turn(rows: Rows, every: int) -> bool:
         return False
     rows.set_message(Message("look", NOBODY, now, "{}", now + every))
     return True
-
-
-NOBODY = ""
-"""The sink of the message that says when to look again: it is told to none."""
 
 
 def alert_in(body: str) -> Alert:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+NOBODY = ""
+"""The recipient of what is told to none: it only says that something has been done, or when to look again."""
+
 
 @dataclass(slots=True)
 class Message:

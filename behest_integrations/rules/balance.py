@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -63,11 +63,13 @@ class Shortfall(Balance):
         frees_at: when so much of a rolling window will have left it that the call fits.
         around: what is held by what the call is made inside of (a tool with a price), where that
             alone leaves too little: it ends only after the call.
+        key: the bucket's shape and scope key, by which the ledger knows it.
     """
 
     asked: int
     frees_at: datetime | None = None
     around: int = 0
+    key: tuple[str, str] = field(default=("", ""), repr=False)
 
     def say(self, reason: Reason, now: datetime) -> str:
         """The refusal for people: what happened, the numbers, what to do next."""

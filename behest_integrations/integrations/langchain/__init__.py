@@ -91,7 +91,7 @@ class LangChainDoor(Engine):
     def langchain_middleware(
         self,
         *,
-        on_exceeded: Literal["raise", "end"] = "raise",
+        on_exceeded: Literal["raise", "end", "ask"] = "raise",
         cheaper: BaseChatModel | None = None,
         cheaper_at: int = 80,
         tool_prices: Mapping[str, str] | None = None,
@@ -100,7 +100,8 @@ class LangChainDoor(Engine):
 
         Args:
             on_exceeded: ``raise`` `BudgetExceeded`, or ``end`` the agent with a message that
-                says why.
+                says why; or ``ask``: interrupt the graph with the numbers, and go on with what is
+                granted (`Command(resume={"grant": "$2"})`). That needs a checkpointer; see `asking`.
             cheaper: the model to go on with once a budget has been used up to `cheaper_at`.
             cheaper_at: percent of the fullest budget that applies.
             tool_prices: USD for each use of a tool, by its name.

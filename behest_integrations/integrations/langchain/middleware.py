@@ -1,9 +1,10 @@
-"""Middleware for `create_agent`: lowers limits, may end the agent kindly, may go cheaper in time."""
+"""Middleware for `create_agent`: lowers limits, may end the agent kindly, or ask, may go cheaper in time."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any, Literal, TypeVar
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.language_models import BaseChatModel
@@ -12,11 +13,13 @@ from langchain_core.messages import AIMessage, ToolMessage
 from ...engine.costs import CostScope
 from ...engine.engine import Engine
 from ...engine.steps import Steps
+from ...rules.checks import one_of
 from ...rules.errors import BudgetExceeded, ConfigError
 from .model import is_metered, meter_model
 from .translate import attribution_of
 
-OnExceeded = Literal["raise", "end"]
+T = TypeVar("T")
+OnExceeded = Literal["raise", "end", "ask"]
 
 
 # How many type parameters it takes depends on LangChain's version.
@@ -33,12 +36,12 @@ class BudgetMiddleware(AgentMiddleware):
         tool_prices: Mapping[str, int],
     ) -> None:
         super().__init__()
-        if on_exceeded not in ("raise", "end"):
-            raise ConfigError(f"on_exceeded is 'raise' or 'end', not {on_exceeded!r}")
+        one_of(on_exceeded, ("raise", "end", "ask"), "on_exceeded")
         if cheaper is not None and not isinstance(cheaper, BaseChatModel):
             raise ConfigError(f"cheaper is a chat model, not {type(cheaper).__name__}")
         self.engine = engine
         self._end = on_exceeded == "end"
+        self._ask = on_exceeded == "ask"
         self._cheaper = cheaper
         self._cheaper_at = cheaper_at
         self._tool_prices = dict(tool_prices)
@@ -46,16 +49,45 @@ class BudgetMiddleware(AgentMiddleware):
     # ── models ─────────────────────────────────────────────────────────────────────────
 
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
-        try:
+        def attempt() -> Any:
             return handler(self._metered(request, self.engine.run(self._is_late())))
+
+        try:
+            return self._tried(attempt)
         except BudgetExceeded as error:
             return self._ended(error)
 
     async def awrap_model_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-        try:
+        async def attempt() -> Any:
             return await handler(self._metered(request, await self.engine.arun(self._is_late())))
+
+        try:
+            return await self._atried(attempt)
         except BudgetExceeded as error:
             return self._ended(error)
+
+    def _tried(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns; where somebody is to be asked, tried again with what was granted."""
+        while True:
+            try:
+                return attempt()
+            except BudgetExceeded as error:
+                self.engine.run(self._asking(error))
+
+    async def _atried(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """`_tried` for coroutines."""
+        while True:
+            try:
+                return await attempt()
+            except BudgetExceeded as error:
+                await self.engine.arun(self._asking(error))
+
+    def _asking(self, error: BudgetExceeded) -> Steps[None]:
+        if not self._ask:
+            raise error
+        from .asking import asking
+
+        yield from asking(self.engine, error, _run_metadata())
 
     def _is_late(self) -> Steps[bool]:
         """Whether the fullest budget has reached the share at which to go cheaper."""
@@ -84,20 +116,22 @@ class BudgetMiddleware(AgentMiddleware):
     def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         cost = self._cost(request)
         try:
-            if cost is None:
-                return handler(request)
-            with cost:
-                return handler(request)
+            with ExitStack() as stack:
+                if cost is not None:
+                    self._tried(lambda: stack.enter_context(cost))
+                # Within what it costs: a use that is interrupted is not booked, and one that is tried
+                # again is one use.
+                return self._tried(lambda: handler(request))
         except BudgetExceeded as error:
             return self._tool_ended(request, error)
 
     async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
         cost = self._cost(request)
         try:
-            if cost is None:
-                return await handler(request)
-            async with cost:
-                return await handler(request)
+            async with AsyncExitStack() as stack:
+                if cost is not None:
+                    await self._atried(lambda: stack.enter_async_context(cost))
+                return await self._atried(lambda: handler(request))
         except BudgetExceeded as error:
             return self._tool_ended(request, error)
 
