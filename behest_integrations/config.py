@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .prices import Price
+from .prices import Price, Pricing
 from .rules.budgets import Budget
 from .rules.errors import ConfigError
 from .rules.wording import say_problems
@@ -108,6 +108,8 @@ class Config(_Strict):
     timezone: str | None = None
     prices: dict[str, _PriceTable | list[_PriceTable]] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
+    price_list: str | None = None
+    """The file of a newer price list; see `prices.lists`."""
     allow: dict[str, str | list[str]] = Field(default_factory=dict)
     allow_fields: list[str] = Field(default_factory=list)
     default_output_tokens: int | None = None
@@ -152,6 +154,15 @@ class Config(_Strict):
             for model, tables in self.prices.items()
         }
         return said
+
+    def pricing(self) -> Pricing:
+        """What the file says of prices.
+
+        Raises:
+            ConfigError: a price or the price list cannot be used.
+        """
+        said = self.arguments()
+        return Pricing(said["prices"], said["aliases"], said.get("price_list"))
 
 
 _FOR_OTHERS = ("gateway", "cost_centres")

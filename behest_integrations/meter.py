@@ -60,6 +60,8 @@ class Meter(Doors):
         budgets: texts or `Budget`s; a call must fit in all that apply to it.
         prices: your own prices by model, over the price list's.
         aliases: names of deployments or proxies, and the models that they stand for.
+        price_list: the file of a newer price list than the one that is installed; `behest prices --update`
+            makes it. It is read once, here.
         allow: what cannot be bounded but may go ahead, with the most that it may cost a
             request: ``{"web_search": "$0.05", "images": "$0.08"}``.
         allow_fields: fields of requests that are not in the table (`wire/FIELDS.md`), and of
@@ -121,6 +123,7 @@ class Meter(Doors):
         budgets: Iterable[str | Budget] = (),
         prices: Mapping[str, Price | Sequence[Price]] | None = None,
         aliases: Mapping[str, str] | None = None,
+        price_list: str | Path | None = None,
         allow: Mapping[str, str | list[str] | tuple[str, ...]] | None = None,
         allow_fields: Iterable[str] = (),
         timezone: str = "UTC",
@@ -163,7 +166,7 @@ class Meter(Doors):
         planner = Planner(
             owner=self,
             budgets=budgets,
-            pricing=Pricing(prices, aliases),
+            pricing=Pricing(prices, aliases, price_list),
             allow=allow or {},
             zone=timezone,
             default_output=default_output_tokens,

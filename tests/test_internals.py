@@ -91,3 +91,15 @@ def test_langchain_keeps_its_hooks_in_a_list() -> None:
     assert isinstance(context._configure_hooks, list), (
         "integrations/langchain/everywhere.py removes its hook there"
     )
+
+
+def test_genai_prices_reads_its_data_by_a_function_without_a_public_name() -> None:
+    from genai_prices import types, update_prices
+
+    from behest_integrations.prices.lists import LATEST, READER
+
+    assert callable(getattr(types, READER, None)), f"prices/lists.py reads lists by {READER}"
+    assert READER in inspect.getsource(update_prices.UpdatePrices.fetch), (
+        "genai-prices' own updater reads its data otherwise: prices/lists.py should do so, too"
+    )
+    assert update_prices.DEFAULT_UPDATE_URL == LATEST, "the list is published elsewhere now"

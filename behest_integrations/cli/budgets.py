@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import getpass
 import re
 import time
 from collections.abc import Callable
@@ -71,7 +70,7 @@ def _changes(command: Callable[..., str]) -> Callable[..., None]:
         from ..engine.limits import BudgetChanges
 
         ledger = stores.existing(store, to_write=True)
-        changes = BudgetChanges(ledger, _known(ledger), _now, by=by or f"cli:{_user()}", why=why)
+        changes = BudgetChanges(ledger, _known(ledger), _now, by=by or f"cli:{stores.user_name()}", why=why)
         click.echo(command(changes=changes, budget=changes.find(budget), **options))
 
     why = "For the audit: the reason."
@@ -214,10 +213,3 @@ def _end(length: str | None, until: str | None) -> datetime:
 
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return "?"

@@ -55,7 +55,6 @@ def export(store: str | None, form: str, month: datetime | None, output: Path | 
     """
     from dataclasses import replace
 
-    from ..prices import Pricing
     from ..reports.finance import CostCentres
     from ..reports.finance import export as write
     from ..rules.units import format_usd
@@ -69,13 +68,12 @@ def export(store: str | None, form: str, month: datetime | None, output: Path | 
         raise click.UsageError(_NOT_TEXT)
     ledger = stores.existing(store)
     said = stores.config()
-    arguments = said.arguments()
     done = write(
         ledger,
         sys.stdout if output is None else output,
         form,
         asked,
-        pricing=Pricing(arguments["prices"], arguments.get("aliases")),
+        pricing=said.pricing(),
         centres=CostCentres(said.cost_centres),
     )
     if output is not None:
@@ -123,7 +121,6 @@ def reconcile(
     billing export, OpenRouter's activity, or any CSV by --map.
     """
     from ..engine.engine import now_ms
-    from ..prices import Pricing
     from ..reports.finance.corrections import book_differences
     from ..reports.finance.invoices import read_invoice
     from ..reports.finance.reconcile import reconcile as compare
@@ -133,12 +130,11 @@ def reconcile(
     columns = dict(_pair(part) for part in mapping.split(",")) if mapping else None
     at = check_zone(zone or "UTC")
     invoice, whose = read_invoice(files, format=form, columns=columns, zone=at)
-    arguments = stores.config().arguments()
     found = compare(
         ledger,
         invoice,
         provider=provider or whose,
-        pricing=Pricing(arguments["prices"], arguments.get("aliases")),
+        pricing=stores.config().pricing(),
         zone=at,
         find_zone=zone is None,
     )
@@ -162,14 +158,12 @@ def _pair(part: str) -> tuple[str, str]:
 def reprice(store: str | None) -> None:
     """Price the calls that had no price when they were booked. Those that had one are not touched."""
     from ..engine.engine import now_ms
-    from ..prices import Pricing
     from ..reports.finance.repricing import reprice as do
     from ..rules.units import format_usd
 
-    arguments = stores.config().arguments()
     done = do(
         stores.existing(store, to_write=True),
-        Pricing(arguments["prices"], arguments.get("aliases")),
+        stores.config().pricing(),
         now=now_ms(),
     )
     click.echo(f"{done.calls:,} calls have a price now: {format_usd(done.cost)} in all.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,3 +132,11 @@ def _persistent(url: str) -> str:
             "read or kept here. Name a file with --store FILE."
         )
     return url
+
+
+def user_name() -> str:
+    """Who is at the command line, for the audit."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "?"

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import click
@@ -15,31 +16,125 @@ from . import store as stores
 
 if TYPE_CHECKING:
     from ..prices import ModelPricing, Pricing
+    from ..prices.lists import PriceList
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("--provider", help="A price list's provider id, e.g. openai, azure, google.")
-def prices(model: str, provider: str | None) -> None:
-    """What MODEL costs, in USD per million tokens, and where that is from."""
-    from ..prices import Pricing
+@click.option(
+    "--update",
+    "source",
+    metavar="FILE|URL",
+    callback=stores.not_empty,
+    help="Put a newer price list in the place of the one in use, if it is one.",
+)
+@click.option("--force", is_flag=True, help="With --update: also where prices or models vanish.")
+def prices(model: str | None, provider: str | None, source: str | None, force: bool) -> None:
+    """What MODEL costs, in USD per million tokens; without one, which price list is in use.
+
+    A newer list is fetched only when --update says so, into the file that price_list of behest.toml names
+    (prices.json, where it names none). genai-prices publishes its list at
+    https://raw.githubusercontent.com/pydantic/genai-prices/refs/heads/main/prices/new_data/v2/data.json
+    """
     from ..reports.look import show
     from .look import price_facts, price_table
 
+    if source is not None:
+        if model is not None or provider is not None:
+            raise click.UsageError("--update replaces the whole list: name no model with it")
+        _update(source, force=force)
+        return
+    if force:
+        raise click.UsageError("--force goes with --update")
+    pricing = stores.config().pricing()
+    if model is None:
+        if provider is not None:
+            raise click.UsageError("name a model, such as gpt-4o")
+        click.echo(_describe(pricing.listed))
+        return
     if not model.strip():
         raise click.UsageError("name a model, such as gpt-4o")
-    arguments = stores.config().arguments()
     learnt = [*_learnt(model)]
     try:
-        found = _find(Pricing(arguments["prices"], arguments.get("aliases")), model, provider)
+        found = _find(pricing, model, provider)
     except click.ClickException as error:
         raise click.ClickException("\n".join([error.message, *learnt])) from None
     for fact in price_facts(found):
         click.echo(fact)
+    if not found.own:
+        click.echo(f"{'price list:':<16} {_describe(pricing.listed)}")
     click.echo()
     show(price_table(found))
     for fact in learnt:
         click.echo(fact)
+
+
+_MOST_NAMED = 8
+
+
+def _describe(listed: PriceList) -> str:
+    """A price list in a line: where it is from, how old it is, where it is kept."""
+    said = [listed.source, f"{listed.models:,} models"]
+    if listed.at is not None:
+        days = (datetime.now(timezone.utc) - listed.at).days
+        said.append(f"fetched {listed.at:%Y-%m-%d}, {f'{days} days ago' if days != 1 else 'a day ago'}")
+    if listed.path is not None:
+        said.append(f"kept in {listed.path}")
+    return "; ".join(said)
+
+
+def _update(source: str, *, force: bool) -> None:
+    """Put a newer list in the place of the one in use, once it has been read and compared."""
+    from ..prices.changes import changes
+    from ..prices.lists import brought, fetch, keep, parse_list, read_list
+    from ..rules.errors import ConfigError
+
+    configured = stores.config().price_list
+    path = configured or "prices.json"
+    try:
+        before = read_list(path)
+    except ConfigError:  # there is none yet, or it is none
+        before = brought()
+    data = fetch(source)
+    after = parse_list(data, f"what {source!r} has", path)
+    found = changes(before, after)
+    doubts = [*found.doubts()]
+    if doubts and not force:
+        raise click.ClickException(
+            f"{source} is not used: {'; '.join(doubts)}. Nothing was changed. Look at it, and say --force "
+            "if it is right."
+        )
+    keep(path, data, source)
+    _note(source, path, after.digest, str(found))
+    click.echo(f"{path}: {found}.")
+    for what, models in (("dearer", found.dearer), ("cheaper", found.cheaper)):
+        names = [f"{name} ({provider})" for provider, name in models[:_MOST_NAMED]]
+        if names:
+            click.echo(f"  {what}: {', '.join(names)}{', …' if len(models) > _MOST_NAMED else ''}")
+    if configured is None:
+        click.echo(f'It is used once behest.toml says: price_list = "{path}", or Meter(price_list="{path}").')
+    else:
+        click.echo("Programs and gateways that run have the old one until they are started again.")
+
+
+def _note(source: str, path: str, digest: str, what: str) -> None:
+    """Note in the audit of the ledger here, if there is one, that prices have changed."""
+    from ..engine.engine import now_ms
+    from ..ledger.audit import Decision
+    from ..rules.errors import BehestError
+
+    try:
+        ledger = stores.find(None, to_write=True)
+    except BehestError as error:
+        click.echo(f"It is not in the ledger's audit: {error}", err=True)
+        return
+    if ledger is not None:
+        details = {"what": "price list", "source": source, "file": path, "sha256": digest, "changes": what}
+        decision = Decision(
+            now_ms(), "admin", "price list", actor=f"cli:{stores.user_name()}", details=details
+        )
+        ledger.submit(lambda rows: rows.add_audit(decision))
 
 
 def _learnt(model: str) -> Iterator[str]:
@@ -58,7 +153,8 @@ def _find(pricing: Pricing, model: str, provider: str | None) -> ModelPricing:
     from ..prices.names import models_of, providers, providers_of
     from ..rules.errors import UnknownPrice
 
-    if provider is not None and provider not in (known := providers()):
+    listed = pricing.listed
+    if provider is not None and provider not in (known := providers(listed)):
         raise click.UsageError(f"no provider {provider!r} in the price list{say_near(provider, known)}")
 
     def priced(name: str) -> bool:
@@ -71,13 +167,13 @@ def _find(pricing: Pricing, model: str, provider: str | None) -> ModelPricing:
         return pricing.find(model, provider)
     at = f" at {provider}" if provider else ""
     lines = [f"No price is known for the model {model!r}{at}."]
-    sold = providers_of(model)
+    sold = providers_of(model, listed)
     if sold:
         lines.append(f"It has one at {', '.join(sold)}: give --provider.")
     # A router's name for a model has its provider's name before it.
     tail = model.rpartition("/")[2]
-    listed = models_of(provider)
-    found = dict.fromkeys((tail, *near(tail, listed), *near(model, listed)))
+    names = models_of(provider, listed)
+    found = dict.fromkeys((tail, *near(tail, names), *near(model, names)))
     close = [name for name in found if name != model and priced(name)]
     if close:
         lines.append(f"Names that are near: {', '.join(close[:3])}.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..rules.names import ModelName, read_name
 from .habits import searching
+from .lists import PriceList, brought
 from .providers import Multiplier
 from .rates import DEAREST_AUDIO_IN, DEAREST_AUDIO_OUT, ModelPricing, PriceTable, Rates, to_femto
 
@@ -64,35 +65,41 @@ def claude_multipliers(name: ModelName) -> Mapping[tuple[str, str], Multiplier]:
     return _CLAUDE_MULTIPLIERS if name.plain.startswith("claude") else {}
 
 
-def find_listed(provider: str | None, model: str, now: datetime) -> ModelPricing | None:
-    """The price list's pricing of exactly this id; None if it has none."""
+def find_listed(
+    provider: str | None, model: str, now: datetime, listed: PriceList | None = None
+) -> ModelPricing | None:
+    """The price list's pricing of exactly this id; None if it has none.
+
+    Args:
+        listed: the list; None: the one that is brought.
+    """
     name = read_name(model)
     if name.tuned and provider in ("openai", "azure"):
-        tuned = _fine_tuned(name, provider)
+        tuned = _fine_tuned(name, provider, listed)
         if tuned is not None:
             return tuned
-    found = entry(provider, model)
+    found = entry(provider, model, listed)
     if found is None:
         return None
     return compile_model(found[1], found[0].id, now, model)
 
 
-def entry(provider: str | None, model: str) -> tuple[Provider, ModelInfo] | None:
+def entry(
+    provider: str | None, model: str, listed: PriceList | None = None
+) -> tuple[Provider, ModelInfo] | None:
     """The price list's own entry for exactly this id; None if it has none."""
-    from genai_prices.data_snapshot import get_snapshot
-
     try:
-        return get_snapshot().find_provider_model(model, None, provider, None)
+        return (listed or brought()).snapshot.find_provider_model(model, None, provider, None)
     except LookupError:
         return None
 
 
-def _fine_tuned(name: ModelName, provider: str) -> ModelPricing | None:
+def _fine_tuned(name: ModelName, provider: str, listed: PriceList | None) -> ModelPricing | None:
     usd = _FINE_TUNED.get(name.undated)
     if usd is None:
         return None
     i, cached, o = (to_femto(Decimal(text), 10**6) for text in usd)
-    base = entry(provider, name.plain) or entry("openai", name.plain)
+    base = entry(provider, name.plain, listed) or entry("openai", name.plain, listed)
     rates = Rates(
         input=i, cached_input=cached, cache_write=i, cache_write_1h=i, output=o, reasoning=o,
         input_audio=DEAREST_AUDIO_IN, cached_audio=DEAREST_AUDIO_IN, output_audio=DEAREST_AUDIO_OUT,

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ..rules.errors import ConfigError, UnknownPrice
 from ..rules.names import read_name
 from .habits import Searching, searching, shows_all_it_writes
 from .list import FOREVER, claude_multipliers, entry, find_listed, free, next_midnight
+from .lists import PriceList, brought, read_list
 from .rates import ModelPricing, Price, PriceTable
 
 _K = TypeVar("_K")
@@ -52,13 +54,19 @@ class Pricing:
     Args:
         prices: the user's own, by model; a name or a pattern's exact text wins over the list.
         aliases: deployment or proxy names, by the model that they stand for.
+        price_list: the file of a newer price list; None: the one that is installed. See `lists`.
+
+    Raises:
+        ConfigError: a price or the list cannot be used.
     """
 
     def __init__(
         self,
         prices: Mapping[str, Price | Sequence[Price]] | None = None,
         aliases: Mapping[str, str] | None = None,
+        price_list: str | Path | None = None,
     ) -> None:
+        self._list = None if price_list is None else read_list(price_list)
         self._own: dict[str, tuple[Price, ...]] = {}
         for model, given in (prices or {}).items():
             listed = tuple(given) if isinstance(given, (list, tuple)) else (given,)
@@ -70,6 +78,11 @@ class Pricing:
         self._passing: dict[tuple[str, str | None], ModelPricing | UnknownPrice] = {}
         self._replies: dict[tuple[str, str | None, str], tuple[ModelPricing, float, ReplyPricing]] = {}
         self._lock = threading.Lock()
+
+    @property
+    def listed(self) -> PriceList:
+        """The price list that is looked into, under the user's own prices."""
+        return self._list or brought()
 
     def find(self, model: str, provider: str | None = None) -> ModelPricing:
         """The pricing of `model`.
@@ -219,7 +232,7 @@ class Pricing:
     def _entry(self, name: str, provider: str | None) -> tuple[str, str] | None:
         """Which entry of the price list a name means."""
         for where, what in _ids(name, provider):
-            found = entry(where, what)
+            found = entry(where, what, self._list)
             if found is not None:
                 return found[0].id, found[1].id
         return None
@@ -235,7 +248,9 @@ class Pricing:
         until = next_midnight(now).timestamp() if later else FOREVER
         if current:
             return _own_pricing(name, provider, [current[-1], *soon], until)
-        listed = next((f for i in _ids(name, provider) if (f := _listed(*i, now)) is not None), None)
+        listed = next(
+            (f for i in _ids(name, provider) if (f := _listed(*i, now, self._list)) is not None), None
+        )
         if listed is None:
             raise UnknownPrice(model, provider)
         worst = (*listed.worst, *((None, p.table()) for p in soon))
@@ -278,10 +293,10 @@ def _with_fee(table: PriceTable, fee: int) -> PriceTable:
     )
 
 
-def _listed(provider: str | None, model: str, now: datetime) -> ModelPricing | None:
+def _listed(provider: str | None, model: str, now: datetime, listed: PriceList | None) -> ModelPricing | None:
     if provider == "openrouter" and model.endswith(":free"):
         return free(model)
-    return find_listed(provider, model, now)
+    return find_listed(provider, model, now, listed)
 
 
 def _ids(model: str, provider: str | None) -> Iterator[tuple[str | None, str]]:
