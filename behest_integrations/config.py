@@ -133,6 +133,8 @@ class Config(_Strict):
     strict: bool | None = None
     policy: dict[str, Any] | None = None
     """What may be asked at all; see `policy.settings`."""
+    downgrade: dict[str, str] | None = None
+    downgrade_at: int | None = None
     alerts: dict[str, Any] | None = None
     """Who is told of what; see `engine.alerting`."""
     cost_centres: dict[str, Any] = Field(default_factory=dict)

@@ -16,6 +16,7 @@ from .engine.alert import Alert
 from .engine.alerts import Alerts
 from .engine.contexts import bind
 from .engine.costs import CostScope
+from .engine.downgrade import Downgrade
 from .engine.engine import OnStoreError, OnUnknown
 from .engine.limits import scope_of
 from .engine.living import register, revive
@@ -109,6 +110,11 @@ class Meter(Doors):
             only warn of them.
         policy: what may be asked at all, and for whom: a `behest_integrations.policy.Policy`, or what
             ``[policy]`` of a file says, as a dict; see `policy.settings`.
+        downgrade: by a model's name, the name of a cheaper one that stands in for it where a budget in
+            dollars is nearly used up, or where only the cheaper one fits: ``{"gpt-4o": "gpt-4o-mini"}``.
+            Names are those that are sent; chains are followed. The entry tells which model was asked for.
+        downgrade_at: percent of a budget, spent and held by calls in flight, from which on it does; 100: only
+            where the other does not fit.
         clock: milliseconds since 1970 (for tests).
 
     Raises:
@@ -152,6 +158,8 @@ class Meter(Doors):
         policy: Policy | Rule | Mapping[str, Any] | Sequence[Any] | None = None,
         hosts: Iterable[str] = (),
         strict: bool = False,
+        downgrade: Mapping[str, str] | None = None,
+        downgrade_at: int = 80,
         clock: Callable[[], int] | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -163,10 +171,11 @@ class Meter(Doors):
         given["hosts"] = named_hosts(hosts)
         one_of(strict, (True, False), "strict")
         self._given: Mapping[str, Any] = given
+        pricing = Pricing(prices, aliases, price_list)
         planner = Planner(
             owner=self,
             budgets=budgets,
-            pricing=Pricing(prices, aliases, price_list),
+            pricing=pricing,
             allow=allow or {},
             zone=timezone,
             default_output=default_output_tokens,
@@ -198,6 +207,7 @@ class Meter(Doors):
             telemetry=_telemetry() if one_of(telemetry, (True, False), "telemetry") else None,
             policy=_policing(policy),
             hosts=given["hosts"],
+            downgrade=_downgrade(downgrade, downgrade_at, pricing),
         )
         self._begin()
         self._alerts.wake()
@@ -623,6 +633,11 @@ def _alerting(alerts: AlertSettings | Mapping[str, Any] | None) -> AlertSettings
     from .engine.alerting import AlertSettings
 
     return AlertSettings.of(alerts)
+
+
+def _downgrade(models: Mapping[str, str] | None, at: int, pricing: Pricing) -> Downgrade | None:
+    """Which models stand in for others, if any do."""
+    return Downgrade(models or {}, at, pricing) if models or at != 80 else None
 
 
 def _policing(policy: Any) -> Policing | None:

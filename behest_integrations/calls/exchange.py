@@ -6,19 +6,22 @@ back, and ends the hold with the outcome that it is handed here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
+from ..engine.downgrading import reserving_either
 from ..engine.engine import Engine
 from ..engine.holds import Hold
 from ..engine.outcomes import Evidence, Outcome, judge
 from ..engine.per_engine import PerEngine
 from ..engine.plan import Plan
 from ..engine.ruling import rule
+from ..engine.steps import Steps
 from ..rules.attribution import NOBODY, Attribution, from_body
+from ..rules.errors import ConfigError
 from ..rules.usage import Usage
 from ..wire import (
     METERED_OPERATIONS,
@@ -35,6 +38,7 @@ from ..wire import (
 from ..wire.anthropic import MESSAGES
 from ..wire.hangups import OnAbandoned
 from ..wire.replies import looks_like_events, parse_json
+from ..wire.standing_in import may_stand_in
 from ..wire.tokens import estimate_tokens
 from .restoring import RestoringReader, restored_body
 
@@ -67,6 +71,7 @@ class Exchange:
         unread: kinds of content that go with it and are not in its JSON.
         ask_usage: whether the server may be asked for the usage of a stream.
         body_names: whether the body may say whom it is for, where nothing else does.
+        instead: the same call as it was asked for, of another model, where this one would stand in for it.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -89,6 +94,7 @@ class Exchange:
         unread: Sequence[str] = (),
         ask_usage: bool = True,
         body_names: bool = True,
+        instead: Exchange | None = None,
     ) -> None:
         self.engine = engine
         self._on_abandoned = on_abandoned
@@ -102,8 +108,16 @@ class Exchange:
         self._ask_usage = ask_usage and engine.stream_usage
         if body_names:
             fallback = fallback.over(from_body(body))
-        outer = verdict = None
+        outer: Hold | None = None
+        verdict = asked = None
         self._restorer: Restorer | None = None
+        if instead is not None:
+            # The texts are looked through already, and the hold of the layer around is taken.
+            body = self._original = {**instead._original, "model": body["model"]}
+            around, asked, self._restorer = instead.plan.outer, instead.plan.model, instead._restorer
+            outer = around if isinstance(around, Hold) else None
+            if not may_stand_in(body, asked):
+                raise ConfigError(f"{body['model']!r} does not take what {asked!r} is sent")
         options: dict[str, Any] = {
             "prefer_max_tokens": provider not in _NEWER_FIELD,
             "provider": provider,
@@ -120,9 +134,15 @@ class Exchange:
                 provider=provider,
                 where=where,
                 layer=layer,
+                outer=outer,
                 unread=("realtime",) if operation == "realtime" else unread,
+                asked_model=asked,
             )
             self._original, self._bound, verdict, outer, self._restorer = ruled
+            if instead is not None:
+                self._restorer = instead._restorer
+                if (found := instead.plan.verdict) is not None:
+                    verdict.kind, verdict.found = found.kind, found.found
         elif self.metered:
             self._bound = bound_request(operation, body, **options)
         else:
@@ -140,9 +160,20 @@ class Exchange:
             outer=outer,
             where=where,
             verdict=verdict,
+            asked=asked,
         )
         self.hold: Hold | None = None
         self._new_reply()
+
+    def reserving(self, instead: Callable[[str], Exchange | None]) -> Steps[tuple[Exchange, Hold]]:
+        """The steps that reserve it, or what stands in for it.
+
+        Args:
+            instead: the same call of another model; see `downgrading.reserving_either`.
+        """
+        if self.engine.downgrade is None or not self.metered:
+            return self, (yield from self.engine.reserving(self.plan))
+        return (yield from reserving_either(self.engine, self, instead))
 
     def _new_reply(self) -> None:
         self._hide_usage = False

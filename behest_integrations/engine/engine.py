@@ -43,13 +43,14 @@ from .outcomes import Outcome
 from .owners import has_died, this_process
 from .plan import Outer, Plan
 from .planning import Planner, when
-from .refusing import around_it, say_tier
+from .refusing import NoRoom, around_it, say_tier
 from .steps import Steps, arun, in_line, run
 from .waiting import Lines, Place
 from .writing import Unwritten, Writing, dropping
 
 if TYPE_CHECKING:
     from ..policy import Policing, Verdict
+    from .downgrade import Downgrade
     from .telemetry import Telemetry
 
 log = logging.getLogger("behest")
@@ -80,6 +81,7 @@ class Engine:
         policy: what may be asked at all; None: anything.
         on_abandoned: by provider, and "" for all others; see `Meter`.
         hosts: that serve models, besides those that are known.
+        downgrade: which cheaper models stand in for others, and when; None: none does.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Engine:
         policy: Policing | None = None,
         on_abandoned: Mapping[str, OnAbandoned] | None = None,
         hosts: frozenset[str] = frozenset(),
+        downgrade: Downgrade | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock or ledger.now_ms
@@ -113,6 +116,7 @@ class Engine:
         self.hosts = hosts
         self._telemetry = telemetry
         self.policy = policy
+        self.downgrade = downgrade
         self.auditor = None if policy is None else Auditor(ledger, policy.policy.audit.allowed, self._clock)
         self.notices = Notices()
         self.kept: dict[Any, Any] = {}
@@ -144,6 +148,7 @@ class Engine:
         outer: Hold | None = None,
         where: str = "",
         verdict: Verdict | None = None,
+        asked: str | None = None,
     ) -> Plan:
         """What a call may come to, in every unit that a budget counts.
 
@@ -161,24 +166,34 @@ class Engine:
             outer: the hold of the layer around, where the door knows it.
             where: the server that it goes to, if known: bills of one say nothing of another's.
             verdict: what the policy has decided of it; see `ruling`.
+            asked: the model that was asked for, where this one would stand in for it: nobody is told if
+                it cannot.
 
         Raises:
             UnknownPrice: a budget in dollars applies and the model has no price.
             Unbounded: a budget applies that something in the request cannot be bounded in.
         """
+        stands_in = asked is not None
         if outer is None:
             outer = take_offer(self, operation, model, layer)
         if outer is not None:
             who = who.over(outer.plan.who)
+            if asked is None and outer.plan.model == model:
+                asked = outer.plan.asked_model
+                stands_in = False
         try:
             return self._planner.plan(
                 operation, model, bound, provider=provider, who=who, fallback=fallback, outer=outer,
-                where=where, verdict=verdict,
+                where=where, verdict=verdict, asked=asked,
             )  # fmt: skip
         except CallRefused as error:
-            if self.auditor is not None:
+            if self.auditor is not None and not stands_in:
                 self.auditor.refused(error, self._planner.who(who, fallback), operation, model)
             raise
+
+    def now(self) -> int:
+        """Milliseconds since 1970, by the clock of this engine."""
+        return self._clock()
 
     @property
     def planner(self) -> Planner:
@@ -200,11 +215,15 @@ class Engine:
         """`reserve` for coroutines."""
         return await arun(self._ledger, self.reserving(plan))
 
-    def reserving(self, plan: Plan, *, wait: bool = True) -> Steps[Hold]:
+    def reserving(self, plan: Plan, *, wait: bool = True, trial: bool = False) -> Steps[Hold]:
         """The steps of `reserve`, for what is itself written as steps.
 
         Args:
             wait: whether a busy budget may be waited for, if the meter is to wait at all.
+            trial: something else will be made of the call if it does not fit at once and in full.
+
+        Raises:
+            NoRoom: it was a trial, and does not.
         """
         now = self._clock()
         # Ids that grow with time keep the store's trees together; the rest is random, so that
@@ -219,7 +238,9 @@ class Engine:
         sweep = swept = False
         within = enclosing(self)
         try:
-            if self._lines and patience and replaces is None and not within:
+            if trial and self._lines:
+                self._check_lines(plan, now)
+            elif self._lines and patience and replaces is None and not within:
                 # Who holds room for an outer layer of the same call must not wait for it, nor for
                 # those who wait for what this call is made inside of.
                 place = self._lines.behind_others(self._planner.claims(plan, now))
@@ -232,7 +253,7 @@ class Engine:
                     sweep = swept = True
                 waiting = patience > 0 if deadline is None else time.monotonic() < deadline
                 claims = self._planner.claims(plan, now)
-                ask = _Asking(call_id, plan, claims, now, sweep, swept, waiting, replaces, place)
+                ask = _Asking(call_id, plan, claims, now, sweep, swept, waiting, replaces, place, trial)
                 try:
                     result: Reserved | Refused = yield self._reserve_work(ask)
                 except GeneratorExit:
@@ -261,6 +282,8 @@ class Engine:
                 if replaces is not None:
                     replaces.hand_over()
                     replaces = None
+                if trial:
+                    raise NoRoom(result.claim.unit)
                 if result.events:
                     self._alerts.tell(result.events)
                 worth_waiting = result.reason == "busy" and waiting
@@ -290,6 +313,13 @@ class Engine:
             if place is not None:
                 place.leave()
 
+    def _check_lines(self, plan: Plan, now: int) -> None:
+        """Others wait for room already: whoever is only trying does not go before them."""
+        claims = self._planner.claims(plan, now)
+        key = self._lines.line_of(claims)
+        if key is not None:
+            raise NoRoom(next(claim.unit for claim in claims if claim.key == key))
+
     def _dropping(self, call_id: str, claims: Sequence[Claim]) -> Work[bool]:
         def work(rows: Rows) -> bool:
             dropped = cancel(rows, call_id=call_id)
@@ -299,7 +329,7 @@ class Engine:
         return Operation(work, claims=claims, takes=(call_id,))
 
     def _reserve_work(self, ask: _Asking) -> Work[Reserved | Refused]:
-        call_id, plan, claims, now, sweep, swept, waiting, replaces, place = ask
+        call_id, plan, claims, now, sweep, swept, waiting, replaces, place, trial = ask
         owner = this_process()
         decision = None
         if self.auditor is not None and plan.verdict is not None:
@@ -313,11 +343,11 @@ class Engine:
                 rows,
                 call_id=call_id,
                 claims=claims,
-                ask=plan.ask,
+                ask=plan.ask if not trial else plan.ask._replace(floor=plan.ask.want),
                 call=plan.shape.fields,
                 now=now,
                 lease=self.lease_ms,
-                count=swept,
+                count=swept and not trial,
                 count_busy=not waiting,
                 replaces=replaces.id if replaces is not None else None,
                 sharing=place.behind if place is not None else 0,
@@ -518,6 +548,7 @@ class _Asking(NamedTuple):
         sweep, swept: whether holds of the dead are to be ended with it, and have been by its end.
         waiting: whether a refusal that is only `busy` will be tried again.
         place: in the line of a bucket.
+        trial: see `Engine.reserving`.
     """
 
     call_id: str
@@ -529,3 +560,4 @@ class _Asking(NamedTuple):
     waiting: bool
     replaces: Outer | None
     place: Place | None
+    trial: bool

@@ -184,6 +184,11 @@ class Plan:
         return self.shape.fields["stage"]  # type: ignore[no-any-return]
 
     @property
+    def asked_model(self) -> str | None:
+        """The model that was asked for, where this one stands in for it."""
+        return self.shape.fields["asked_model"]  # type: ignore[no-any-return]
+
+    @property
     def budgets(self) -> tuple[Budget, ...]:
         return self.shape.budgets
 

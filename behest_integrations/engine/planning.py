@@ -99,7 +99,13 @@ class Planner:
         return who if self._defaults is NOBODY else who.over(self._defaults)
 
     def _shape(
-        self, operation: str, model: str, provider: str | None, explicit: Attribution, fallback: Attribution
+        self,
+        operation: str,
+        model: str,
+        provider: str | None,
+        explicit: Attribution,
+        fallback: Attribution,
+        asked: str | None = None,
     ) -> Shape:
         who = _said(explicit, fallback)
         stages = active(self._owner)
@@ -108,7 +114,7 @@ class Planner:
             who = who.over(self._defaults)
         if self._required:
             check_required(who, self._required)
-        key = (operation, model, provider, who, *map(id, stages))
+        key = (operation, model, provider, who, asked, *map(id, stages))
         found = self._shapes.get(key)
         if found is not None and found.stages == stages:
             pricing = found.pricing
@@ -116,7 +122,7 @@ class Planner:
             if pricing is None or pricing.valid_until > time.time():
                 return found
         budgets = self._budgets
-        shape = self._new_shape(operation, model, provider, who, stages)
+        shape = self._new_shape(operation, model, provider, who, stages, asked)
         if budgets is self._budgets:
             if len(self._shapes) >= _MOST_SHAPES:
                 self._shapes.clear()
@@ -130,6 +136,7 @@ class Planner:
         provider: str | None,
         who: Attribution,
         stages: tuple[Stage, ...],
+        asked: str | None,
     ) -> Shape:
         budgets = tuple(self.applicable(who, model, stages))
         metered = operation in METERED_OPERATIONS
@@ -147,6 +154,7 @@ class Planner:
             "operation": operation,
             "provider": pricing.provider if pricing else provider,
             "model": model,
+            "asked_model": asked,
         }
         return Shape(who, stages, budgets, pricing, fields)
 
@@ -169,6 +177,7 @@ class Planner:
         outer: Outer | None = None,
         where: str = "",
         verdict: Verdict | None = None,
+        asked: str | None = None,
     ) -> Plan:
         """What a call may come to, in every unit that a budget counts.
 
@@ -180,13 +189,14 @@ class Planner:
             who: attribution said on the call itself.
             fallback: attribution from the client or framework; the session scope wins.
             verdict: what the policy has decided of it.
+            asked: the model that was asked for, where this one stands in for it.
 
         Raises:
             Unattributed: it does not say all that the meter requires.
             UnknownPrice: a budget in dollars applies and the model has no price.
             Unbounded: a budget applies that something in the request cannot be bounded in.
         """
-        shape = self._shape(operation, model, provider, who, fallback)
+        shape = self._shape(operation, model, provider, who, fallback, asked)
         pricing, units, hard = shape.pricing, shape.units, shape.hard
         metered = operation in METERED_OPERATIONS
         if pricing is not None and bound.output_limit != 0 and not pricing.has_output and "usd" in hard:
@@ -370,15 +380,22 @@ class Planner:
         found = []
         for budget in budgets:
             claim = self.claim(budget, who, model, now)
-            limit = limits.of(claim)
-            if limit is None:
-                continue
-            bucket = rows.bucket(*claim.key) or Bucket(0, *claim.key, claim.unit)
-            spent = bucket.spent
-            if claim.rolling_ms:
-                spent = rows.rolling_spent(claim.budget, claim.scope, now - claim.rolling_ms - claim.slot_ms)
-            found.append(self.balance([budget], Standing(claim, limit, spent, bucket.held)))
+            there = self.standing(rows, limits, claim, now)
+            if there is not None:
+                found.append(self.balance([budget], there))
         return found
+
+    @staticmethod
+    def standing(rows: Rows, limits: Limits, claim: Claim, now: int) -> Standing | None:
+        """A claim's bucket as it stands; None where its budget has been removed."""
+        limit = limits.of(claim)
+        if limit is None:
+            return None
+        bucket = rows.bucket(*claim.key) or Bucket(0, *claim.key, claim.unit)
+        spent = bucket.spent
+        if claim.rolling_ms:
+            spent = rows.rolling_spent(claim.budget, claim.scope, now - claim.rolling_ms - claim.slot_ms)
+        return Standing(claim, limit, spent, bucket.held)
 
     def balance(self, budgets: Iterable[Budget], standing: Standing) -> Balance:
         """What `standing` says, for people; it is of one of `budgets`."""

@@ -10,6 +10,14 @@ from .notices import Notices
 from .plan import Plan
 
 
+class NoRoom(Exception):
+    """A call that was only tried does not fit as it is, in a budget of this unit. Nobody is told."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(unit)
+        self.unit = unit
+
+
 def around_it(refused: Refused, within: Sequence[Hold]) -> int:
     """What is held by what a call is made inside of, where that alone leaves too little; else 0."""
     if not within or refused.reason != "busy":

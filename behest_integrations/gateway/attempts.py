@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import anyio
@@ -25,6 +26,7 @@ from tenacity import (
 from ..calls.exchange import Exchange, unasked
 from ..engine.holds import Hold
 from ..engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
+from ..engine.steps import Steps
 from ..meter import Meter
 from ..rules.attribution import Attribution
 from ..rules.errors import BehestError
@@ -35,7 +37,9 @@ from .callers import Caller
 from .leaving import headed
 from .metrics import Metrics
 from .problems import Problem, budget_headers, problem_of
-from .providers import Target
+from .providers import Provider, Target
+
+T = TypeVar("T")
 
 _PAID_BY_TENANT = Attribution(tags={PAID_TAG: TENANT})
 _FIRST_WAIT = 0.5
@@ -47,6 +51,10 @@ _SOON = 0.1
 """Seconds of waiting for a busy budget, after which the client's hanging up is listened for."""
 # In the answers of a provider these speak of the gateway's own account, not of its caller's.
 _OURS = {401: "refused the gateway's key", 402: "refused the gateway's account", 403: "refused the gateway"}
+
+
+def _nowhere(_model: str) -> None:
+    return None
 
 
 class _Failed(Exception):
@@ -80,6 +88,8 @@ class Job:
     large: bool
     held: Held
     receive: Receive
+    cheaper: Callable[[str], Target | None] = _nowhere
+    """Where a model leads that may stand in for the one that is asked for; None: nowhere for this caller."""
     started: float = field(default_factory=time.perf_counter)
     answered: bool = False
     sending: float | None = None
@@ -88,6 +98,14 @@ class Job:
     """The headers that tell which budget binds."""
     own: str | None = field(default=None, repr=False)
     """The tenant's own key, where it is what the call is being made with."""
+
+
+_Led = tuple[Target, "str | None"]
+"""Where a call goes, and the tenant's own key if it is made with that."""
+
+
+def _for_whom(job: Job) -> Attribution:
+    return job.who if job.own is None else _PAID_BY_TENANT.over(job.who)
 
 
 class Attempts:
@@ -157,32 +175,22 @@ class Attempts:
             BehestError: the call was refused.
         """
         provider, own = target.provider, job.own
-        who = job.who if own is None else _PAID_BY_TENANT.over(job.who)
-        # Of a tenant's project there nothing is known: it may be of the dearest tier.
-        tier = provider.settings.service_tier if own is None else "auto"
+        who = _for_whom(job)
 
         def plan() -> Exchange:
-            return Exchange(
-                self._meter,
-                job.operation,
-                {**job.body, "model": target.model},
-                who=who,
-                provider=provider.prices,
-                where=provider.settings.base_url,
-                service_tier=tier,
-                on_abandoned=provider.settings.on_abandoned,
-                ask_usage=provider.settings.stream_usage,
-                body_names=False,  # as far as the caller may, it has
-            )
+            return self._exchange(job, {**job.body, "model": target.model}, provider)
 
         policy = self._meter.policy
         aside = job.large or (policy is not None and policy.screening)
         exchange = await anyio.to_thread.run_sync(plan) if aside else plan()
-        hold = await self._reserve(job, exchange)
+        exchange, hold, (target, own) = await self._reserve(job, exchange, target)
+        provider = target.provider
         sent = False
         try:
             standing = self._meter.standing(hold)
             job.budget = budget_headers(standing)
+            if exchange.plan.asked_model is not None:
+                job.budget["X-Model-Asked"] = quote(str(job.body["model"]), safe=" /:@._-")
             body = exchange.reserved(hold)
             content = await anyio.to_thread.run_sync(to_json, body) if job.large else to_json(body)
             sent = True
@@ -214,15 +222,69 @@ class Attempts:
             provider.name, response, repeated=provider.settings.retries > 0, own=own is not None
         )
 
-    async def _reserve(self, job: Job, exchange: Exchange) -> Hold:
-        """Hold the call's worst case. A busy budget is waited for, as long as the client waits.
+    def _exchange(self, job: Job, body: Mapping[str, Any], provider: Provider, **more: Any) -> Exchange:
+        return Exchange(
+            self._meter,
+            job.operation,
+            body,
+            who=_for_whom(job),
+            provider=provider.prices,
+            where=provider.settings.base_url,
+            # Of a tenant's project there nothing is known: it may be of the dearest tier.
+            service_tier=provider.settings.service_tier if job.own is None else "auto",
+            on_abandoned=provider.settings.on_abandoned,
+            ask_usage=provider.settings.stream_usage,
+            body_names=False,  # as far as the caller may, it has
+            **more,
+        )
+
+    async def _reserve(self, job: Job, asked: Exchange, target: Target) -> tuple[Exchange, Hold, _Led]:
+        """Hold the call's worst case, or a cheaper model's, wherever its route leads. A busy budget is waited
+        for, as long as the client waits.
 
         Raises:
             Problem: the client has hung up meanwhile.
             BehestError: the call was refused.
         """
+        here = (target, job.own)
+        downgrade = self._meter.downgrade
+        if downgrade is None:
+            return asked, await self._reserving(job, self._meter.reserving(asked.plan)), here
+        leads: dict[Exchange, _Led] = {asked: here}
+        cheaper = {
+            name: there
+            for name in downgrade.after(asked.plan.model)
+            if (there := await self._leads(job, name, target)) is not None
+        }
+
+        def instead(model: str) -> Exchange | None:
+            if model not in cheaper:
+                return None
+            other, _own = cheaper[model]
+            exchange = self._exchange(job, {"model": other.model}, other.provider, instead=asked)
+            leads[exchange] = cheaper[model]
+            return exchange
+
+        exchange, hold = await self._reserving(job, asked.reserving(instead))
+        return exchange, hold, leads[exchange]
+
+    async def _leads(self, job: Job, model: str, target: Target) -> _Led | None:
+        """Where a cheaper model leads, with whose key; None where the caller may not go there, or another
+        would have to pay."""
+        other = job.cheaper(model)
+        if other is None:
+            return None
+        if other.provider is target.provider:
+            return other, job.own
+        try:
+            own = await self._payers.key(job.caller.tenant, other.provider.name)
+        except Unusable:
+            return None
+        return (other, own) if (own is None) is (job.own is None) else None
+
+    async def _reserving(self, job: Job, steps: Steps[T]) -> T:
         if job.body.get("stream"):  # whose hanging up is heard all the time
-            return await self._meter.areserve(exchange.plan)
+            return await self._meter.arun(steps)
         listening: list[asyncio.Task[None]] = []
         with anyio.CancelScope() as hung_up:
 
@@ -234,7 +296,7 @@ class Attempts:
             loop = asyncio.get_running_loop()
             timer = loop.call_later(_SOON, lambda: listening.append(loop.create_task(hear())))
             try:
-                return await self._meter.areserve(exchange.plan)
+                return await self._meter.arun(steps)
             finally:
                 timer.cancel()
                 for task in listening:

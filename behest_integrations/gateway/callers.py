@@ -103,9 +103,13 @@ class Caller:
             found[KEY_TAG] = self.line
         return found
 
+    def may(self, model: str) -> bool:
+        """Whether the caller's key is for that model."""
+        return self.models is None or any(fnmatch.fnmatchcase(model, p) for p in self.models)
+
     def may_call(self, model: str) -> None:
         """Raises a 403 if the caller's key is not for that model."""
-        if self.models is not None and not any(fnmatch.fnmatchcase(model, p) for p in self.models):
+        if self.models is not None and not self.may(model):
             message = f"This key may not call {model!r}; it is for {', '.join(self.models)}."
             raise Problem(403, message, code="model_not_allowed", param="model", retry=False)
 

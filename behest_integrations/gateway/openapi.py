@@ -43,6 +43,7 @@ _BUDGET_HEADERS = {
     "X-Budget-Limit": "Its limit, e.g. `$5` or `10 calls`.",
     "X-Budget-Left": "What of it is neither spent nor held by calls in flight.",
     "X-Budget-Reset": "When it resets, in seconds since 1970; absent if it never does.",
+    "X-Model-Asked": "The model that was asked for, where a cheaper one has answered (percent-encoded).",
 }
 
 

@@ -14,7 +14,8 @@ Headers = list[tuple[bytes, bytes]]
 
 _SEEN = (
     "X-Trace-Id", "X-Request-Id", "X-Tier", "X-Budget", "X-Budget-Limit", "X-Budget-Left", "X-Budget-Reset",
-    "Retry-After", "x-should-retry", "openai-processing-ms", "openai-version", "openai-model",
+    "X-Model-Asked", "Retry-After", "x-should-retry", "openai-processing-ms", "openai-version",
+    "openai-model",
 )  # fmt: skip
 """What of an answer a page may read."""
 _PREFLIGHT_SECONDS = 7200

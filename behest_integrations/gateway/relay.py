@@ -118,6 +118,7 @@ class Relay:
                 caller.may_call(name)
         who = who.over(caller.named(body))
         job = Job(operation, body, who, caller, scope["headers"], large, held, receive)
+        job.cheaper = partial(self._cheaper, caller)
         if isinstance(checked, ResponseRequest):
             await self._check_stored(job, checked)
         return job
@@ -161,6 +162,11 @@ class Relay:
             )
             raise Problem(404, message, code="model_not_found", param="model", retry=False)
         return speaking
+
+    def _cheaper(self, caller: Caller, model: str) -> Target | None:
+        """Where a model leads that may stand in for the one that is asked for."""
+        there = self.routes.targets(model) if caller.may(model) else ()
+        return next((target for target in there if target.provider.settings.speaks(self.api)), None)
 
     def _broken(self, job: Job, problem: Problem) -> bytes:
         """The event that tells a client of a stream that it broke off."""

@@ -104,7 +104,10 @@ class HoldRecord:
 
 @dataclass(slots=True)
 class Entry:
-    """One line of the ledger. Times in ms since 1970 UTC; cost in nano-dollars."""
+    """One line of the ledger. Times in ms since 1970 UTC; cost in nano-dollars.
+
+    `asked_model` is the model that was asked for, where a cheaper one stood in for it.
+    """
 
     call_id: str
     at: int
@@ -135,6 +138,7 @@ class Entry:
     flags: str = ""
     note: str = ""
     provider_id: str | None = None
+    asked_model: str | None = None
     bookings: list[tuple[int, str, int]] = field(default_factory=list)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0014"
+HEAD = "0019"
 """The newest migration."""
 
 metadata = MetaData()
@@ -138,6 +138,8 @@ entries = Table(
     Column("flags", Text, nullable=False),
     Column("note", Text, nullable=False),
     Column("provider_id", Text),
+    # Where a cheaper model stood in for it.
+    Column("asked_model", Text),
     Column("bookings", JSON, nullable=False),
 )
 Index("entries_call", entries.c.call_id)

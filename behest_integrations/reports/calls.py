@@ -21,6 +21,7 @@ _FIELDS = (
     "stage", "operation", "provider", "model", "service_tier", "input_tokens", "output_tokens",
     "cached_input_tokens", "cache_write_tokens", "reasoning_tokens", "input_audio_tokens",
     "output_audio_tokens", "cost", "calls", "output_limit", "lowered_from", "reversal", "flags", "note",
+    "asked_model",
 )  # fmt: skip
 
 
@@ -57,6 +58,7 @@ class Call:
     reversal: int
     flags: str
     note: str
+    asked_model: str | None
 
 
 @dataclass(frozen=True)

@@ -121,21 +121,24 @@ class _Call(Call):
         # What the path says is what counts, whatever the body says beside it.
         in_path = {n: value for n, value in told.items() if value is not None}
         engine = self.terms.engine
-        plan = partial(
-            Exchange,
-            engine,
-            found.operation,
-            {**body, **in_path},
-            who=from_headers(request.headers),
-            provider=self._provider,
-            where=self._where,
+        options: dict[str, Any] = {
+            "who": from_headers(request.headers),
+            "provider": self._provider,
+            "where": self._where,
             # What is no JSON (a form with a file) is not read.
-            unread=() if isinstance(said, Mapping) and body else ("file",),
-        )
+            "unread": () if isinstance(said, Mapping) and body else ("file",),
+        }
+        plan = partial(Exchange, engine, found.operation, {**body, **in_path}, **options)
         looked_through = engine.policy is not None and engine.policy.screening
-        exchange = self.exchange = (yield Aside(plan)) if looked_through else plan()
-        hold = self._open = yield from engine.reserving(exchange.plan)
-        changed = exchange.reserved(hold)
+        asked: Exchange = (yield Aside(plan)) if looked_through else plan()
+
+        def instead(model: str) -> Exchange | None:
+            if found.model is not None:  # it is in the path, which is not ours to write
+                return None
+            return Exchange(engine, found.operation, {"model": model}, instead=asked, **options)
+
+        self.exchange, self._open = yield from asked.reserving(instead)
+        changed = self.exchange.reserved(self._open)
         sent = {n: v for n, v in changed.items() if n not in in_path} | {
             n: body[n] for n in in_path if n in body
         }

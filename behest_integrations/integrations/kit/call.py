@@ -49,7 +49,7 @@ class Call:
         self._offer: Offer | None = None
 
     def _reserve(self) -> Steps[Hold]:
-        hold = yield from self.engine.reserving(self.generation.plan)
+        self.generation, hold = yield from self.generation.reserving()
         self._hold, self._offer = hold, Offer(hold, "model")
         return hold
 

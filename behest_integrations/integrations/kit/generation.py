@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ...engine.downgrading import reserving_either
 from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...engine.outcomes import Evidence, Outcome, judge
 from ...engine.plan import Plan
 from ...engine.ruling import rule
+from ...engine.steps import Steps
 from ...rules.attribution import NOBODY, Attribution, from_body
+from ...rules.errors import ConfigError
 from ...rules.usage import Usage
 from ...wire import RequestBound, bound_request
 from ...wire.fields import CONTAINERS
+from ...wire.standing_in import may_stand_in
 from .settings import LIMIT_NAMES
 
 if TYPE_CHECKING:
@@ -67,6 +71,8 @@ class Generation:
         view, remade: what is sent, as JSON, and the request from a view whose texts were changed; None: the
             adapter cannot change it.
         unread: kinds of content that go with it and are not in the request.
+        model_field: the field of the model object that names the model; None: it cannot be changed.
+        instead: the same call as it was asked for, where `request` names a cheaper model alone.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
@@ -92,13 +98,23 @@ class Generation:
         view: Mapping[str, Any] | None = None,
         remade: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         unread: Sequence[str] = (),
+        model_field: str | None = None,
+        instead: Generation | None = None,
     ) -> None:
         self.engine = engine
+        self._model_field = model_field
+        asked = None
+        if instead is not None:
+            # The texts are looked through already, and the hold of the layer around is taken.
+            around, asked, request = instead.plan.outer, instead.plan.model, {**instead._request, **request}
+            outer = around if isinstance(around, Hold) else None
+            if not may_stand_in(request, asked):
+                raise ConfigError(f"{request['model']!r} does not take what {asked!r} is sent")
         fallback = fallback.over(from_body(request))
         options: dict[str, Any] = {"can_limit": can_limit, "choices": choices, "input_tokens": input_tokens}
         verdict = None
         self.restorer: Restorer | None = None
-        if engine.policy is None or deferred:
+        if engine.policy is None or (deferred and instead is None):
             self.bound = _bound(engine, operation, request, provider, **options)
         else:
             ruled = rule(
@@ -117,8 +133,11 @@ class Generation:
                 view=view,
                 remade=remade or (lambda seen: seen),
                 unread=unread,
+                asked_model=asked,
             )
             request, self.bound, verdict, outer, self.restorer = ruled
+            if instead is not None:
+                self.restorer, verdict = instead.restorer, None if deferred else verdict
         self._thinks = any(map(request.get, _THINKING_ASKED.intersection(request)))
         self.plan: Plan = engine.plan(
             operation,
@@ -130,7 +149,35 @@ class Generation:
             layer=layer,
             outer=outer,
             verdict=verdict,
+            asked=asked,
         )
+        self._stands_in = asked is not None
+        self._request: Mapping[str, Any] = {}
+        self._made_with: dict[str, Any] = {}
+        downgrade = engine.downgrade
+        if (
+            downgrade is not None
+            and model_field is not None
+            and downgrade.after(self.plan.model)
+            and not asked
+        ):
+            self._request = request
+            self._made_with = {
+                "operation": operation, "who": who, "fallback": fallback, "provider": provider,
+                "where": where, "layer": layer, "deferred": deferred, "model_field": model_field, **options,
+            }  # fmt: skip
+
+    def reserving(self) -> Steps[tuple[Generation, Hold]]:
+        """The steps that reserve it, or the same call of a cheaper model where that stands in for it."""
+        if not self._made_with:
+            return self, (yield from self.engine.reserving(self.plan))
+
+        def instead(model: str) -> Generation:
+            return Generation(self.engine, {"model": model}, instead=self, **self._made_with)
+
+        found, hold = yield from reserving_either(self.engine, self, instead)
+        self._request, self._made_with = {}, {}
+        return found, hold
 
     @property
     def unlimited(self) -> bool:
@@ -147,6 +194,8 @@ class Generation:
             field: what the model calls its limit, which the call's own keywords come before.
         """
         limit = hold.output_limit
+        if self._stands_in:
+            model = model.model_copy(update={str(self._model_field): self.plan.model})
         if limit is None or limit == self.bound.output_limit:
             return model, kwargs
         names = {*LIMIT_NAMES, *self.bound.limit_fields}

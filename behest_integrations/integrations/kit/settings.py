@@ -28,6 +28,7 @@ ASKED = (
 """Settings, by their usual names, that change what a request may come to."""
 
 _MODEL_NAMES = ("model", "model_name", "model_id", "deployment_name", "azure_deployment", "repo_id")
+_DEPLOYMENTS = ("deployment_name", "azure_deployment", "engine", "repo_id")
 _URL_NAMES = ("openai_api_base", "base_url", "anthropic_api_url", "api_base", "endpoint", "api_url")
 
 
@@ -58,6 +59,22 @@ _LIMIT_NAMES = frozenset(LIMIT_NAMES)
 def model_in(settings: Mapping[str, Any]) -> str | None:
     """The model that settings name, whatever they call it."""
     return next((m for n in _MODEL_NAMES if isinstance(m := settings.get(n), str) and m), None)
+
+
+def model_field_of(model: Any, name: str, sent: Mapping[str, Any]) -> str | None:
+    """The field of a pydantic object that names the model it asks for; None where another would not be asked
+    if that said so: a deployment is part of an address.
+
+    Args:
+        name: the model that it asks for.
+        sent: the keywords of the one call.
+    """
+    if not name or any(sent.get(n) is not None for n in _MODEL_NAMES):
+        return None
+    if any(getattr(model, n, None) for n in _DEPLOYMENTS):
+        return None
+    fields = type(model).model_fields
+    return next((n for n in _MODEL_NAMES if n in fields and getattr(model, n, None) == name), None)
 
 
 def provider_of(settings: Mapping[str, Any], maker: str) -> str | None:

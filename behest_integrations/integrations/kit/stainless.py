@@ -50,12 +50,12 @@ class Call:
 
     def prepared(self, options: Any) -> Steps[Any]:
         """Reserve the attempt that `options` describe; the options to send under its hold."""
-        exchange = self.exchange
+        exchange, hold = self.exchange, None
+        engine = self.terms.engine
         if exchange is None:
             client = self.client
             headers = options.headers
             where, provider = server_of(client)
-            engine = self.terms.engine
             said: dict[str, Any] = {
                 "who": from_headers(headers) if headers and isinstance(headers, Mapping) else NOBODY,
                 "fallback": from_headers(client._custom_headers) if client._custom_headers else NOBODY,
@@ -67,8 +67,17 @@ class Call:
             else:
                 said["unread"] = ("file",) if options.files is not None else ()
                 exchange = yield Aside(partial(Exchange, engine, self.operation, body_of(options), **said))
+            if engine.downgrade is not None and isinstance(options.json_data, Mapping):
+                asked = exchange
+
+                def instead(model: str) -> Exchange:
+                    return Exchange(engine, self.operation, {"model": model}, instead=asked, **said)
+
+                exchange, hold = yield from asked.reserving(instead)
             self.exchange = exchange
-        hold = self._open = yield from self.terms.engine.reserving(exchange.plan)
+        if hold is None:
+            hold = yield from engine.reserving(exchange.plan)
+        self._open = hold
         body = exchange.reserved(hold)
         if options.files is None and (options.json_data is not None or options.extra_json is not None):
             options.json_data, options.extra_json = body, None

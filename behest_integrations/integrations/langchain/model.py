@@ -27,7 +27,7 @@ from ..kit.clients import keeps_metered_clients, meter_clients_of, say_retries
 from ..kit.generation import Generation, Heard
 from ..kit.masking import looks_through, off_loop, only
 from ..kit.metered import METERED_BY, as_class, metered_class, plain
-from ..kit.settings import limit_field_of, output_limit, url_in
+from ..kit.settings import limit_field_of, model_field_of, output_limit, url_in
 from ..kit.terms import Terms
 from .handler import take_run
 from .masking import ChunksPutBack, put_back, rebuilt, view_of
@@ -87,13 +87,17 @@ def _call(
         outer=held[0] if held else None,
         where=url_in(settings),
         deferred=deferred,
+        model_field=model_field_of(model, named.model, kwargs)
+        if terms.engine.downgrade is not None
+        else None,
         **masking,
     )
+    call = Call(generation, type(model))
 
     def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:
-        return generation.limited(hold, model, kwargs, terms.limit_field)
+        return call.generation.limited(hold, model, kwargs, terms.limit_field)
 
-    return Call(generation, type(model)), limited, sent
+    return call, limited, sent
 
 
 async def _acall(

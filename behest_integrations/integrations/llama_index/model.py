@@ -19,7 +19,7 @@ from ..kit.clients import keeps_metered_clients, meter_clients_of, metered_clien
 from ..kit.generation import Generation
 from ..kit.masking import looks_through, off_loop, only
 from ..kit.metered import METERED_BY, as_class, metered_class, plain
-from ..kit.settings import limit_field_of, output_limit, url_in
+from ..kit.settings import limit_field_of, model_field_of, output_limit, url_in
 from ..kit.terms import Terms
 from .masking import ChunksPutBack, put_back, rebuilt, view_of
 from .translate import attribution, hear, model_name, provider_by, request_as_wire, settings_of
@@ -71,12 +71,14 @@ def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callabl
         where=url_in(settings),
         deferred=deferred,
         **masking,
+        model_field=model_field_of(model, name, kwargs) if terms.engine.downgrade else None,
     )
+    call = Call(generation, type(model))
 
     def limited(hold: Hold) -> tuple[Any, dict[str, Any]]:
-        return generation.limited(hold, model, kwargs, terms.limit_field)
+        return call.generation.limited(hold, model, kwargs, terms.limit_field)
 
-    return Call(generation, type(model)), limited, sent
+    return call, limited, sent
 
 
 async def _acall(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callable[[Hold], Any], Any]:
