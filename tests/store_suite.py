@@ -180,7 +180,8 @@ class StoreSuite:
             "1", started=NOW - 5, stage="a/b", operation="chat", provider="openai", service_tier="flex",
             input_tokens=1, output_tokens=2, cached_input_tokens=3, cache_write_tokens=4, reasoning_tokens=5,
             input_audio_tokens=6, output_audio_tokens=7, cost=2**62, output_limit=8, lowered_from=9,
-            flags="x,y", note="a 'note' of «words»", provider_id="resp", bookings=[(1, "usd", 2**62)],
+            flags="x,y", note="a 'note' of «words»", provider_id="resp", asked_model="gpt-4",
+            bookings=[(1, "usd", 2**62)],
         )  # fmt: skip
         later = entry("1", at=NOW + 1, status="assumed", cost=None)
         reversal = entry("1", reversal=1, cost=-5)
