@@ -240,6 +240,16 @@ def test_no_price_helps_where_calls_are_counted(sandbox: Sandbox) -> None:
         assert served(sandbox) == [DEAR]
 
 
+def test_a_budget_that_only_warns_changes_no_model(sandbox: Sandbox) -> None:
+    with Meter(
+        "memory://", budgets=["$0.001, warn only", "$1 as hard"], downgrade=TO, downgrade_at=50
+    ) as meter:
+        metered = meter.openai(client(sandbox))
+        for _ in range(3):
+            ask(metered)
+        assert served(sandbox) == [DEAR] * 3
+
+
 @pytest.mark.parametrize(
     "policy", [{"deny_models": [CHEAP]}, {"models": [DEAR]}, {"rules": [{"models": [DEAR]}]}]
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ledger.admission import Ask
 from ..ledger.book import Bucket, Claim, Limits, Rows, Standing
-from ..prices import FEMTO_PER_NANO, ModelPricing, Pricing
+from ..prices import ModelPricing, Pricing
 from ..prices.providers import multiplier_for_url
 from ..rules.attribution import (
     NOBODY,
@@ -25,14 +25,14 @@ from ..rules.attribution import (
 from ..rules.balance import Balance
 from ..rules.budgets import Budget, check_zone, describe_scope, parse_allowance
 from ..rules.errors import ConfigError, Unbounded, UnknownPrice
-from ..rules.units import UNITS, Need, Worst
+from ..rules.units import UNITS, Need
 from ..rules.usage import Usage
 from ..wire import METERED_OPERATIONS, STORED_CONTEXT, RequestBound
-from ..wire.fields import ONE, times
 from ..wire.overheads import Lessons
 from .contexts import warn_if_lost
 from .plan import TOOL, Cost, Outer, Plan, Shape, Sized, needed_unit
 from .stages import Stage, active
+from .worst import multiplier_of, needs_of
 
 if TYPE_CHECKING:
     from ..policy import Verdict
@@ -232,18 +232,18 @@ class Planner:
         cost: Cost | None = None
         multiplier: tuple[int, int] | None = None
         if pricing is not None:
-            multiplier = _times(bound, pricing, where, model)
+            multiplier = multiplier_of(bound, pricing, where, model)
             cost = self._cost(bound, inputs, pricing, multiplier, required="usd" in hard)
             for other in bound.models:
                 # Any of them may answer: what it may come to is the dearest's.
                 priced = self._price(other, provider, required="usd" in hard)
                 if priced is None or cost is None:
                     continue
-                dearer = _times(bound, priced, where, other)
+                dearer = multiplier_of(bound, priced, where, other)
                 one = self._cost(bound, inputs, priced, dearer, required="usd" in hard)
                 if one is not None:
                     cost = Cost(max(cost.fixed, one.fixed), max(cost.per_output, one.per_output))
-        needs = _needs(bound, inputs, cost, allowance, units)
+        needs = needs_of(bound, inputs, cost, allowance, units)
         if "usd" in units and "usd" not in hard and cost is None and (metered or "usd" not in needs):
             unbounded |= {"usd"}
         ask = Ask(needs, want, floor, unbounded)
@@ -425,46 +425,6 @@ def _said(explicit: Attribution, fallback: Attribution) -> Attribution:
     if fallback is not NOBODY:
         who = who.over(fallback)
     return who if own is NOBODY else who.over(own)
-
-
-def _needs(
-    bound: RequestBound,
-    inputs: int,
-    cost: Cost | None,
-    allowance: Mapping[str, int],
-    units: frozenset[str],
-) -> dict[str, Need]:
-    extra = bound.extra_output
-    choices = 0 if bound.output_limit == 0 else bound.choices
-    worst = Worst(inputs, extra, choices)
-    # What every entry tells, and what else a budget counts.
-    needs = {name: unit.bound(worst) for name, unit in UNITS.items()}
-    for name in units:
-        if name not in needs and name != "usd":
-            needs[name] = needed_unit(name).bound(worst)
-    for name, more in allowance.items():
-        if name != "usd":
-            need = needs[name] if name in needs else needed_unit(name).bound(worst)
-            needs[name] = need._replace(fixed=need.fixed + more)
-    if cost is not None or "usd" in allowance:
-        fixed, rate = cost or (0, 0)
-        fixed += rate * extra + allowance.get("usd", 0) * FEMTO_PER_NANO
-        needs["usd"] = Need(fixed, rate * choices, FEMTO_PER_NANO)
-    return needs
-
-
-def _times(bound: RequestBound, pricing: ModelPricing, where: str, model: str) -> tuple[int, int] | None:
-    """What the price of each token is multiplied by, for what is asked for and where."""
-    dearer = multiplier_for_url(where, model) if where and not pricing.own else None
-    if dearer is None and bound.multiplier is ONE and bound.tier_multiplier is ONE:
-        return None
-    over, under = times(bound.multiplier, dearer or ONE)
-    tier = bound.service_tier or ""
-    # A price of the user's own stands for whatever tier answers.
-    named = pricing.own or tier in pricing.tiers or tier in pricing.ceilings
-    if bound.tier_multiplier is not ONE and not named:
-        over, under = over * bound.tier_multiplier[0], under * bound.tier_multiplier[1]
-    return None if over == under else (over, under)
 
 
 def _tiers(said: str | Mapping[str, str] | None) -> dict[str, str]:
