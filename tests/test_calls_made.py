@@ -18,3 +18,12 @@ def test_a_metered_call_makes_at_most_so_many(store: str, most: int, tmp_path: P
     made = calls_made(store if "://" in store else f"sqlite:///{tmp_path}/b.db")
     said = ", ".join(f"{module} {calls}" for module, calls in made.most_common())
     assert sum(made.values()) <= most, said
+
+
+def test_a_policy_that_there_is_not_costs_nothing() -> None:
+    """Not measurable, because nothing is called: doors have looked at `Engine.policy`, and that is all."""
+    asked = ("policy/", "engine/ruling", "engine/auditing")
+    without = calls_made()
+    assert not [module for module in without if module.startswith(asked)]
+    there = calls_made(policy={"models": ["gpt-4o*"], "max_output_tokens": 500})
+    assert {"policy/policing.py", "engine/ruling.py"} <= set(there)

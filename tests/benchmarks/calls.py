@@ -20,11 +20,11 @@ from behest_integrations import Meter
 PACKAGE = str(Path(behest_integrations.__file__).parent)
 
 
-def calls_made(store: str = "memory://", times: int = 50) -> Counter[str]:
+def calls_made(store: str = "memory://", times: int = 50, policy: Any = None) -> Counter[str]:
     """Our functions that one `chat.completions.create` calls, by module."""
 
     found: Counter[str] = Counter()
-    with Meter(store, budgets=BUDGETS) as meter, meter.session("conversation-1", user="user-1"):
+    with Meter(store, budgets=BUDGETS, policy=policy) as meter, meter.session("conversation-1", user="user-1"):
         metered = meter.openai(bare_client(), provider="openai")
 
         def call() -> None:
