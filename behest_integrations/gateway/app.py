@@ -125,10 +125,11 @@ def create_app(
         *openapi.routes(),
         *(dashboard.routes(meter, gate, keys, seal) if settings.dashboard else ()),
     ]
+    proxies = settings.trusted_proxies
     app = Starlette(
         routes=routes_,
         middleware=[
-            Middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies),
+            *([Middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)] if proxies else ()),
             Middleware(Envelope, origins=origins, routes=routes_),
         ],
         exception_handlers={HTTPException: _http_error, Problem: _problem, BehestError: _engine_error},  # type: ignore[dict-item]

@@ -285,23 +285,31 @@ class Attempts:
     async def _reserving(self, job: Job, steps: Steps[T]) -> T:
         if job.body.get("stream"):  # whose hanging up is heard all the time
             return await self._meter.arun(steps)
-        listening: list[asyncio.Task[None]] = []
-        with anyio.CancelScope() as hung_up:
+        task, listening, hung_up = asyncio.current_task(), [], False
+        assert task is not None
 
-            async def hear() -> None:
-                await hanging_up(job.receive)
-                hung_up.cancel()
+        async def hear() -> None:
+            nonlocal hung_up
+            await hanging_up(job.receive)
+            hung_up = True
+            task.cancel()
 
-            # Nearly always there is room, and nothing to listen for.
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(_SOON, lambda: listening.append(loop.create_task(hear())))
-            try:
-                return await self._meter.arun(steps)
-            finally:
-                timer.cancel()
-                for task in listening:
-                    task.cancel()
-        raise Problem(499, "The client hung up before there was room in its budget.", retry=False)
+        # Nearly always there is room, and nothing to listen for.
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(_SOON, lambda: listening.append(loop.create_task(hear())))
+        try:
+            return await self._meter.arun(steps)
+        except asyncio.CancelledError:
+            # From Python 3.11 on, a task knows of each that has cancelled it: others may have, too.
+            uncancel = getattr(task, "uncancel", lambda: 0)
+            if not hung_up or uncancel():
+                raise
+            message = "The client hung up before there was room in its budget."
+            raise Problem(499, message, retry=False) from None
+        finally:
+            timer.cancel()
+            for one in listening:
+                one.cancel()
 
 
 async def hanging_up(receive: Receive) -> None:

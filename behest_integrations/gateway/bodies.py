@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import anyio
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.types import Receive
 
 from ..rules.wording import problems_of_json
+from .patience import OutOfTime, timeout
 from .problems import Problem
 from .settings import LimitSettings
 
@@ -67,7 +67,7 @@ class Held:
         parts: list[bytes] = []
         size = 0
         try:
-            with anyio.fail_after(limits.body_timeout):
+            async with timeout(limits.body_timeout):
                 while True:
                     message: MutableMapping[str, Any] = await receive()
                     if message["type"] == "http.disconnect":
@@ -80,7 +80,7 @@ class Held:
                     parts.append(part)
                     if not message.get("more_body"):
                         return parts[0] if len(parts) == 1 else b"".join(parts)
-        except TimeoutError:
+        except OutOfTime:
             raise Problem(
                 408, "The body came too slowly.", headers={"Connection": "close"}, retry=False
             ) from None

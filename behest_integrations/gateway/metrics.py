@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -61,17 +62,22 @@ class Metrics:
             buckets=_SECONDS,
         )
 
+        # What is looked up for each call; there are few.
+        self._attempted = lru_cache(maxsize=256)(self._attempts.labels)
+        self._first_of = lru_cache(maxsize=16)(self._first.labels)
+        self._whole_of = lru_cache(maxsize=16)(self._whole.labels)
+
     def refused(self, code: str) -> None:
         self._refused.labels(code).inc()
 
     def attempt(self, provider: str, outcome: str) -> None:
-        self._attempts.labels(provider, outcome).inc()
+        self._attempted(provider, outcome).inc()
 
     def first_byte(self, operation: str, seconds: float) -> None:
-        self._first.labels(operation).observe(seconds)
+        self._first_of(operation).observe(seconds)
 
     def answered(self, operation: str, seconds: float) -> None:
-        self._whole.labels(operation).observe(seconds)
+        self._whole_of(operation).observe(seconds)
 
     def text(self) -> bytes:
         """All counts, of every worker, as Prometheus reads them."""

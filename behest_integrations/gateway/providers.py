@@ -12,6 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from multidict import CIMultiDict
+from yarl import URL
 
 from ..engine.layers import seen
 from ..prices import provider_for_url, provider_named
@@ -65,6 +66,11 @@ class Provider:
         self._headers.update(_ALWAYS)
         self._theirs.update(_ALWAYS)
         self._session: aiohttp.ClientSession | None = None
+        self._by_model = "{model}" in settings.base_url
+        self._url = lru_cache(maxsize=256)(self._url_of)
+
+    def _url_of(self, path: str, model: str) -> URL:
+        return URL(self.settings.base_url.replace("{model}", quote(model, safe="")).rstrip("/") + path)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
@@ -116,7 +122,7 @@ class Provider:
                 if id is not None:
                     # Written as UTF-8, like every header here.
                     headers[header] = id
-        url = self.settings.base_url.replace("{model}", quote(model, safe="")).rstrip("/") + path
+        url = self._url(path, model if self._by_model else "")
         with seen():
             return await self._open().post(
                 url, data=body, headers=headers, params=query, allow_redirects=False
@@ -128,7 +134,7 @@ class Provider:
         Raises:
             aiohttp.ClientError, TimeoutError, ValueError: it has none, or cannot be asked.
         """
-        if "{model}" in self.settings.base_url:
+        if self._by_model:
             return []
         url = self.settings.base_url.rstrip("/") + "/models"
         async with self._open().get(

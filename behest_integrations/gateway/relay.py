@@ -29,6 +29,7 @@ from .byok import Payers
 from .callers import Caller, Gate
 from .leaving import Rest
 from .metrics import Metrics
+from .patience import OutOfTime, timeout
 from .problems import CODES, Problem
 from .providers import Routes, Target
 from .settings import LimitSettings
@@ -194,10 +195,11 @@ class Relay:
             return
         job.answered = True
         self.metrics.answered(job.operation, time.perf_counter() - job.started)
-        with anyio.move_on_after(self.limits.write_timeout) as waited:
-            await Response(answer.content, headers=self._headers(job, answer))(scope, receive, send)
-        if waited.cancelled_caught:
-            raise SlowClient("the client did not take its answer")
+        try:
+            async with timeout(self.limits.write_timeout):
+                await Response(answer.content, headers=self._headers(job, answer))(scope, receive, send)
+        except OutOfTime:
+            raise SlowClient("the client did not take its answer") from None
 
     # ── and back ───────────────────────────────────────────────────────────────────────
 
@@ -228,7 +230,8 @@ class Relay:
                         first = False
                 if done:
                     # The last event has been told: nobody waits for a provider that does not hang up.
-                    await drain(answer.response, passing, _TAIL_SECONDS)
+                    if not answer.response.content.at_eof():
+                        await drain(answer.response, passing, _TAIL_SECONDS)
                     break
                 data = await answer.response.content.readany()
                 if not data:

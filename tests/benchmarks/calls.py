@@ -24,7 +24,8 @@ def calls_made(store: str = "memory://", times: int = 50, policy: Any = None) ->
     """Our functions that one `chat.completions.create` calls, by module."""
 
     found: Counter[str] = Counter()
-    with Meter(store, budgets=BUDGETS, policy=policy) as meter, meter.session("conversation-1", user="user-1"):
+    whose = {"session_id": "conversation-1", "user": "user-1"}
+    with Meter(store, budgets=BUDGETS, policy=policy) as meter, meter.session(**whose):
         metered = meter.openai(bare_client(), provider="openai")
 
         def call() -> None:
