@@ -31,19 +31,25 @@ def test_the_page_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     (toml,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "acme.key").write_text("sk-acme-of-its-own-0001\n")
-    first, *others = commands(page)
+    # A master key is made before a gateway is started that is told of it.
+    first = "behest byok new-master byok.master"
+    others = [command for command in commands(page) if command != first]
     run_behest(first)
     with Sandbox() as sandbox, Gateway(tmp_path, sandbox, more=toml) as gateway:
         with gateway.meter() as meter:
             admin = KeyStore(meter.ledger).create_admin()[1]
-        http = gateway.http(gateway.key())
+        http, tiers = gateway.http(gateway.key()), []
         for command in others:
             if command.startswith("behest "):
                 run_behest(command)
             else:
                 run_curl(command, gateway, admin)
-            assert http.post("/chat/completions", json=chat(max_tokens=5)).status_code == 200
+            if command.startswith(("behest projects", "behest byok")):
+                answered = http.post("/chat/completions", json=chat(max_tokens=5))
+                assert answered.status_code == 200, command
+                tiers.append(answered.headers.get("x-tier"))
         http.close()
+        assert tiers[:3] == ["trial", "trial", None]  # set, listed, and reset
         # With its own key, and with the gateway's (which has none here) once that was removed.
         assert {line.account for line in sandbox.bill.lines} == {"own-0001", None}
 

@@ -19,6 +19,7 @@ from behest_integrations.sandbox import Sandbox
 ASK = chat(max_tokens=5)
 KEY = {"tenant": "acme", "project": "made"}
 MESSAGE = {"model": "claude-sonnet-4-5", "max_tokens": 5, "messages": [{"role": "user", "content": "hello"}]}
+ADDED = {"budget": "$1000/month"}
 OWN_KEY = {"tenant": "acme", "provider": "spare", "key": "sk-acme-its-own-key-0001"}
 
 ENDPOINTS: dict[tuple[str, str], dict[str, Any] | None] = {
@@ -45,6 +46,24 @@ ENDPOINTS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("get", "/admin/v1/byok"): None,
     ("post", "/admin/v1/byok"): OWN_KEY,
     ("delete", "/admin/v1/byok/{id}"): None,
+    ("get", "/admin/v1/projects"): None,
+    ("put", "/admin/v1/projects/{name}"): {"budgets": ["$5/day"]},
+    ("delete", "/admin/v1/projects/{name}"): None,
+    ("get", "/admin/v1/tiers"): None,
+    ("put", "/admin/v1/tiers/{name}"): {"budgets": ["$5/day per user"]},
+    ("delete", "/admin/v1/tiers/{name}"): None,
+    ("get", "/admin/v1/defaults"): None,
+    ("put", "/admin/v1/defaults"): {},
+    ("delete", "/admin/v1/defaults"): None,
+    ("get", "/admin/v1/budgets"): None,
+    ("post", "/admin/v1/budgets"): ADDED,
+    ("post", "/admin/v1/budgets/set"): {**ADDED, "amount": "$1000"},
+    ("post", "/admin/v1/budgets/raise"): {**ADDED, "amount": "$1"},
+    ("post", "/admin/v1/budgets/grant"): {**ADDED, "amount": "$1", "seconds": 60},
+    ("post", "/admin/v1/budgets/pause"): ADDED,
+    ("post", "/admin/v1/budgets/resume"): ADDED,
+    ("post", "/admin/v1/budgets/reset"): ADDED,
+    ("post", "/admin/v1/budgets/remove"): ADDED,
 }
 MASTER = "BEHEST_BYOK_KEY"
 SPARE = """
@@ -56,6 +75,8 @@ models = ["*"]
 provider = "sandbox"
 """
 OPEN = {"/", "/.well-known/jwks.json", "/healthz", "/readyz", "/metrics"}
+SETTINGS = {f"/admin/v1/{what}": 403 for what in ("projects", "tiers", "defaults", "budgets")}
+"""What is for who administers every tenant."""
 SPENDING = ("/v1/usage", "/v1/billing/usage")
 
 
@@ -118,7 +139,7 @@ def callers(gateway: Gateway) -> dict[str, Caller]:
             token(user_id="other"), {**theirs, "/v1/auth/mint": 403, "/v1/threads/": 404}
         ),
         "an admin key": Caller(everything, {"/v1": 403}),
-        "a tenant's admin key": Caller(acmes, {"/v1": 403}),
+        "a tenant's admin key": Caller(acmes, {"/v1": 403, **SETTINGS}),
         "a revoked key": Caller(revoked, {"/": 401}),
         "a token of a revoked key": Caller(ended, {"/": 401}),
         "an expired key": Caller(expired, {"/": 401}),
@@ -153,8 +174,11 @@ def test_what_everybody_may_do(
                     with gateway.meter() as meter:
                         own = ProviderKeys(meter.ledger, Masters(ByokSettings()))
                         id = own.set(*OWN_KEY.values()).id
+                elif name == "an admin key" and method == "delete":
+                    put = path.replace("{name}", id)
+                    assert http.put(put, json=ENDPOINTS["put", path]).status_code == 200
                 before = sandbox.requests
-                answered = http.request(method, path.replace("{id}", id), json=body)
+                answered = http.request(method, path.replace("{id}", id).replace("{name}", id), json=body)
                 wanted = caller.status(path)
                 refused = answered.status_code if answered.status_code >= 400 else None
                 if refused != wanted:

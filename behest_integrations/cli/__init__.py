@@ -14,7 +14,7 @@ from .group import Commands, Group
 
 COMMANDS = {
     "report": ("cli.ledger:report", "What was spent: by session, user, project, model, day, tag."),
-    "budgets": ("cli.budgets:budgets", "What is left of each; set, raise, grant, pause, resume, reset."),
+    "budgets": ("cli.budgets:budgets", "What is left of each; set, raise, grant, pause, add, remove …"),
     "statusline": ("cli.ledger:statusline", "Today's spending and the fullest budget, in a line."),
     "dashboard": ("cli.dashboard:dashboard", "Spending and limits in a browser, live."),
     "verify": ("cli.ledger:verify", "Prove that the buckets equal the ledger."),
@@ -32,6 +32,8 @@ COMMANDS = {
     "serve": ("cli.gateway:serve", "Serve the gateway: an OpenAI-compatible endpoint."),
     "keys": ("cli.gateway:keys", "The gateway's API keys: create, list, revoke."),
     "byok": ("cli.byok:byok", "Tenants' own keys at providers: set, list, remove, reseal."),
+    "tiers": ("cli.settings:tiers", "The gateway's tiers: list, set, reset, while it runs."),
+    "projects": ("cli.settings:projects", "The gateway's projects: list, set, reset, while it runs."),
     "sandbox": ("cli.tools:sandbox", "Serve the offline provider: no key, no network."),
     "demo": ("cli.demo:demo", "Real calls on this machine, until the budget stops them."),
 }

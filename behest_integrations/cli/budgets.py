@@ -15,6 +15,7 @@ from ..rules.errors import ConfigError
 from . import store as stores
 from .group import Group
 from .shown import shows, whose
+from .whom import by_whom
 
 if TYPE_CHECKING:
     from ..engine.limits import BudgetChanges
@@ -66,18 +67,14 @@ def _changes(command: Callable[..., str]) -> Callable[..., None]:
     """Give a command `changes` and the `budget` that is meant; what it returns is said."""
 
     @functools.wraps(command)
-    def changed(store: str | None, budget: str, by: str | None, why: str | None, **options: Any) -> None:
+    def changed(store: str | None, budget: str, by: str, why: str | None, **options: Any) -> None:
         from ..engine.limits import BudgetChanges
 
         ledger = stores.existing(store, to_write=True)
-        changes = BudgetChanges(ledger, _known(ledger), _now, by=by or f"cli:{stores.user_name()}", why=why)
+        changes = BudgetChanges(ledger, _known(ledger), _now, by=by, why=why)
         click.echo(command(changes=changes, budget=changes.find(budget), **options))
 
-    why = "For the audit: the reason."
-    changed = click.option("--why", metavar="TEXT", callback=stores.not_empty, help=why)(changed)
-    who = "For the audit: who changes it. Default: you."
-    changed = click.option("--by", metavar="WHO", callback=stores.not_empty, help=who)(changed)
-    return click.argument("budget")(stores.store_option(changed))
+    return click.argument("budget")(stores.store_option(by_whom(changed)))
 
 
 def _scoped(command: Callable[..., str]) -> Callable[..., str]:
@@ -174,6 +171,33 @@ def reset(changes: BudgetChanges, budget: Budget, scope: str | None) -> str:
     """Go back to the configured limit of BUDGET; of one: to that of all."""
     changes.reset(budget, scope)
     return f"{_name(budget, scope)}: the limit is the configured one."
+
+
+@budgets.command("add")
+@stores.store_option
+@by_whom
+@click.argument("budget")
+def add(store: str | None, budget: str, by: str, why: str | None) -> None:
+    """Hold all calls of the gateway to BUDGET besides.
+
+    It holds from the next request on, in every gateway on the ledger, until it is removed.
+    """
+    from .settings import changes_of
+
+    added = changes_of(store, by, why).add_budget(budget)
+    click.echo(f'All calls of the gateway are held to "{added}" from now on.')
+
+
+@budgets.command("remove")
+@stores.store_option
+@by_whom
+@click.argument("budget")
+def remove(store: str | None, budget: str, by: str, why: str | None) -> None:
+    """Take BUDGET out, which was added while the gateway ran."""
+    from .settings import changes_of
+
+    removed = changes_of(store, by, why).remove_budget(budget)
+    click.echo(f'Nobody is held to "{removed}" any more. What was spent stays in the books.')
 
 
 def _name(budget: Budget, scope: str | None) -> str:

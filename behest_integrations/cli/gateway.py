@@ -85,10 +85,12 @@ def create(
     budgets: tuple[str, ...],
 ) -> None:
     """Make a key. It is shown once: the ledger has its hash alone."""
+    from ..gateway.changing import Changes
     from ..gateway.keys import PREFIX, KeyStore
     from ..gateway.settings import GatewaySettings
 
-    known = GatewaySettings.of(stores.config().gateway).tier_texts
+    settings, ledger = GatewaySettings.of(stores.config().gateway), stores.find(store)
+    known = (Changes(ledger, settings).settings() if ledger is not None else settings).tier_texts
     if tier is not None and tier not in known:
         raise ConfigError(f"the tier {tier!r} is not known{say_near(tier, known)}; known: {', '.join(known)}")
     check_id(tenant, "the tenant")  # before a ledger is made

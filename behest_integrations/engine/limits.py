@@ -182,11 +182,22 @@ class BudgetChanges:
         """Go back to the limit that was configured, or that all have."""
         self._write(budget, "reset", scope, _set(budget, scope, None))
 
+    def limit(self, budget: Budget, scope: str | None) -> int | None:
+        """The limit that is in force, of all or of one, less what is granted; None: it is paused."""
+        return self._ledger.submit(lambda rows: self._limit(rows, budget, scope))
+
+    def now(self) -> int:
+        """Milliseconds since 1970."""
+        return self._clock()
+
     @staticmethod
-    def _in_force(rows: Rows, budget: Budget, scope: str | None) -> int:
+    def _limit(rows: Rows, budget: Budget, scope: str | None) -> int | None:
         claim = Claim(budget.shape, scope or "", 0, budget.unit, budget.amount, str(budget))
         # A grant is no part of it, as it ends by itself.
-        limit = Limits(rows, 2**62).of(claim)
+        return Limits(rows, 2**62).of(claim)
+
+    def _in_force(self, rows: Rows, budget: Budget, scope: str | None) -> int:
+        limit = self._limit(rows, budget, scope)
         if limit is None:
             raise ConfigError(f'the budget "{budget}" is paused')
         return limit

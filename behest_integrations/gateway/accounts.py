@@ -228,7 +228,7 @@ class Accounts:
         if asked.ttl > longest:
             raise Problem(400, f"ttl is at most {longest} seconds.", param="ttl")
         try:
-            named = self._settings.tier_named(asked.tier)
+            named = self._gate.settings.tier_named(asked.tier)
         except ConfigError as error:
             raise Problem(400, str(error), param="tier") from None
         if caller.tier is not None and named not in (None, caller.tier):

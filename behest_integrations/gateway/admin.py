@@ -12,13 +12,7 @@ from starlette.responses import Response
 from ..ledger import Ledger
 from ..ledger.keys import SealedKey
 from ..rules.errors import ConfigError
-from .bodies import Bodies, M, parse
-from .byok import Masters, ProviderKeys
-from .callers import Gate
-from .keys import PREFIX, Key, KeyStore
-from .problems import JSON, Problem
-from .settings import GatewaySettings
-from .shapes import (
+from .admin_shapes import (
     AdminKey,
     AdminKeys,
     ExpireRequest,
@@ -29,6 +23,12 @@ from .shapes import (
     OwnKeys,
     RotateRequest,
 )
+from .bodies import Bodies, M, parse
+from .byok import Masters, ProviderKeys
+from .callers import Gate
+from .keys import PREFIX, Key, KeyStore
+from .problems import JSON, Problem
+from .settings import GatewaySettings
 
 T = TypeVar("T")
 
@@ -37,26 +37,26 @@ class Admin:
     """The endpoints of who runs the gateway. A tenant's admin key has to do with that tenant's keys alone."""
 
     def __init__(self, ledger: Ledger, gate: Gate, settings: GatewaySettings, bodies: Bodies) -> None:
-        self._ledger = ledger
-        self._gate = gate
+        self.ledger = ledger
+        self.gate = gate
         self._settings = settings
         self._bodies = bodies
 
     async def keys(self, request: Request) -> Response:
         """`GET /admin/v1/keys`: all keys, without the keys."""
-        admin = await self._gate.administrator(request.scope)
-        found = await self._run(lambda: self._store(admin).all())
+        admin = await self.gate.administrator(request.scope)
+        found = await self.run(lambda: self._store(admin).all())
         listed = AdminKeys(data=[_shown(key) for key in found if _may(admin, key)])
         return JSON(listed.model_dump(mode="json"))
 
     async def create(self, request: Request) -> Response:
         """`POST /admin/v1/keys`: a new key, whose text is told this once."""
-        admin = await self._gate.administrator(request.scope)
-        asked = await self._asked(request, KeyRequest)
+        admin = await self.gate.administrator(request.scope)
+        asked = await self.asked(request, KeyRequest)
         self._check_tenant(admin, asked.tenant)
-        if asked.tier is not None and asked.tier not in self._settings.tier_texts:
+        if asked.tier is not None and asked.tier not in self.gate.settings.tier_texts:
             raise Problem(400, f"The tier {asked.tier!r} is not known here.", param="tier")
-        made = await self._run(
+        made = await self.run(
             lambda: self._store(admin).create(
                 tenant=asked.tenant,
                 project=asked.project,
@@ -74,61 +74,61 @@ class Admin:
 
     async def rotate(self, request: Request) -> Response:
         """`POST /admin/v1/keys/ID/rotate`: another key in its place, which ends after `overlap` seconds."""
-        admin = await self._gate.administrator(request.scope)
-        asked = await self._asked(request, RotateRequest)
+        admin = await self.gate.administrator(request.scope)
+        asked = await self.asked(request, RotateRequest)
         key = await self._mine(admin, request)
-        made = await self._run(lambda: self._store(admin).rotate(key.id, overlap=asked.overlap))
+        made = await self.run(lambda: self._store(admin).rotate(key.id, overlap=asked.overlap))
         return _new(*made)
 
     async def expire(self, request: Request) -> Response:
         """`POST /admin/v1/keys/ID/expire`: it ends in `ttl` seconds."""
-        admin = await self._gate.administrator(request.scope)
-        asked = await self._asked(request, ExpireRequest)
+        admin = await self.gate.administrator(request.scope)
+        asked = await self.asked(request, ExpireRequest)
         key = await self._mine(admin, request)
-        left = await self._run(lambda: self._store(admin).expire(key.id, asked.ttl))
+        left = await self.run(lambda: self._store(admin).expire(key.id, asked.ttl))
         return JSON(_shown(left).model_dump(mode="json"))
 
     async def revoke(self, request: Request) -> Response:
         """`DELETE /admin/v1/keys/ID`: it ends at once, and its tokens with it."""
-        admin = await self._gate.administrator(request.scope)
+        admin = await self.gate.administrator(request.scope)
         key = await self._mine(admin, request)
-        ended = await self._run(lambda: self._store(admin).revoke(key.id))
+        ended = await self.run(lambda: self._store(admin).revoke(key.id))
         return JSON(_shown(ended).model_dump(mode="json"))
 
     # ── tenants' own keys at providers ─────────────────────────────────────────────────
 
     async def own_keys(self, request: Request) -> Response:
         """`GET /admin/v1/byok`: which tenants have keys of their own at which providers."""
-        admin = await self._gate.administrator(request.scope)
-        found = await self._run(self._own(admin).listed)
+        admin = await self.gate.administrator(request.scope)
+        found = await self.run(self._own(admin).listed)
         listed = OwnKeys(data=[_own_key(key, why) for key, why in found if _may(admin, key)])
         return JSON(listed.model_dump(mode="json"))
 
     async def set_own_key(self, request: Request) -> Response:
         """`POST /admin/v1/byok`: a tenant's calls to a provider are made with this key from now on."""
-        admin = await self._gate.administrator(request.scope)
-        asked = await self._asked(request, OwnKeyRequest)
+        admin = await self.gate.administrator(request.scope)
+        asked = await self.asked(request, OwnKeyRequest)
         self._check_tenant(admin, asked.tenant)
         known = self._settings.providers
         if asked.provider not in known:
             raise Problem(
                 400, f"No provider {asked.provider!r} is configured: {', '.join(known)}.", param="provider"
             )
-        made = await self._run(lambda: self._own(admin).set(asked.tenant, asked.provider, asked.key))
+        made = await self.run(lambda: self._own(admin).set(asked.tenant, asked.provider, asked.key))
         return JSON(_own_key(made, None).model_dump(mode="json"), status_code=201)
 
     async def remove_own_key(self, request: Request) -> Response:
         """`DELETE /admin/v1/byok/ID`: they are made with the gateway's key again."""
-        admin = await self._gate.administrator(request.scope)
+        admin = await self.gate.administrator(request.scope)
         own, id = self._own(admin), request.path_params["id"]
-        found = next((k for k in await self._run(own.all) if k.id == id and _may(admin, k)), None)
+        found = next((k for k in await self.run(own.all) if k.id == id and _may(admin, k)), None)
         if found is None:
             raise Problem(404, "There is no such key.", retry=False)
-        await self._run(lambda: own.remove(found.tenant, found.provider))
+        await self.run(lambda: own.remove(found.tenant, found.provider))
         return JSON(_own_key(found, None).model_dump(mode="json"))
 
     def _own(self, admin: Key) -> ProviderKeys:
-        return ProviderKeys(self._ledger, Masters(self._settings.byok), actor=admin.id)
+        return ProviderKeys(self.ledger, Masters(self._settings.byok), actor=admin.id)
 
     # ── what they share ────────────────────────────────────────────────────────────────
 
@@ -137,21 +137,21 @@ class Admin:
             raise Problem(403, f"This key administers the tenant {admin.tenant!r} alone.", param="tenant")
 
     def _store(self, admin: Key) -> KeyStore:
-        return KeyStore(self._ledger, actor=admin.id)
+        return KeyStore(self.ledger, actor=admin.id)
 
     async def _mine(self, admin: Key, request: Request) -> Key:
         id = request.path_params["id"]
-        key = await self._run(lambda: self._store(admin).by_id(id))
+        key = await self.run(lambda: self._store(admin).by_id(id))
         if key is None or not _may(admin, key):
             raise Problem(404, "There is no such key.", retry=False)
         return key
 
-    async def _asked(self, request: Request, shape: type[M]) -> M:
+    async def asked(self, request: Request, shape: type[M]) -> M:
         with self._bodies.reading() as held:
             raw = await held.read(request.headers, request.receive)
             return parse(raw, shape, self._settings.limits)[1]
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T]) -> T:
         try:
             return await anyio.to_thread.run_sync(work)
         except ConfigError as error:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -22,15 +21,16 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from .. import __version__
 from ..ledger.book import Rows
 from ..meter import Meter
-from ..rules.budgets import Budget
 from ..rules.errors import BehestError, ConfigError, StoreError
 from . import dashboard, openapi
 from .accounts import Accounts
 from .admin import Admin
+from .admin_settings import AdminChanges
 from .byok import Payers
 from .callers import Gate
 from .envelope import Envelope
 from .keys import KeyStore
+from .live import Live
 from .messages import MessagesRelay
 from .metrics import Metrics
 from .origins import Origins
@@ -70,16 +70,20 @@ def create_app(
         if not keyless:
             raise
     tokens = Tokens(settings.tokens)
+    stored = meter.ledger.keys() if keys is not None else None
+    live = Live(meter, settings, stored)
     origins = Origins(settings)
-    gate = Gate(settings, keys, tokens, origins, keyless=keyless, budgets=partial(_add_budgets, meter))
+    live.on_change(origins.use)
+    gate = Gate(live, keys, tokens, origins, keyless=keyless)
     routes, metrics = Routes(settings), Metrics(meter)
-    payers = Payers(meter.ledger.keys() if keys is not None else None, settings.byok)
+    payers = Payers(stored, settings.byok)
     gate.on_change(payers.forget)
     relay = Relay(meter, gate, routes, settings.limits, metrics, payers)
     messages = MessagesRelay(relay)
     accounts = Accounts(meter, gate, routes, tokens, settings, relay.bodies)
     threads = Threads(meter, accounts)
     admin = Admin(meter.ledger, gate, settings, relay.bodies)
+    changes = AdminChanges(admin, meter, live)
     state = _State(meter, metrics if settings.metrics else None)
 
     @contextlib.asynccontextmanager
@@ -118,6 +122,7 @@ def create_app(
         Route("/admin/v1/byok", admin.own_keys),
         Route("/admin/v1/byok", admin.set_own_key, methods=["POST"]),
         Route("/admin/v1/byok/{id}", admin.remove_own_key, methods=["DELETE"]),
+        *changes.routes(),
         Route("/.well-known/jwks.json", accounts.published),
         Route("/healthz", state.health),
         Route("/readyz", state.ready),
@@ -130,7 +135,7 @@ def create_app(
         routes=routes_,
         middleware=[
             *([Middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)] if proxies else ()),
-            Middleware(Envelope, origins=origins, routes=routes_),
+            Middleware(Envelope, origins=origins, routes=routes_, look=gate.look),
         ],
         exception_handlers={HTTPException: _http_error, Problem: _problem, BehestError: _engine_error},  # type: ignore[dict-item]
         lifespan=lifespan,
@@ -145,15 +150,8 @@ def gateway_meter(arguments: Mapping[str, Any], settings: GatewaySettings) -> Me
     Raises:
         ConfigError: something cannot be used as given.
     """
-    return Meter(**{**arguments, "budgets": [*arguments.get("budgets", ()), *settings.tier_budgets()]})
-
-
-def _add_budgets(meter: Meter, budgets: list[Budget]) -> None:
-    """What a key's calls are held to besides, from its first one on."""
-    known = {budget.shape for budget in meter.planner.budgets}
-    for budget in budgets:
-        if budget.shape not in known:
-            meter.add_budget(budget)
+    budgets = [*arguments.get("budgets", ()), *settings.tier_budgets(), *settings.project_budgets()]
+    return Meter(**{**arguments, "budgets": budgets})
 
 
 class _State:

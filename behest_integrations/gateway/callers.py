@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import hashlib
 import ipaddress
+import logging
 import re
 import secrets
 import time
@@ -17,17 +18,19 @@ import anyio.to_thread
 from starlette.types import Scope
 
 from ..rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, Attribution, from_body, from_headers
-from ..rules.budgets import Budget
 from ..rules.errors import ConfigError
 from .byok import PAID_TAG, PLATFORM
 from .keys import KEY_TAG, Key, KeyStore, SigningKey, id_in, key_budgets
+from .live import Live
 from .origins import Origins
 from .problems import Problem
 from .remembering import SECONDS, Remembered
-from .settings import TIER_TAG, GatewaySettings
+from .settings import PROJECT_TAG, TIER_TAG, GatewaySettings
 from .tokens import SCOPES, Claims, InvalidToken, Tokens
 
 _LOCAL = re.compile(r"(localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?\Z")
+
+log = logging.getLogger("behest")
 
 R = TypeVar("R", Key, SigningKey)
 Headers = Iterable[tuple[bytes, bytes]]
@@ -45,6 +48,7 @@ class Caller:
         admin: whether it may see what others of its project have spent.
         models: patterns of what it may call; None: anything.
         line: by which its key's own budgets find its calls, and reports what was spent with it.
+        project_line: by which its project's budgets find its calls, if it has any.
     """
 
     tenant: str | None = None
@@ -60,6 +64,7 @@ class Caller:
     any_session: bool = True
     models: tuple[str, ...] | None = None
     line: str | None = None
+    project_line: str | None = None
 
     def require(self, scope: str) -> None:
         """Raises a 403 if the caller's token is not for that."""
@@ -101,6 +106,8 @@ class Caller:
             found[TIER_TAG] = self.tier
         if self.line is not None:
             found[KEY_TAG] = self.line
+        if self.project_line is not None:
+            found[PROJECT_TAG] = self.project_line
         return found
 
     def may(self, model: str) -> bool:
@@ -158,32 +165,30 @@ class Gate:
 
     Args:
         keys: None: there are none, because the store keeps none.
+        live: what the settings are.
         keyless: let in who comes without a key.
-        budgets: told the budgets of a key before its first call.
     """
 
     def __init__(
         self,
-        settings: GatewaySettings,
+        live: Live,
         keys: KeyStore | None,
         tokens: Tokens,
         origins: Origins,
         *,
         keyless: bool = False,
-        budgets: Callable[[list[Budget]], None] = lambda budgets: None,
     ) -> None:
-        self._settings = settings
+        self._live = live
         self._keys = keys
         self._tokens = tokens
         self._origins = origins
         self._keyless = keyless
-        self._budgets = budgets
         self._revision: int | None = None
         self._known: Remembered[Key] = Remembered()
         self._by_id: Remembered[Key] = Remembered()
         self._signing: Remembered[SigningKey] = Remembered()
         self._read: Remembered[Claims] = Remembered()
-        self._forgetting = [self._known.clear, self._by_id.clear, self._signing.clear]
+        self._forgetting = [live.forget, self._known.clear, self._by_id.clear, self._signing.clear]
         # Secrets are not kept as they came, and a hash that an attacker can predict is not used.
         self._salt = secrets.token_bytes(16)
 
@@ -195,7 +200,7 @@ class Gate:
         """
         headers: Headers = scope["headers"]
         text = _credential(headers)
-        self._look()
+        await self.look()
         caller = None
         if text is not None and text.isascii():
             if id_in(text) is not None:
@@ -210,8 +215,7 @@ class Gate:
                 # A page on the web can make a browser ask here, under a name of its own.
                 raise Problem(403, "Without keys the gateway answers to 'localhost' alone.")
             caller = Caller(any_user=True, admin=True)
-        if caller.tier is None:
-            caller = replace(caller, tier=self._settings.default_tier)
+        caller = self._in_project(caller)
         scope["state"]["caller"] = caller
         if self._origins.any:
             self._check_origin(caller, headers)
@@ -224,7 +228,7 @@ class Gate:
             Problem: 401, it is nobody that is known here; 403, it is no admin key.
         """
         text = _credential(scope["headers"])
-        self._look()
+        await self.look()
         if text is None or not text.isascii() or id_in(text) is None:
             if text is not None and text.count(".") == 2:
                 await self._token(text)
@@ -243,8 +247,18 @@ class Gate:
             message = f"Pages of {origin!r} may not call for this project."
             raise Problem(403, message, code="origin_not_allowed", retry=False)
 
-    def _look(self) -> None:
-        """Forget what was remembered, if keys have changed since."""
+    @property
+    def settings(self) -> GatewaySettings:
+        """Those that hold now."""
+        return self._live.settings
+
+    async def look(self) -> None:
+        """Forget what was remembered, if anything has changed since; then the settings are those of now.
+
+        Raises:
+            Problem: what was changed of them cannot be used here.
+            StoreError: it cannot be told.
+        """
         if self._keys is None:
             return
         revision = self._keys.revision()
@@ -252,6 +266,34 @@ class Gate:
             self._revision = revision
             for forget in self._forgetting:
                 forget()
+        if self._live.stale:
+            try:
+                await self._live.load()
+            except ConfigError as error:
+                log.error("What was changed of the settings cannot be used with this file: %s", error)
+                raise Problem(503, "The gateway's settings cannot be used; its log says why.") from None
+
+    def _in_project(self, caller: Caller) -> Caller:
+        """The caller, with what the settings say of its project.
+
+        Raises:
+            Problem: 403, the project is paused, or the caller's tier is not known any more.
+        """
+        settings = self._live.settings
+        name = settings.project_named(caller.tenant, caller.project)
+        tier, line = caller.tier, None
+        if name is not None:
+            project = settings.projects[name]
+            if project.paused:
+                raise Problem(403, f"The project {name!r} is paused.", code="project_paused", retry=False)
+            tier, line = tier or project.default_tier, name if project.budgets else None
+        tier = tier or settings.default_tier
+        if tier is not None and tier not in settings.tier_texts:
+            # What it would be held to is not known.
+            raise Problem(403, f"The tier {tier!r} of this key is not known here.", retry=False)
+        if tier == caller.tier and line is None:
+            return caller
+        return replace(caller, tier=tier, project_line=line)
 
     def on_change(self, forget: Callable[[], None]) -> None:
         """Call this, too, when something that is remembered of the store has changed there."""
@@ -278,7 +320,7 @@ class Gate:
             revision = self._revision
             found = await anyio.to_thread.run_sync(find)
             if isinstance(found, Key) and found.budgets:
-                await anyio.to_thread.run_sync(self._budgets, key_budgets(found))
+                await anyio.to_thread.run_sync(self._live.hold_to, key_budgets(found))
             if found is not None and revision == self._revision:
                 where.put(name, found, now + SECONDS)
         if isinstance(found, Key) and not found.lives(int(now * 1000)):
@@ -299,7 +341,7 @@ class Gate:
         except InvalidToken as error:
             raise _unknown(f"The token is not valid: {error}") from None
         try:
-            tier = self._settings.tier_named(claims.tier)
+            tier = self._live.settings.tier_named(claims.tier)
         except ConfigError as error:
             raise Problem(403, str(error)) from None
         caller = Caller(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..rules.errors import StoreError
 from .callers import Caller
 from .origins import Headers, Origins
-from .problems import Problem
+from .problems import Problem, problem_of
 from .relay import SlowClient
 
 log = logging.getLogger("behest")
@@ -24,8 +25,15 @@ _LONGEST_ORIGIN = 512
 class Envelope:
     """Around the application: traces, browsers' questions, slashes, and errors that nobody had foreseen."""
 
-    def __init__(self, app: ASGIApp, origins: Origins, routes: Sequence[BaseRoute]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        origins: Origins,
+        routes: Sequence[BaseRoute],
+        look: Callable[[], Awaitable[None]],
+    ) -> None:
         self._app = app
+        self._look = look
         self._origins = origins
         self._routes = routes
 
@@ -65,12 +73,15 @@ class Envelope:
             scope["path"] = scope["path"].rstrip("/") or "/"
         try:
             if scope["method"] == "OPTIONS":
+                await self._look()  # nobody is let in who would
                 await self._options(scope, origin, given)(scope, receive, with_trace)
             else:
                 await self._app(scope, receive, with_trace)
         except SlowClient as error:
             # The server closes the connection of an answer that is not complete.
             log.info("trace %s: %s", trace, error)
+        except StoreError as error:  # of a browser's question: all others are answered within
+            await problem_of(error).response()(scope, receive, with_trace)
         except Exception as error:
             # The place, and never the text, which may quote a prompt.
             where = "".join(traceback.format_tb(error.__traceback__))

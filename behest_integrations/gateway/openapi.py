@@ -15,62 +15,16 @@ from starlette.routing import BaseRoute, Route
 
 from .. import __version__
 from ..rules.attribution import MAX_ID
-from . import shapes
+from . import admin_shapes, openapi_admin, shapes
+from .openapi_parts import BUDGET_HEADERS, ERRORS, answers, error, get, query, ref
 from .problems import JSON
 
-_ERRORS = {
-    "400": "The request cannot be used as it is (`validation_error`, `unknown_price`, `unbounded`).",
-    "401": "No key or token, or not a valid one (`invalid_token`). Never retry it as it is.",
-    "402": "A budget is used up (`quota_exceeded`). Do not retry: `details` says which, and when it resets.",
-    "403": "The key or token may not do that (`forbidden`).",
-    "404": "No such model or response (`model_not_found`, `not_found`).",
-    "408": "The body came too slowly.",
-    "413": "The body is too large (`payload_too_large`).",
-    "415": "The body is not JSON (`unsupported_media_type`).",
-    "429": "A rate is used up, or calls in flight hold what is left (`rate_limited`): retry after "
-    "`Retry-After` if `x-should-retry` is `true`.",
-    "501": "The ledger that is used here cannot do that.",
-    "502": "The provider failed, or cannot be reached (`server_error`).",
-    "503": "The gateway or its ledger cannot take the call now: retry after `Retry-After`. Or the tenant's "
-    "own key at the provider cannot be read (`provider_key_unusable`).",
-    "504": "The provider did not answer in time.",
-    "default": "Another error: what the provider says of the request.",
-}
-_CALL_ERRORS = tuple(status for status in _ERRORS if status != "501")
+_CALL_ERRORS = tuple(status for status in ERRORS if status != "501")
 _ACCOUNT_ERRORS = ("400", "401", "403", "503")
-_BUDGET_HEADERS = {
-    "X-Budget": "The budget with the least left of those that the call is in, as text (percent-encoded).",
-    "X-Budget-Limit": "Its limit, e.g. `$5` or `10 calls`.",
-    "X-Budget-Left": "What of it is neither spent nor held by calls in flight.",
-    "X-Budget-Reset": "When it resets, in seconds since 1970; absent if it never does.",
-    "X-Model-Asked": "The model that was asked for, where a cheaper one has answered (percent-encoded).",
-}
 
 
 def _header(description: str) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"}}
-
-
-def _ref(model: type[BaseModel]) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
-
-
-def _answers(
-    ok: type[BaseModel], errors: tuple[str, ...], *, streams: bool = False, budgets: bool = True
-) -> dict[str, Any]:
-    headers = {"X-Trace-Id": {"$ref": "#/components/headers/X-Trace-Id"}}
-    if budgets:
-        headers["X-Tier"] = {"$ref": "#/components/headers/X-Tier"}
-        headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in _BUDGET_HEADERS}
-    content: dict[str, Any] = {"application/json": {"schema": _ref(ok)}}
-    if streams:
-        content["text/event-stream"] = {
-            "schema": {"type": "string", "description": "Events, if `stream` is true; each `data:` is JSON."}
-        }
-    answers: dict[str, Any] = {"200": {"description": "As asked.", "headers": headers, "content": content}}
-    for status in errors:
-        answers[status] = _error(status)
-    return answers
 
 
 def _call(
@@ -89,31 +43,10 @@ def _call(
                 {"$ref": "#/components/parameters/X-End-User-Id"},
                 {"$ref": "#/components/parameters/X-Session-Id"},
             ],
-            "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
-            "responses": _answers(reply, _CALL_ERRORS, streams=streams),
+            "requestBody": {"required": True, "content": {"application/json": {"schema": ref(request)}}},
+            "responses": answers(reply, _CALL_ERRORS, streams=streams),
         }
     }
-
-
-def _get(
-    id: str, summary: str, tag: str, answers: dict[str, Any], *parameters: dict[str, Any], open: bool = False
-) -> dict[str, Any]:
-    operation: dict[str, Any] = {
-        "operationId": id,
-        "summary": summary,
-        "tags": [tag],
-        "parameters": list(parameters),
-        "responses": answers,
-    }
-    if open:
-        operation["security"] = []
-    return {"get": operation}
-
-
-def _query(name: str, description: str, **schema: Any) -> dict[str, Any]:
-    return {
-        "name": name, "in": "query", "description": description, "schema": schema or {"type": "string"},
-    }  # fmt: skip
 
 
 _MOMENT = {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
@@ -128,10 +61,10 @@ def _plain(description: str) -> dict[str, Any]:
 
 def _paths() -> dict[str, Any]:
     window = (
-        _query(
+        query(
             "from", "A date or time (UTC if it names no zone); default: the first of this month.", **_MOMENT
         ),
-        _query("to", "The same, not included; default: now.", **_MOMENT),
+        query("to", "The same, not included; default: now.", **_MOMENT),
     )
     return {
         "/v1/chat/completions": _call(
@@ -151,32 +84,32 @@ def _paths() -> dict[str, Any]:
             "createEmbedding", "Embeddings", shapes.EmbeddingRequest, shapes.Embeddings, streams=False
         ),
         **_messages(),
-        "/v1/models": _get(
-            "listModels", "The models there are", "Calls", _answers(shapes.ModelList, ("401", "403", "503"))
+        "/v1/models": get(
+            "listModels", "The models there are", "Calls", answers(shapes.ModelList, ("401", "403", "503"))
         ),
-        "/v1/models/{id}": _get(
+        "/v1/models/{id}": get(
             "getModel",
             "One model",
             "Calls",
-            _answers(shapes.Model, ("400", "401", "403", "404", "503")),
+            answers(shapes.Model, ("400", "401", "403", "404", "503")),
             {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},
         ),
         **_threads(),
-        **_admin(),
-        "/v1/usage": _get(
+        **openapi_admin.paths(),
+        "/v1/usage": get(
             "getUsage",
             "What was spent, over time",
             "Spending",
-            _answers(shapes.Usage, _ACCOUNT_ERRORS),
+            answers(shapes.Usage, _ACCOUNT_ERRORS),
             *window,
-            _query("user_id", "Only this end user's. A token is told its own user's."),
-            _query("granularity", "How finely.", type="string", enum=["hour", "day", "month"], default="day"),
+            query("user_id", "Only this end user's. A token is told its own user's."),
+            query("granularity", "How finely.", type="string", enum=["hour", "day", "month"], default="day"),
         ),
-        "/v1/billing/usage": _get(
+        "/v1/billing/usage": get(
             "getBillingUsage",
             "What was spent, by model",
             "Spending",
-            _answers(shapes.BillingUsage, _ACCOUNT_ERRORS),
+            answers(shapes.BillingUsage, _ACCOUNT_ERRORS),
             *window,
         ),
         "/v1/auth/mint": {
@@ -187,34 +120,34 @@ def _paths() -> dict[str, Any]:
                 "tags": ["Access"],
                 "requestBody": {
                     "required": True,
-                    "content": {"application/json": {"schema": _ref(shapes.MintRequest)}},
+                    "content": {"application/json": {"schema": ref(shapes.MintRequest)}},
                 },
-                "responses": _answers(
+                "responses": answers(
                     shapes.MintedToken, (*_ACCOUNT_ERRORS, "408", "413", "415"), budgets=False
                 ),
             }
         },
-        "/": _get(
-            "getIndex", "Where things are", "Operation", _answers(shapes.Index, (), budgets=False), open=True
+        "/": get(
+            "getIndex", "Where things are", "Operation", answers(shapes.Index, (), budgets=False), open=True
         ),
-        "/.well-known/jwks.json": _get(
+        "/.well-known/jwks.json": get(
             "getPublishedKeys",
             "The keys with which tokens can be checked",
             "Access",
-            _answers(shapes.PublishedKeys, (), budgets=False),
+            answers(shapes.PublishedKeys, (), budgets=False),
             open=True,
         ),
-        "/healthz": _get(
-            "getHealth", "Whether it runs", "Operation", _answers(shapes.Health, (), budgets=False), open=True
+        "/healthz": get(
+            "getHealth", "Whether it runs", "Operation", answers(shapes.Health, (), budgets=False), open=True
         ),
-        "/readyz": _get(
+        "/readyz": get(
             "getReadiness",
             "Whether it can take calls",
             "Operation",
-            _answers(shapes.Health, ("503",), budgets=False),
+            answers(shapes.Health, ("503",), budgets=False),
             open=True,
         ),
-        "/metrics": _get(
+        "/metrics": get(
             "getMetrics",
             "Counts, for Prometheus",
             "Operation",
@@ -226,10 +159,10 @@ def _paths() -> dict[str, Any]:
 
 def _messages() -> dict[str, Any]:
     """Anthropic's own API: the same, in its words; errors in its shape, too."""
-    shape = {"anyOf": [_ref(shapes.MessagesError), _ref(shapes.Error)]}
+    shape = {"anyOf": [ref(shapes.MessagesError), ref(shapes.Error)]}
     errors = {
         status: {
-            "description": _ERRORS[status],
+            "description": ERRORS[status],
             "headers": {"X-Trace-Id": {"$ref": "#/components/headers/X-Trace-Id"}},
             "content": {"application/json": {"schema": shape}},
         }
@@ -248,92 +181,28 @@ def _messages() -> dict[str, Any]:
 
 def _threads() -> dict[str, Any]:
     id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    whose = _query("user_id", "Only this end user's. A token is told its own user's.")
-    most = _query("limit", "At most so many.", type="integer", minimum=1, maximum=1000, default=100)
+    whose = query("user_id", "Only this end user's. A token is told its own user's.")
+    most = query("limit", "At most so many.", type="integer", minimum=1, maximum=1000, default=100)
     about, errors = "Sessions", (*_ACCOUNT_ERRORS, "404")
-    thread = functools.partial(_answers, shapes.Thread, errors, budgets=False)
-    forget = _get("forgetThread", "Forget a session", about, thread(), id)
+    thread = functools.partial(answers, shapes.Thread, errors, budgets=False)
+    forget = get("forgetThread", "Forget a session", about, thread(), id)
     gone = {"description": "Its ids are replaced by others; what its calls cost stays."}
-    forget["get"]["responses"] = {**forget["get"]["responses"], "204": gone, "501": _error("501")}
+    forget["get"]["responses"] = {**forget["get"]["responses"], "204": gone, "501": error("501")}
     del forget["get"]["responses"]["200"]
-    one = _get("getThread", "One session", about, thread(), id)
-    said = _answers(shapes.ThreadMessages, errors, budgets=False)
+    one = get("getThread", "One session", about, thread(), id)
+    said = answers(shapes.ThreadMessages, errors, budgets=False)
     return {
-        "/v1/threads": _get(
+        "/v1/threads": get(
             "listThreads",
             "The sessions there are",
             about,
-            _answers(shapes.Threads, _ACCOUNT_ERRORS, budgets=False),
+            answers(shapes.Threads, _ACCOUNT_ERRORS, budgets=False),
             whose,
             most,
         ),
         "/v1/threads/{id}": {**one, "delete": forget["get"]},
-        "/v1/threads/{id}/messages": _get("listMessages", "That messages are not kept", about, said, id),
+        "/v1/threads/{id}/messages": get("listMessages", "That messages are not kept", about, said, id),
     }
-
-
-_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-_NAME = {**_ID, "name": "name"}
-
-
-def _listed(id: str, summary: str, told: type[BaseModel]) -> dict[str, Any]:
-    answers = _answers(told, ("401", "403", "503"), budgets=False)
-    return _get(id, summary, "Administration", answers)["get"]  # type: ignore[no-any-return]
-
-
-def _change(
-    id: str,
-    summary: str,
-    asked: type[BaseModel] | None,
-    told: type[BaseModel],
-    *parameters: dict[str, Any],
-    status: str = "200",
-) -> dict[str, Any]:
-    errors: tuple[str, ...] = ("400", "401", "403", "503")
-    errors += (("404",) if parameters else ()) + (("408", "413", "415") if asked is not None else ())
-    answers = _answers(told, errors, budgets=False)
-    answers[status] = answers.pop("200")
-    made = _get(id, summary, "Administration", answers, *parameters)["get"]
-    if asked is not None:
-        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(asked)}}}
-    return made  # type: ignore[no-any-return]
-
-
-def _admin() -> dict[str, Any]:
-    keys, own = "/admin/v1/keys", "/admin/v1/byok"
-    key, new, own_key = shapes.AdminKey, shapes.NewKey, shapes.OwnKey
-    return {
-        keys: {
-            "get": _listed("listKeys", "All keys, without the keys", shapes.AdminKeys),
-            "post": _change("createKey", "Make a key; it is told once", shapes.KeyRequest, new, status="201"),
-        },
-        keys + "/{id}": {"delete": _change("revokeKey", "End a key at once", None, key, _ID)},
-        keys + "/{id}/rotate": {
-            "post": _change(
-                "rotateKey", "Another key in its place", shapes.RotateRequest, new, _ID, status="201"
-            )
-        },
-        keys + "/{id}/expire": {
-            "post": _change("expireKey", "Let a key end", shapes.ExpireRequest, key, _ID)
-        },
-        own: {
-            "get": _listed("listOwnKeys", "Tenants' own keys at providers", shapes.OwnKeys),
-            "post": _change(
-                "setOwnKey",
-                "Make a tenant's calls with its own key",
-                shapes.OwnKeyRequest,
-                own_key,
-                status="201",
-            ),
-        },
-        own + "/{id}": {
-            "delete": _change("removeOwnKey", "Make them with the gateway's again", None, own_key, _ID)
-        },
-    }
-
-
-def _error(status: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/responses/Error{status.title()}"}
 
 
 def _id_header(name: str, description: str) -> dict[str, Any]:
@@ -350,7 +219,7 @@ def document() -> dict[str, Any]:
     """The whole document."""
     models = [
         m
-        for m in vars(shapes).values()
+        for m in (*vars(shapes).values(), *vars(admin_shapes).values())
         if isinstance(m, type) and issubclass(m, BaseModel) and m is not BaseModel and m.__name__[0] != "_"
     ]
     _, definitions = models_json_schema(
@@ -389,15 +258,15 @@ def document() -> dict[str, Any]:
             "headers": {
                 "X-Trace-Id": _header("Names this answer: in the ledger it is the tag `trace`."),
                 "X-Tier": _header("The caller's tier, if it has one."),
-                **{name: _header(text) for name, text in _BUDGET_HEADERS.items()},
+                **{name: _header(text) for name, text in BUDGET_HEADERS.items()},
             },
             "responses": {
                 f"Error{status.title()}": {
                     "description": text,
                     "headers": {"X-Trace-Id": {"$ref": "#/components/headers/X-Trace-Id"}},
-                    "content": {"application/json": {"schema": _ref(shapes.Error)}},
+                    "content": {"application/json": {"schema": ref(shapes.Error)}},
                 }
-                for status, text in _ERRORS.items()
+                for status, text in ERRORS.items()
             },
             "schemas": definitions.get("$defs", {}),
         },

@@ -32,11 +32,15 @@ class Origins:
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
+        self._matches = lru_cache(maxsize=4096)(_matches)
+        self.use(settings)
+
+    def use(self, settings: GatewaySettings) -> None:
+        """From now on it is these that say it."""
         self._all = tuple(settings.cors_origins)
         self._of = {name: tuple(project.origins) for name, project in settings.projects.items()}
         self.any = bool(self._all) or any(self._of.values())
         """Whether any are named."""
-        self._matches = lru_cache(maxsize=4096)(_matches)
 
     def of(self, tenant: str | None, project: str | None) -> tuple[str, ...]:
         """The patterns for a project: those of "TENANT/PROJECT", else of "PROJECT", and those for all."""

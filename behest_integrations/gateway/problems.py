@@ -50,7 +50,8 @@ _CODES = {
 CODES = frozenset(
     {*_CODES.values(), "server_error", "store_unavailable", "unknown_price", "unbounded", "model_not_found",
      "model_not_allowed", "origin_not_allowed", "policy_refused", "pii_blocked", "content_blocked",
-     "provider_key_unusable", "provider_key_refused", "payload_too_large", "unsupported_media_type"}
+     "provider_key_unusable", "provider_key_refused", "project_paused",
+     "payload_too_large", "unsupported_media_type"}
 )  # fmt: skip
 """Every code of our own."""
 _LONGEST_WAIT = 60

@@ -33,6 +33,7 @@ from ..rules.errors import ConfigError
 from ..wire import bound_request
 from .app import create_app, gateway_meter
 from .byok import Masters, ProviderKeys
+from .changing import RUN_TIME, Changes, Shown
 from .dashboard import new_seal
 from .keys import KeyStore
 from .metrics import FOLDER
@@ -214,6 +215,9 @@ def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) ->
     with plan.meter(said, settings) as meter:
         if not plan.keyless:
             KeyStore(meter.ledger)
+            changes = Changes(meter.ledger, settings)
+            changes.settings()
+            found += _changed(changes)
             found += _own_keys(ProviderKeys(meter.ledger, masters).listed(), settings.byok)
         elif workers > 1 and not meter.ledger.shared:
             raise ConfigError("several workers need a ledger that they share, such as sqlite:///behest.db")
@@ -222,6 +226,20 @@ def _check(said: Config, settings: GatewaySettings, plan: Plan, workers: int) ->
 
             found += [f"Policy: {line}" for line in describe(meter.policy)]
     return found
+
+
+def _changed(changes: Changes) -> Iterator[str]:
+    parts = {"projects": changes.projects(), "tiers": changes.tiers()}
+    said = [f"{kind} {', '.join(names)}" for kind, shown in parts.items() if (names := _at_run_time(shown))]
+    said += ["what holds for all projects"] if changes.defaults().source == RUN_TIME else []
+    added = [f'"{budget}"' for budget, source in changes.budgets() if source == RUN_TIME]
+    said += [f"budgets {', '.join(added)}"] if added else []
+    if said:
+        yield f"Changed at run time, which goes before behest.toml: {'; '.join(said)}."
+
+
+def _at_run_time(shown: Sequence[Shown]) -> list[str]:
+    return [one.name for one in shown if one.source == RUN_TIME]
 
 
 def _own_keys(listed: Sequence[tuple[SealedKey, str | None]], byok: ByokSettings) -> Iterator[str]:

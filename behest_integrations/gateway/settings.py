@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..engine.planning import distinct
 from ..rules.attribution import check_id
 from ..rules.budgets import Budget, Filter
 from ..rules.errors import ConfigError
@@ -41,6 +42,9 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 TIER_TAG = "tier"
 """The tag by which the budgets of a tier find their calls."""
+
+PROJECT_TAG = "project"
+"""The tag by which the budgets of a project find their calls: under which name the settings have it."""
 
 TIERS: Mapping[str, tuple[str, ...]] = {
     name: (
@@ -194,16 +198,23 @@ class ByokSettings(_Strict):
 
 
 class ProjectSettings(_Strict):
-    """A project, by its name, or as "TENANT/PROJECT" where two tenants have one of that name.
+    """A project, by its name, or as "TENANT/PROJECT" where two tenants have one of that name: that alone
+    is then what is said of it.
 
     Attributes:
         origins: pages that may call for it from a browser: ``https://app.example.com``,
             ``https://*.example.com``, ``http://localhost:*``, ``*``.
+        default_tier: of those of its callers who have none.
+        budgets: what all its calls together are held to besides.
+        paused: its callers are let in no more.
     """
 
     origins: list[Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/?#@\s]+)$")]] = Field(
         default_factory=list
     )
+    default_tier: str | None = None
+    budgets: list[str] = Field(default_factory=list)
+    paused: bool = False
 
 
 class LimitSettings(_Strict):
@@ -260,8 +271,6 @@ class GatewaySettings(_Strict):
             settings = cls.model_validate(table)
         except ValidationError as error:
             raise ConfigError(f"[gateway] cannot be used: {say_problems(error, cls, table)}") from None
-        for name in settings.tiers:
-            check_id(name, "a tier's name")
         for route in settings.routes:
             for target in (route, *route.fallback):
                 if target.provider not in settings.providers:
@@ -271,11 +280,32 @@ class GatewaySettings(_Strict):
             raise ConfigError(
                 "[gateway] has several providers: say in [[gateway.routes]] which models go where"
             )
-        if settings.default_tier is not None and settings.default_tier not in settings.tier_texts:
-            raise ConfigError(f"[gateway] default_tier {settings.default_tier!r} is not a tier")
-        settings.tier_budgets()
-        _ = settings.tier_numbers  # says which two have the same
-        return settings
+        return settings.checked()
+
+    def checked(self) -> GatewaySettings:
+        """These, if their tiers and projects can be used.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        for kind, names in (("tier", self.tiers), ("project", self.projects)):
+            for name in names:
+                check_id(name, f"a {kind}'s name")
+        tiers = {"[gateway]": self.default_tier}
+        tiers |= {f"[gateway.projects.{name!r}]": p.default_tier for name, p in self.projects.items()}
+        for where, tier in tiers.items():
+            if tier is not None and tier not in self.tier_texts:
+                raise ConfigError(f"{where} default_tier {tier!r} is not a tier")
+        distinct((*self.tier_budgets(), *self.project_budgets()))
+        _ = self.tier_numbers  # says which two have the same
+        return self
+
+    def project_named(self, tenant: str | None, project: str | None) -> str | None:
+        """Under which name something is said of a project; None: under none."""
+        if not self.projects:
+            return None
+        exact = f"{tenant}/{project}"
+        return exact if exact in self.projects else project if project in self.projects else None
 
     @functools.cached_property
     def tier_texts(self) -> Mapping[str, tuple[str, ...]]:
@@ -321,6 +351,14 @@ class GatewaySettings(_Strict):
             replace(budget, filters=(*budget.filters, Filter("tag", name, TIER_TAG)))
             for name, texts in self.tier_texts.items()
             for budget in map(Budget.parse, texts)
+        ]
+
+    def project_budgets(self) -> list[Budget]:
+        """All projects' budgets, each for the calls of its project."""
+        return [
+            replace(budget, filters=(*budget.filters, Filter("tag", name, PROJECT_TAG)))
+            for name, project in self.projects.items()
+            for budget in map(Budget.parse, project.budgets)
         ]
 
     def all_routes(self) -> list[RouteSettings]:
