@@ -27,16 +27,17 @@ from behest_integrations.cli.dashboard import address_of, application
 from behest_integrations.dashboard import words
 from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.reports import Line, extents, report
-from behest_integrations.reports.pace import pace
 from behest_integrations.reports.ranking import ranking
 from behest_integrations.reports.series import series
 from behest_integrations.reports.shown import Asked
 from behest_integrations.reports.spending import report_of
 from behest_integrations.reports.standing import standings
+from behest_integrations.rules.pace import pace
 from behest_integrations.rules.units import format_usd
 from behest_integrations.wire import bound_request
 
 BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 400}
+DAY = 86_400_000
 HOSTILE = ('<script>alert("x")</script>', "\u202egnp.evil\u202c مرحبا", "long-" + "w" * 251)
 
 
@@ -374,12 +375,12 @@ def test_limits_of_ones_own_and_raised_ones_are_shown_as_they_are(sqlite_store: 
 @pytest.mark.parametrize(
     ("spent", "limit", "since", "end", "now", "says"),
     [
-        (67, 100, 0, 3000, 1600, (1600 + 33 * 1600 // 67, 67 + 67 * 1400 // 1600)),
-        (10, 100, 0, 3000, 1600, (None, 10 + 10 * 1400 // 1600)),
-        (50, 100, 0, None, 100, (200, None)),
-        (0, 100, 0, 3000, 1600, None),
-        (100, 100, 0, 3000, 1600, None),
-        (1, 100, 0, 3000, 30, None),
+        (67, 100, 0, 30 * DAY, 16 * DAY, (16 * DAY + 33 * 16 * DAY // 67, 67 + 67 * 14 // 16)),
+        (10, 100, 0, 30 * DAY, 16 * DAY, (None, 10 + 10 * 14 // 16)),
+        (50, 100, 0, None, DAY, (2 * DAY, None)),
+        (0, 100, 0, 30 * DAY, 16 * DAY, None),
+        (100, 100, 0, 30 * DAY, 16 * DAY, None),
+        (1, 100, 0, 30 * DAY, DAY, None),
     ],
 )
 def test_pace(

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -163,6 +163,51 @@ def test_a_forecast_is_a_line_that_one_can_check(store: str) -> None:
         "$9 as never": pytest.approx(3600, abs=1),
     }
     assert found["$0.10/day"].an_hour == 15_000_000 // 18
+
+
+def test_all_who_say_when_a_budget_runs_out_say_the_same(sqlite_store: str) -> None:
+    """The command, the dashboard and the alert; of a window, a lifetime, a limit of one's own, a grant."""
+    from behest_integrations.engine.watching import burning
+    from behest_integrations.reports.budgets import _lines
+    from behest_integrations.reports.standing import standings
+
+    clock = Clock()
+    budgets = [
+        "$0.007/day per user",
+        "$0.013/week as week",
+        "$0.05 as all",
+        "900k tokens as tokens",
+        "$0.9/month",
+    ]
+    with Meter(sqlite_store, budgets=budgets, clock=clock, wait=0) as meter:
+        for user in ("ada", "bob"):
+            for _ in range(2):
+                with meter.session(user=user):
+                    spend(meter)
+                clock.now += 3_600_000 // 2
+        meter.set_limit("$0.007/day per user", "$0.03", user="bob")
+        meter.grant("$0.013/week as week", "$0.001", until=timedelta(days=9))
+        clock.now += 3_600_000
+        at = datetime.fromtimestamp(clock.now / 1000, timezone.utc)
+        known = _lines(meter.ledger, clock.now, False, Asked())
+        commanded = {
+            (line.budget, line.scope): f.at and int(f.at.timestamp() * 1000)
+            for line, f in forecasts(meter.ledger, known, clock.now).items()
+        }
+        shown = {
+            (s.budget, s.scope): s.pace and s.pace.out_at
+            for rule in standings(meter.ledger, Asked(now=at))
+            for s in rule.standings
+        }
+        told = {
+            (a.details["budget"], a.details["scope"]): a.details["runs_out"]
+            for a in burning(meter.ledger, clock.now)
+        }
+    assert commanded == shown
+    out = {of: when for of, when in shown.items() if when is not None}
+    assert told == {of: when for of, when in out.items() if "/" in of[0]}
+    assert set(told) == {("$0.007/day per user", "user ada"), ("$0.014/week as week", "")}
+    assert {"$0.05 as all", "900k tokens as tokens"} <= {budget for budget, _ in out}
 
 
 def test_a_forecast_in_a_terminal(ledger: Path) -> None:

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from zoneinfo import ZoneInfo
 
-from ..reports.pace import Pace
 from ..reports.standing import Standing
+from ..rules.pace import Pace
 from ..rules.units import format_amount, format_usd, to_usd
 
 

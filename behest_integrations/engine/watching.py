@@ -16,6 +16,7 @@ from ..ledger.book import Claim, Rows, crossing
 from ..ledger.outbox import message_id
 from ..rules.budgets import Budget, describe_scope, scope_values
 from ..rules.errors import ConfigError
+from ..rules.pace import pace
 from ..rules.units import format_amount, format_usd
 from .alert import Alert
 from .alerting import AlertSettings
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
 _Row = Any
 """A row of a statement: its columns are its attributes."""
 _DAY = 86_400_000
-_LEAST_PART = 20
-"""A window's rate is told only after a twentieth of it: until then a few calls say nothing."""
 _LEAST_SPENT = 10
-"""And not before a tenth of the limit is spent."""
+"""What runs out is told once a window, and so not before a tenth of the limit is spent."""
 _LEAST_SESSIONS = 20
 """What is usual is known of so many sessions."""
 _NEWEST = 200_000
@@ -81,12 +80,9 @@ def burning(ledger: Ledger, now: int) -> list[Alert]:
         end = budget.window_at(row.start, rule.zone).end
         if limit is None or end is None or not row.start <= now < end:
             continue
-        length, gone = end - row.start, now - row.start
-        if gone * _LEAST_PART < length or row.spent * _LEAST_SPENT < limit or row.spent >= limit:
-            continue
-        if row.spent * length > limit * gone:
-            out = row.start + limit * gone // row.spent
-            alerts.append(_burns(row, replace(budget, amount=limit), out, end, now))
+        said = pace(spent=row.spent, limit=limit, since=row.start, end=end, now=now)
+        if said is not None and said.out_at is not None and row.spent * _LEAST_SPENT >= limit:
+            alerts.append(_burns(row, replace(budget, amount=limit), said.out_at, end, now))
     return alerts
 
 

@@ -1,30 +1,27 @@
-"""When a budget runs out, if it is spent on as it was lately. A straight line, which everybody can check.
+"""When a budget runs out, if it is spent on as it was lately: the line of `rules.pace`.
 
 - A window of the calendar: as much per hour as in this window so far.
 - A lifetime: as much per hour as in the last 7 days, or since its first call if that is less.
 - A rolling window: as much per hour as in its last sixth, while what is older leaves it.
 
-A window that turns over before that does not run out.
+A window that turns over before that does not run out. Of one that has hardly begun nothing is said.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
-from ..ledger import Ledger, schema
+from ..ledger import Ledger
 from ..rules.budgets import Budget
+from ..rules.pace import HOUR, pace
+from .lately import Lately, is_everybodys, of_buckets, of_everybody
 from .shown import reading
-
-_HOUR = 3_600_000
-_LATELY = 7 * 24 * _HOUR
-_LEAST = 60_000
-"""A rate over less than a minute says nothing."""
 
 
 class Filled(Protocol):
@@ -76,7 +73,7 @@ class Forecast:
 def forecasts(
     ledger: Ledger, lines: Sequence[tuple[Sequence[sa.Row[Any]], L]], now_ms: int
 ) -> Mapping[L, Forecast]:
-    """What becomes of each bucket that has a limit and is not a stage's.
+    """What becomes of each bucket that has a limit and is not a stage's, as far as anything can be said.
 
     Args:
         lines: each with the rows of its buckets.
@@ -85,30 +82,45 @@ def forecasts(
         StoreError: the store cannot be read.
     """
     wanted = [(rows, line) for rows, line in lines if line.limit is not None and line.stage is None]
-    lifetimes = {rows[0].id for rows, line in wanted if line.end is None and len(rows) == 1}
-    lately = _lately(ledger, lifetimes, now_ms - _LATELY) if lifetimes else {}
+    lifetimes = [(rows[0].id, _parsed(line.budget)) for rows, line in wanted if _is_lifetime(rows, line)]
+    lately: dict[int, Lately] = {}
+    if lifetimes:
+        with reading(ledger) as connection:
+            everybodys = of_everybody(connection, now_ms)
+            others = {id for id, budget in lifetimes if not is_everybodys(budget)}
+            lately |= of_buckets(connection, others, now_ms) if others else {}
+            lately |= {id: everybodys[b.unit] for id, b in lifetimes if is_everybodys(b)}
     found = {}
     for rows, line in wanted:
         assert line.limit is not None
         if len(rows) > 1:
-            found[line] = _rolling(rows, Budget.parse(line.budget), line.limit, now_ms)
-        elif line.end is not None:
-            found[line] = _straight(line.spent, now_ms - line.start, line.spent, line.limit, now_ms, line.end)
-        else:
-            spent, first = lately.get(rows[0].id, (0, now_ms))
-            found[line] = _straight(spent, now_ms - first, line.spent, line.limit, now_ms, None)
+            found[line] = _rolling(rows, _parsed(line.budget), line.limit, now_ms)
+            continue
+        rate = Lately(line.spent, line.start) if line.end is not None else lately.get(rows[0].id)
+        said = None
+        if rate is not None:
+            said = pace(
+                spent=line.spent,
+                limit=line.limit,
+                since=rate.since,
+                end=line.end,
+                now=now_ms,
+                lately=rate.spent,
+            )
+        if line.spent >= line.limit:
+            found[line] = Forecast(0, _when(now_ms))
+        elif said is not None:
+            found[line] = Forecast(said.an_hour, None if said.out_at is None else _when(said.out_at))
+        elif rate is None or not rate.spent:
+            found[line] = Forecast(0, None)
     return found
 
 
-def _straight(spent: int, during: int, so_far: int, limit: int, now: int, end: int | None) -> Forecast:
-    during = max(during, _LEAST)
-    an_hour = spent * _HOUR // during
-    if so_far >= limit:
-        return Forecast(an_hour, _when(now))
-    if not spent:
-        return Forecast(0, None)
-    at = now + (limit - so_far) * during // spent
-    return Forecast(an_hour, None if end is not None and at >= end else _when(at))
+_parsed = lru_cache(maxsize=256)(Budget.parse)
+
+
+def _is_lifetime(rows: Sequence[sa.Row[Any]], line: Filled) -> bool:
+    return line.end is None and len(rows) == 1
 
 
 def _rolling(rows: Iterable[sa.Row[Any]], budget: Budget, limit: int, now: int) -> Forecast:
@@ -121,8 +133,8 @@ def _rolling(rows: Iterable[sa.Row[Any]], budget: Budget, limit: int, now: int) 
         at = now + step * slot
         left = sum(spent for start, spent in there.items() if start > at - length - slot)
         if left + lately * step * slot // during >= limit:
-            return Forecast(lately * _HOUR // during, _when(at))
-    return Forecast(lately * _HOUR // during, None)
+            return Forecast(lately * HOUR // during, _when(at))
+    return Forecast(lately * HOUR // during, None)
 
 
 def _when(ms: int) -> datetime | None:
@@ -130,18 +142,3 @@ def _when(ms: int) -> datetime | None:
         return datetime.fromtimestamp(ms / 1000, timezone.utc)
     except (OverflowError, OSError, ValueError):
         return None  # in more years than a date has
-
-
-def _lately(ledger: Ledger, ids: set[int], since: int) -> dict[int, tuple[int, int]]:
-    """By bucket: what was booked since, and when the first of that was."""
-    e = schema.entries
-    found: dict[int, tuple[int, int]] = {}
-    with reading(ledger) as connection:
-        rows = connection.execute(sa.select(e.c.at, e.c.bookings).where(e.c.at >= since).order_by(e.c.id))
-        for at, bookings in rows:
-            parts: list[Any] = json.loads(bookings) if isinstance(bookings, str) else bookings
-            for id, _unit, amount in parts:
-                if id in ids:
-                    spent, first = found.get(id, (0, at))
-                    found[id] = (spent + amount, min(first, at))
-    return found

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from ..ledger import Ledger, schema
 from ..ledger.in_force import LimitsInForce
 from ..rules.budgets import Budget, describe_scope, scope_values
-from .pace import Pace, pace
+from ..rules.pace import Pace, pace
+from .lately import Lately, is_everybodys, of_everybody
 from .shown import Asked, reading
 from .spending import report_of
 
@@ -103,7 +104,7 @@ def standings(
     with reading(ledger) as connection:
         rules = connection.execute(sa.select(schema.budgets).order_by(schema.budgets.c.seen.desc())).all()
         limits = LimitsInForce(connection, now)
-        first = connection.execute(sa.select(_e.c.at).order_by(_e.c.id).limit(1)).scalar()
+        lately: Mapping[str, Lately] | None = None
         for row in rules:
             budget = Budget.parse(row.text)
             own = limits.of_some(row.shape, budget.amount)
@@ -111,7 +112,11 @@ def standings(
             if amount is None:  # lifted
                 continue
             budget = replace(budget, amount=amount if budget.per else own.get("", amount))
-            reader = _Reader(connection, row.shape, budget, row.zone or default_zone, now, first)
+            rate: Lately | None = None
+            if not budget.window and not budget.rolling_ms and is_everybodys(budget):
+                lately = of_everybody(connection, now) if lately is None else lately
+                rate = lately[budget.unit]
+            reader = _Reader(connection, row.shape, budget, row.zone or default_zone, now, rate)
             rule = reader.rule(own, asked, top, strict=strict, shared=shared)
             if rule is not None:
                 found.append(rule)
@@ -128,13 +133,19 @@ class _Reader:
     """Reads the buckets of one budget."""
 
     def __init__(
-        self, connection: sa.Connection, shape: str, budget: Budget, zone: str, now: int, first: int | None
+        self,
+        connection: sa.Connection,
+        shape: str,
+        budget: Budget,
+        zone: str,
+        now: int,
+        lately: Lately | None,
     ) -> None:
         self._connection = connection
         self._shape = shape
         self._budget = budget
         self._now = now
-        self._first = first
+        self._lately = lately
         self._end: int | None = None
         self._since: int | None = None
         spent: sa.ColumnElement[Any] = _b.c.spent
@@ -148,8 +159,6 @@ class _Reader:
             window = budget.window_at(now, zone)
             in_window = _b.c.start == window.start
             self._since, self._end = window.start, window.end
-        elif not budget.per:
-            self._since = first
         self._rows = (
             sa.select(
                 _b.c.scope.label("scope"),
@@ -231,9 +240,13 @@ class _Reader:
     def _standing(self, row: Any, own: Mapping[str, int], refused: Mapping[str, int]) -> Standing:
         budget = replace(self._budget, amount=own.get(row.scope, self._budget.amount))
         spent = int(row.spent)
+        rate = Lately(spent, self._since) if self._since is not None else self._lately
         said = None
-        if self._since is not None:
-            said = pace(spent=spent, limit=budget.amount, since=self._since, end=self._end, now=self._now)
+        if rate is not None:
+            said = pace(
+                spent=spent, limit=budget.amount, since=rate.since, end=self._end, now=self._now,
+                lately=rate.spent,
+            )  # fmt: skip
         return Standing(
             str(budget),
             budget.unit,
