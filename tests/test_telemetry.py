@@ -188,10 +188,11 @@ def test_grafanas_dashboard_and_rules_read_metrics_and_labels_that_exist() -> No
             hold = meter.reserve(
                 meter.plan("chat", "m", RequestBound(500, output_limit=0), provider="openai")
             )
+            gateway = Metrics(meter)
+            meter.count_calls(gateway.ended)
             hold.settle(Usage(500))
             with pytest.raises(BudgetExceeded):
                 meter.reserve(meter.plan("chat", "m", RequestBound(900, output_limit=0)))
-            gateway = Metrics(meter)
             gateway.refused("x")
             gateway.attempt("p", "200")
             gateway.first_byte("chat", 1)
@@ -219,3 +220,43 @@ def test_grafanas_dashboard_and_rules_read_metrics_and_labels_that_exist() -> No
         w for p in board["panels"] for t in p["targets"] for w in re.findall(r"{{(\w+)}}", t["legendFormat"])
     }
     assert legends <= set().union(*series.values())
+
+
+def test_what_the_gateway_counts_is_what_was_booked_and_its_labels_are_bounded() -> None:
+    """Names that callers make up, and their ids, are no labels; sums are the ledger's."""
+    with Meter("memory://", prices=PRICES, wait=0) as meter:
+        gateway = Metrics(meter)
+        meter.count_calls(gateway.ended)
+
+        def call(model: str, outcome: Outcome) -> None:
+            bound = RequestBound(500, output_limit=500)
+            with meter.session("a session", user="a user", project="a project"):
+                meter.reserve(meter.plan("chat", model, bound, provider="openai")).end(outcome)
+
+        call("m", Outcome("settled", Usage(100, 40, cached_input_tokens=30, reasoning_tokens=15)))
+        call("gpt-4o-2024-08-06", Outcome("settled", Usage(10, 4)))
+        call("ft:gpt-4o-2024-08-06:acme::B1", Outcome("settled", Usage(10, 4)))
+        call("m", Outcome("assumed", note="no answer"))
+        call("m", Outcome("failed"))
+        call("m", Outcome("cancelled"))
+        for n in range(30):
+            call(f"made up {n}", Outcome("settled", Usage(1, 1)))
+        total = sum(entry.cost or 0 for entry in meter.ledger.snapshot()[2])
+        text = gateway.text().decode()
+    found = re.findall(r"(?m)^(behest_(?:spend_usd|calls|tokens)_total){(.*)} (\S+)$", text)
+    sums: dict[str, float] = {}
+    labels: dict[str, set[str]] = {}
+    for name, said, value in found:
+        sums[name] = sums.get(name, 0) + float(value)
+        for label, text in re.findall(r'(\w+)="([^"]*)"', said):
+            labels.setdefault(label, set()).add(text)
+    assert round(sums["behest_spend_usd_total"] * 10**9) == total
+    assert sums["behest_calls_total"] == 35
+    assert sums["behest_tokens_total"] == 140 + 14 + 14 + 60
+    assert labels == {
+        "provider": {"openai", ""},
+        "model": {"m", "gpt-4o", "ft:gpt-4o", "_OTHER"},
+        "operation": {"chat"},
+        "status": {"settled", "assumed", "failed"},
+        "type": {"input", "cached_input", "output", "reasoning"},
+    }

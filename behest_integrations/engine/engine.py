@@ -115,6 +115,7 @@ class Engine:
         self.stream_usage = stream_usage
         self.hosts = hosts
         self._telemetry = telemetry
+        self._counting: Callable[[Booked], None] | None = None
         self.policy = policy
         self.downgrade = downgrade
         self.auditor = None if policy is None else Auditor(ledger, policy.policy.audit.allowed, self._clock)
@@ -414,13 +415,18 @@ class Engine:
                 self._lines.wake(hold.claims)
             if booked.events or booked.over or booked.unpriced:
                 self._alerts.write(rows, self._clock(), booked.events, booked, hold.plan.model)
-            return booked if self._telemetry is None else booked._replace(call=(hold, outcome))
+            if self._telemetry is None and self._counting is None:
+                return booked
+            return booked._replace(call=(hold, outcome))
 
         return Operation(waking, claims=hold.claims, takes=(hold.id,), now=now, settles=True)
 
     def _after(self, booked: Booked) -> None:
-        if self._telemetry is not None and booked.call is not None and booked.written:
-            self._telemetry.ended(booked, self._clock())
+        if booked.call is not None and booked.written:
+            if self._telemetry is not None:
+                self._telemetry.ended(booked, self._clock())
+            if self._counting is not None:
+                self._counting(booked)
         if booked.over:
             log.error(
                 "the provider billed more than the worst case of the request (in %s): the truth is "
@@ -429,6 +435,10 @@ class Engine:
             )
         if booked.events or booked.over or booked.unpriced:
             self._alerts.tell(booked.events)
+
+    def count_calls(self, told: Callable[[Booked], None]) -> None:
+        """Have each call's end told: its `call` is the hold, and the outcome. From whatever thread."""
+        self._counting = told
 
     def reads_on(self, provider: str | None, said: OnAbandoned | None = None) -> bool:
         """Whether a provider's stream is read on in the background when its reader has left.

@@ -76,6 +76,8 @@ def create_app(
     live.on_change(origins.use)
     gate = Gate(live, keys, tokens, origins, keyless=keyless)
     routes, metrics = Routes(settings), Metrics(meter)
+    if settings.metrics:
+        meter.count_calls(metrics.ended)
     payers = Payers(stored, settings.byok)
     gate.on_change(payers.forget)
     relay = Relay(meter, gate, routes, settings.limits, metrics, payers)
