@@ -26,13 +26,30 @@ from .store import store_option
     help="Default: behest.toml in this folder, if there is one.",
 )
 @click.option("--keyless", is_flag=True, help="Let anybody on this machine call, without a key.")
-def serve(host: str, port: int, workers: int, store: str | None, config: Path | None, keyless: bool) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    help="json: an object a line on standard error. Default: BEHEST_LOG_FORMAT, else text.",
+)
+def serve(
+    host: str,
+    port: int,
+    workers: int,
+    store: str | None,
+    config: Path | None,
+    keyless: bool,
+    log_format: str | None,
+) -> None:
     """Serve the gateway: an OpenAI-compatible endpoint, for programs in any language.
 
     Where no provider is configured, the sandbox answers: no key, no network.
     """
+    from ..gateway import logs
     from ..gateway.server import serve as run_gateway
     from .tools import check_free
+
+    form = logs.chosen(log_format)
+    log_config = logs.begin(form)
 
     # The port is taken once all else is known to be usable; a mistyped host must not make a ledger before.
     check_free(host, port)
@@ -43,7 +60,8 @@ def serve(host: str, port: int, workers: int, store: str | None, config: Path | 
         keyless=keyless,
         store=stores.url_given(store),
         config=config,
-        say=lambda line: click.echo(line, err=True),
+        say=logs.serving if form == "json" else lambda line: click.echo(line, err=True),
+        log_config=log_config,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -12,6 +13,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..rules.errors import StoreError
+from . import logs
 from .callers import Caller
 from .origins import Headers, Origins
 from .problems import Problem, problem_of
@@ -53,11 +55,14 @@ class Envelope:
             (b"x-content-type-options", b"nosniff"),
         ]
         started = False
+        begun, status, sent = time.monotonic(), 0, 0
 
         async def with_trace(message: Message) -> None:
-            nonlocal started
+            nonlocal started, status, sent
+            sent += len(message.get("body", b""))
             if message["type"] == "http.response.start":
                 started = True
+                status = message["status"]
                 headers = [*message.get("headers", ()), *ours]
                 caller: Caller | None = state.get("caller")
                 if caller is not None and caller.tier:
@@ -79,18 +84,30 @@ class Envelope:
                 await self._app(scope, receive, with_trace)
         except SlowClient as error:
             # The server closes the connection of an answer that is not complete.
-            log.info("trace %s: %s", trace, error)
+            log.info("trace %s: %s", trace, error, extra={"trace": trace})
         except StoreError as error:  # of a browser's question: all others are answered within
             await problem_of(error).response()(scope, receive, with_trace)
         except Exception as error:
             # The place, and never the text, which may quote a prompt.
             where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("trace %s: %s\n%s", trace, type(error).__name__, where)
+            log.error("trace %s: %s\n%s", trace, type(error).__name__, where, extra={"trace": trace})
             if started:
                 return
             await Problem(500, "The gateway failed; its log says how.", retry=False).response()(
                 scope, receive, with_trace
             )
+        finally:
+            if logs.REQUESTS.isEnabledFor(logging.INFO):
+                there = self._there(scope)
+                logs.answered(
+                    trace=trace,
+                    method=scope["method"],
+                    path=there[0].path if there else "(none)",
+                    status=status,
+                    seconds=time.monotonic() - begun,
+                    sent=sent,
+                    caller=state.get("caller"),
+                )
 
     def _options(self, scope: Scope, origin: str, given: dict[bytes, bytes]) -> Response:
         there = self._there(scope)

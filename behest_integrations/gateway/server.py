@@ -123,12 +123,14 @@ def serve(
     store: str | None,
     config: Path | None,
     say: Any = print,
+    log_config: dict[str, Any] | None = None,
 ) -> None:
     """Serve until told to stop; streams are let finish, and every hold is settled.
 
     Args:
         config: `behest.toml`; None: the one in the working folder, if there is one.
         say: told, line by line, what is served.
+        log_config: how each process logs, as `logging.config` takes it; None: as text.
 
     Raises:
         ConfigError: something cannot be used as given.
@@ -166,6 +168,7 @@ def serve(
             lifespan="on",
             access_log=False,
             log_level="warning",
+            log_config=uvicorn.config.LOGGING_CONFIG if log_config is None else log_config,
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE,
