@@ -125,6 +125,7 @@ class Config(_Strict):
     thresholds: list[int] | None = None
     stream_usage: bool | None = None
     telemetry: bool | None = None
+    leases: bool | None = None
     service_tier: str | dict[str, str] | None = None
     project: str | None = None
     tenant: str | None = None

@@ -115,6 +115,10 @@ class Meter(Doors):
             Names are those that are sent; chains are followed. The entry tells which model was asked for.
         downgrade_at: percent of a budget, spent and held by calls in flight, from which on it does; 100: only
             where the other does not fit.
+        leases: with PostgreSQL, whether this process takes slices of budgets that many processes write
+            at once, and admits calls from them without asking. The limits hold all the same. Of a
+            process that is killed, all of its slices is booked as assumed, not its calls one by one;
+            and a limit that is lowered reaches it within half a second. See ``.github/LIMITS.md``.
         clock: milliseconds since 1970 (for tests).
 
     Raises:
@@ -160,6 +164,7 @@ class Meter(Doors):
         strict: bool = False,
         downgrade: Mapping[str, str] | None = None,
         downgrade_at: int = 80,
+        leases: bool = False,
         clock: Callable[[], int] | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -208,6 +213,7 @@ class Meter(Doors):
             policy=_policing(policy),
             hosts=given["hosts"],
             downgrade=_downgrade(downgrade, downgrade_at, pricing),
+            leases=one_of(leases, (True, False), "leases"),
         )
         self._begin()
         self._alerts.wake()
@@ -598,6 +604,8 @@ class Meter(Doors):
             self.flush()
         finally:
             self._alerts.close()
+            if self._leases is not None:
+                self._leases.stop()
             self._ledger.close()
 
     def __enter__(self) -> Meter:

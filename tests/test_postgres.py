@@ -170,6 +170,36 @@ def test_what_is_always_in_the_way_is_a_refusal_in_time(url: str, sql: psycopg.C
         assert_sound(meter)
 
 
+def test_whoever_leads_waits_for_those_who_came_the_last_time(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they have is one transaction; and nobody waits who was alone."""
+    monkeypatch.setattr("behest_integrations.ledger.postgres._LONGEST_GATHERING", 10.0)
+    ledger: Any = open_store(url)
+    sizes: list[int] = []
+    run_all = ledger._run_all
+    ledger._run_all = lambda batch: (sizes.append(len(batch)), run_all(batch))
+    ledger._gathered, ledger._took = 2, 100.0
+    callers = [threading.Thread(target=held, args=(ledger, name)) for name in ("early", "late")]
+    for caller in callers:
+        caller.start()
+        time.sleep(0.05)
+    for caller in callers:
+        caller.join(20)
+    assert sizes == [2]
+    ledger._gathered, ledger._took = 1, 100.0
+    began = time.monotonic()
+    held(ledger, "alone")
+    assert sizes == [2, 1]
+    assert time.monotonic() - began < 10
+    ledger._gathered = 2
+    ledger._took = 0.1  # but not for long
+    began = time.monotonic()
+    held(ledger, "alone again")
+    assert time.monotonic() - began < 10
+    ledger.close()
+
+
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 

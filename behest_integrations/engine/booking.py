@@ -141,6 +141,7 @@ def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, n
             entry.model = outcome.model
         if learnt is not None and plan.sized is not None:
             _keep(rows, server_name(plan.sized.where), plan.model, learnt)
-        return settle(rows, entry=entry, amounts=amounts, claims=hold.claims, now=now)
+        book = settle if hold.draw is None else hold.draw.settle
+        return book(rows, entry=entry, amounts=amounts, claims=hold.claims, now=now)
 
     return work

@@ -37,6 +37,7 @@ from .booking import end_work
 from .draining import Drains
 from .holds import Hold
 from .layers import enclosing, take_offer
+from .leases import GivingWay, Leases
 from .limits import BudgetChanges
 from .notices import Notices
 from .outcomes import Outcome
@@ -82,6 +83,7 @@ class Engine:
         on_abandoned: by provider, and "" for all others; see `Meter`.
         hosts: that serve models, besides those that are known.
         downgrade: which cheaper models stand in for others, and when; None: none does.
+        leases: whether slices are taken of budgets that many processes write.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Engine:
         on_abandoned: Mapping[str, OnAbandoned] | None = None,
         hosts: frozenset[str] = frozenset(),
         downgrade: Downgrade | None = None,
+        leases: bool = False,
     ) -> None:
         self._ledger = ledger
         self._clock = clock or ledger.now_ms
@@ -133,6 +136,15 @@ class Engine:
         self._on_abandoned: Mapping[str, OnAbandoned] = on_abandoned or {"": "auto"}
         self.drains = Drains()
         self._lines = Lines()
+        self._leases: Leases | None = None
+        if leases:
+            self._leases = Leases(
+                ledger.post,
+                clock=self._clock,
+                hot=ledger.contended,
+                write_events=alerts.write,
+                tell_events=alerts.tell,
+            )
 
     # ── planning ───────────────────────────────────────────────────────────────────────
 
@@ -231,6 +243,8 @@ class Engine:
         # processes, and children of a fork, never share one.
         call_id = f"{now:012x}{os.urandom(8).hex()}"
         replaces, plan.outer = plan.outer, None
+        if isinstance(replaces, Hold) and replaces.draw is not None:
+            replaces.draw.put_back()
         if self._unwritten:
             yield from self._unwritten.retrying()
         patience = self._wait if wait else 0.0
@@ -256,7 +270,7 @@ class Engine:
                 claims = self._planner.claims(plan, now)
                 ask = _Asking(call_id, plan, claims, now, sweep, swept, waiting, replaces, place, trial)
                 try:
-                    result: Reserved | Refused = yield self._reserve_work(ask)
+                    result: Reserved | Refused = yield from self._admitting(ask)
                 except GeneratorExit:
                     # Cancelled while the store was asked, and it may have said yes: operations
                     # are run in order, so this one finds the hold if there is one.
@@ -321,6 +335,28 @@ class Engine:
         if key is not None:
             raise NoRoom(next(claim.unit for claim in claims if claim.key == key))
 
+    def _admitting(self, ask: _Asking) -> Steps[Reserved | Refused]:
+        """From a slice in this process's hands, or by asking the store."""
+        leases, plan = self._leases, ask.plan
+        result: Reserved | Refused
+        if leases is None:
+            result = yield self._reserve_work(ask)
+            return result
+        # The store writes what is written besides a hold, and sweeps now and then.
+        audited = self.auditor is not None and plan.verdict is not None
+        if not (ask.sweep or ask.place or audited) and (drawn := leases.draw(ask.claims, plan.ask)):
+            return drawn
+        work = leases.asking(self._reserve_work(ask), plan.ask)
+        try:
+            result = yield work
+        except BaseException as error:
+            if isinstance(work, GivingWay):
+                work.failed(error)
+            raise
+        if isinstance(work, GivingWay):
+            work.done(result)
+        return result
+
     def _dropping(self, call_id: str, claims: Sequence[Claim]) -> Work[bool]:
         def work(rows: Rows) -> bool:
             dropped = cancel(rows, call_id=call_id)
@@ -329,7 +365,7 @@ class Engine:
 
         return Operation(work, claims=claims, takes=(call_id,))
 
-    def _reserve_work(self, ask: _Asking) -> Work[Reserved | Refused]:
+    def _reserve_work(self, ask: _Asking) -> Operation[Reserved | Refused]:
         call_id, plan, claims, now, sweep, swept, waiting, replaces, place, trial = ask
         owner = this_process()
         decision = None
@@ -394,11 +430,21 @@ class Engine:
 
     def ending(self, hold: Hold, outcome: Outcome) -> Steps[None] | None:
         """The steps that end `hold`; None if nothing new was learnt."""
-        return self._unwritten.writing(self._end_work(hold, outcome)) if hold.takes(outcome) else None
+        if not hold.takes(outcome) or self._put_back(hold, outcome):
+            return None
+        return self._unwritten.writing(self._end_work(hold, outcome))
+
+    def _put_back(self, hold: Hold, outcome: Outcome) -> bool:
+        """Whether that is all: the call never left, and what it had was drawn from a slice."""
+        if outcome.status != "cancelled" or hold.draw is None or not hold.draw.put_back():
+            return False
+        self._lines.wake(hold.claims)
+        self._after(Booked(True, call=(hold, outcome)))
+        return True
 
     def post_end(self, hold: Hold, outcome: Outcome) -> None:
         """End `hold` soon, without waiting."""
-        if not hold.takes(outcome):
+        if not hold.takes(outcome) or self._put_back(hold, outcome):
             return
         work = self._end_work(hold, outcome)
         # Nobody waits for it: its events are told from the writer.
@@ -419,9 +465,15 @@ class Engine:
                 return booked
             return booked._replace(call=(hold, outcome))
 
-        return Operation(waking, claims=hold.claims, takes=(hold.id,), now=now, settles=True)
+        draw = hold.draw
+        if draw is None or outcome.status == "cancelled":
+            return Operation(waking, claims=hold.claims, takes=(hold.id,), now=now, settles=True)
+        draw.ending = True
+        return Operation(waking, claims=hold.claims if draw.over else (), takes=draw.takes(), now=now)
 
     def _after(self, booked: Booked) -> None:
+        if booked.drawn is not None:
+            booked.drawn.ended()
         if booked.call is not None and booked.written:
             if self._telemetry is not None:
                 self._telemetry.ended(booked, self._clock())
@@ -521,12 +573,25 @@ class Engine:
             if not self._unwritten:
                 raise
             problem = str(error)
+        if self._leases is not None:
+            self._hand_back(self._leases)
         count = len(self._unwritten)
         if count:
             raise StoreError(
                 f"{count} {'entry' if count == 1 else 'entries'} could not be written yet and "
                 f"{'is' if count == 1 else 'are'} kept: {problem}"
             )
+
+    def _hand_back(self, leases: Leases) -> None:
+        out: StoreError | None = None
+        for work in leases.retire_all():
+            try:
+                if out is None:
+                    work.done(self._ledger.submit(work))
+            except StoreError as error:
+                out = error
+            if out is not None:  # it is tried again, or ends by its lease
+                work.failed(out)
 
     @property
     def unwritten(self) -> int:

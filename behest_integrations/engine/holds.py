@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..ledger.book import KNOWS, Claim, Reserved
 from ..rules.usage import Usage
+from .leases import Draw
 from .outcomes import CANCELLED, Outcome
 from .plan import Plan
 from .steps import Steps
@@ -128,6 +129,12 @@ class Hold:
         """Another layer of the same call has reserved in this one's place and books the call."""
         self._rank = _FINAL
         self.heir = heir
+
+    @property
+    def draw(self) -> Draw | None:
+        """What of a slice it is; None: it has a hold of its own in the store."""
+        drawn: Draw | None = self.reserved.drawn if self.reserved is not None else None
+        return None if drawn is None or (drawn.over and not drawn.ending) else drawn
 
     @property
     def open(self) -> bool:

@@ -19,7 +19,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -83,6 +83,8 @@ class Ledger(ABC):
     """Whether an operation is quick enough to run on the event loop's own thread."""
     most_for_loops: ClassVar[int] = _MOST_FOR_LOOPS
     """Operations of coroutines in one transaction."""
+    contended: Container[tuple[str, str, int]] = frozenset()
+    """The buckets that several processes write all the time: of those it is worth taking slices."""
 
     def __init__(self, url: str) -> None:
         self.url = url

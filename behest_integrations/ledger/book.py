@@ -36,6 +36,8 @@ REFUSED = ("session_id", "user_id", "project", "tenant", "model", "operation")
 """What refusals are counted by, in each bucket: names of a call's fields."""
 
 
+LEASE = "lease"
+"""The operation of what was taken for calls to come; see `lending`."""
 STAGE = "stage "
 """What the identity of a stage's budget begins with."""
 
@@ -239,6 +241,9 @@ class Rows(Protocol):
             StoreError: there is no such bucket; the books are damaged.
         """
 
+    def add_to_bucket(self, id: int, spent: int, held: int) -> None:
+        """`change_bucket` of what need not be read: at the end, where the store can, and so for a moment."""
+
     def set_notified(self, id: int, notified: int) -> None: ...
     def set_sums(self, id: int, spent: int, held: int) -> None: ...
     def rolling_spent(self, budget: str, scope: str, after: int) -> int:
@@ -318,12 +323,14 @@ class Reserved(NamedTuple):
         amounts: what is held, by unit.
         tightest: the bucket with the least left, as a share of its limit; one that only warns if there is
             no other.
+        drawn: what of a slice it is; None: it has a hold of its own.
     """
 
     output: int
     amounts: Mapping[str, int]
     expires: int
     tightest: Standing | None = None
+    drawn: Any = None
 
 
 @dataclass(frozen=True)
@@ -382,6 +389,7 @@ class Booked(NamedTuple):
         unpriced: whether what was booked has no price, or less than its price.
         cost: nano-dollars; None where nothing was written, or it has no price.
         call: what the engine would have with it.
+        drawn: what of a slice it was, to be told when it is done.
     """
 
     written: bool
@@ -391,6 +399,7 @@ class Booked(NamedTuple):
     unpriced: bool = False
     cost: int | None = None
     call: Any = None
+    drawn: Any = None
 
 
 _There = tuple[Claim, Bucket | None, int, int, int]
@@ -764,8 +773,11 @@ def expire(
         hold = rows.take_hold(call_id)
         if hold is None:
             continue
-        call = dict(hold.call)
-        amounts, tokens, cost = unknown(call.pop("held", {}), book=book)
+        hold = move_spent(rows, hold)
+        call = {name: value for name, value in hold.call.items() if name != "spent"}
+        # Of a slice calls may still be made, until its own process has said that there are none.
+        book_it = book or call.get("operation") == LEASE
+        amounts, tokens, cost = unknown(call.pop("held", {}), book=book_it)
         call.pop("unbounded", None)
         entry = Entry(
             **call,
@@ -781,6 +793,33 @@ def expire(
         _end(rows, hold, entry, amounts, now)
         rows.add_entry(entry)
     return list(why)
+
+
+def move_spent(rows: Rows, hold: HoldRecord) -> HoldRecord:
+    """Write down in its buckets what calls have spent of a slice; it holds that no more.
+
+    Their settles have not: all of a bucket's processes would wait for each other there. Till then it is
+    held, and `unmoved`.
+    """
+    spent = hold.call.get("spent")
+    if not spent:
+        return hold
+    bookings = []
+    for id, unit, amount, slot in hold.bookings:
+        part = spent.get(unit, 0)
+        rows.add_to_bucket(id, part, -part)
+        bookings.append((id, unit, amount - part, slot))
+    return HoldRecord(hold.id, hold.expires, bookings, {**hold.call, "spent": {}}, hold.owner)
+
+
+def unmoved(holds: Iterable[HoldRecord]) -> dict[int, int]:
+    """What entries have booked in each bucket that is still held there by slices, by bucket id."""
+    found: dict[int, int] = {}
+    for hold in holds:
+        if spent := hold.call.get("spent"):
+            for id, unit, _amount, _slot in hold.bookings:
+                found[id] = found.get(id, 0) + spent.get(unit, 0)
+    return found
 
 
 def unknown(held: Mapping[str, int], *, book: bool) -> tuple[Mapping[str, int], dict[str, Any], int | None]:

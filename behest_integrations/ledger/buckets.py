@@ -25,6 +25,9 @@ class BucketsAtHand:
         bucket.held += held
         self._changed.add(id)
 
+    def add_to_bucket(self, id: int, spent: int, held: int) -> None:
+        self.change_bucket(id, spent, held)
+
     def set_notified(self, id: int, notified: int) -> None:
         bucket = self.bucket_by_id(id)
         if bucket is not None:

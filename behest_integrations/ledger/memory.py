@@ -92,6 +92,9 @@ class _MemoryRows:
         bucket.spent += spent
         bucket.held += held
 
+    def add_to_bucket(self, id: int, spent: int, held: int) -> None:
+        self.change_bucket(id, spent, held)
+
     def set_notified(self, id: int, notified: int) -> None:
         self.by_id[id].notified = notified
 

@@ -28,6 +28,7 @@ from ..rules.usage import Usage
 from .audit import Chain, Decision, Pruned, Record
 from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons, encode
 from .buckets import BucketsAtHand
+from .contention import Contention
 from .link import Result, Statement
 from .outbox import Message
 from .postgres_sql import SQL, SWEPT, Wanted, as_json, storable
@@ -47,7 +48,8 @@ class Again(Exception):
 class PostgresRows(BucketsAtHand):
     """Rows over a connection; see `book.Rows`."""
 
-    def __init__(self, statements: Statements, sql: SQL) -> None:
+    def __init__(self, statements: Statements, sql: SQL, contended: Contention) -> None:
+        self._contended = contended
         self._statements = statements
         self._sql = sql
         self._wanted = Wanted(())
@@ -80,6 +82,8 @@ class PostgresRows(BucketsAtHand):
         self._gone: set[str] = set()
         self._new_buckets: dict[int, Bucket] = {}
         self._changed: set[int] = set()
+        self._unread: dict[int, tuple[int, int]] = {}
+        """What is added at the end to buckets that nobody has read or locked, by id."""
         self._new_holds: dict[str, HoldRecord] = {}
         self._new_entries: list[Entry] = []
         self._new_audit: list[Decision] = []
@@ -149,7 +153,8 @@ class PostgresRows(BucketsAtHand):
             self._by_key[key] = None
         if wanted.ids or wanted.keys:
             for row in results.pop().rows():
-                self._keep(Bucket(*row))
+                bucket = self._keep(Bucket(*row))
+                self._contended.found((bucket.budget, bucket.scope, bucket.start), bucket.spent, bucket.held)
         if wanted.holds:
             self._gone.update(wanted.holds)
             for row in results.pop().rows():
@@ -183,17 +188,27 @@ class PostgresRows(BucketsAtHand):
         if self._new_audit:
             said.append((sql.add_audit, (as_json(self._linked(self._new_audit)),)))
         said += [self._late[key] for key in sorted(self._late)]
+        if unread := self._unread:
+            # Last of all, so that they are locked for no trip, only until the commit. Somebody who has
+            # them may wait for what is locked here: not for long, and then they are locked in order.
+            self._wanted.ids.update(unread)
+            values = [{"i": id, "s": spent, "h": held} for id, (spent, held) in sorted(unread.items())]
+            said.append((sql.not_long, ()))
+            said.append((sql.add_to_buckets, (as_json(values), str(len(values)))))
         return said
 
     def written(self) -> None:
         """That has been done."""
+        for id in self._changed:
+            bucket = self._by_id[id]
+            self._contended.left((bucket.budget, bucket.scope, bucket.start), bucket.spent, bucket.held)
         if len(self.own_holds) > _MOST_HOLDS:
             self.own_holds.clear()
         self.own_holds.update(self._new_holds)
         self._gone.difference_update(self._fetched, self._new_holds)
         for done in (
             self._new_buckets, self._changed, self._refused, self._fetched, self._new_holds,
-            self._new_entries, self._new_audit, self._last_of, self._late,
+            self._new_entries, self._new_audit, self._last_of, self._late, self._unread,
         ):  # fmt: skip
             done.clear()
         self._chain = self._next_chain
@@ -275,7 +290,16 @@ class PostgresRows(BucketsAtHand):
         self._by_key[bucket.budget, bucket.scope, bucket.start] = self._by_id[bucket.id] = bucket
         if bucket.start:
             self._slots.setdefault((bucket.budget, bucket.scope), {})[bucket.start] = bucket
+        if (unread := self._unread.pop(bucket.id, None)) is not None:
+            self.change_bucket(bucket.id, *unread)
         return bucket
+
+    def add_to_bucket(self, id: int, spent: int, held: int) -> None:
+        if id in self._by_id:
+            self.change_bucket(id, spent, held)
+        elif spent or held:
+            before = self._unread.get(id, (0, 0))
+            self._unread[id] = (before[0] + spent, before[1] + held)
 
     def bucket(self, budget: str, scope: str, start: int) -> Bucket | None:
         key = (budget, scope, start)

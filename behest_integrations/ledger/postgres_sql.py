@@ -16,6 +16,8 @@ from .operations import Operation, slot_of
 
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 """The server's clock, in ms."""
+NOT_LONG_MS = 100
+"""For which a lock is waited for that is asked for out of order; a deadlock is noticed after 1000."""
 SWEPT = 200
 """Holds whose time is up that are looked for at once."""
 _Key = tuple[str, str, int]
@@ -109,6 +111,13 @@ class SQL:
             f"UPDATE {b} x SET spent = k.s, held = k.h, notified = k.n FROM json_to_recordset($1) "
             "AS k(i bigint, s bigint, h bigint, n smallint) WHERE x.id = k.i"
         )
+        # Where one is not there, nothing at all is written: the division fails.
+        self.add_to_buckets = (
+            f"WITH done AS (UPDATE {b} x SET spent = x.spent + k.s, held = x.held + k.h "
+            "FROM json_to_recordset($1) AS k(i bigint, s bigint, h bigint) WHERE x.id = k.i RETURNING 1) "
+            "SELECT 1 / (count(*) = $2::bigint)::int FROM done"
+        )
+        self.not_long = f"SELECT set_config('lock_timeout', '{NOT_LONG_MS}', true)"
         self.lock_call = (
             f"SELECT id FROM {quoted}entries WHERE call_id = $1 AND reversal = 0 ORDER BY id DESC LIMIT 1 "
             "FOR UPDATE"

@@ -265,8 +265,8 @@ class SQLRows(BucketsAtHand):
         found = self._run(self._sql.take_hold, (id,)).fetchall()
         if not found:
             return None
-        expires, bookings, call = found[0]
-        return HoldRecord(id, expires, [tuple(b) for b in from_json(bookings)], from_json(call))
+        expires, bookings, call, owner = found[0]
+        return HoldRecord(id, expires, [tuple(b) for b in from_json(bookings)], from_json(call), owner)
 
     def expired_holds(self, now: int, most: int) -> list[str]:
         self.flush()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..ledger import Bucket, Entry, HoldRecord, Ledger
-from ..ledger.book import merge_amounts
+from ..ledger.book import merge_amounts, unmoved
 from ..rules.budgets import budget_of_shape, describe_scope
 from ..rules.units import format_amount
 from .shown import Asked, Shown, everything, explained
@@ -101,6 +101,8 @@ def show_proof(ledger: Ledger, asked: Asked, *, expired: int = 0) -> Shown:
 
 def _compare(buckets: list[Bucket], holds: list[HoldRecord], entries: list[Entry]) -> list[Finding]:
     spent = merge_amounts(b for entry in entries for b in entry.bookings)
+    for id, amount in unmoved(holds).items():
+        spent[id] = spent.get(id, 0) - amount
     held = merge_amounts((id, unit, amount) for hold in holds for id, unit, amount, _ in hold.bookings)
     return [
         Finding(bucket, spent.get(bucket.id, 0), held.get(bucket.id, 0))
