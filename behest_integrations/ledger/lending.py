@@ -74,7 +74,7 @@ class Drawn(NamedTuple):
 
 
 def can_lend(claims: Sequence[Claim]) -> bool:
-    """Whether slices can be taken of these: of windows that hold still, of limits that refuse, of no stage."""
+    """Whether slices can be taken of these: windows that hold still, limits that refuse, no stage."""
     return bool(claims) and not any(c.rolling_ms or c.soft or c.budget.startswith(STAGE) for c in claims)
 
 
