@@ -34,7 +34,7 @@ from behest_integrations.ledger.keys import ChangedSetting, SealedKey
 from behest_integrations.ledger.outbox import Message
 from behest_integrations.ledger.retention import prune
 from behest_integrations.ledger.stores import store_class
-from behest_integrations.reports import Asked, repair, report, verify
+from behest_integrations.reports import Asked, Finding, repair, report, verify
 from behest_integrations.reports.audit import decisions, prove
 from behest_integrations.reports.budgets import buckets as buckets_report
 from behest_integrations.wire import RequestBound
@@ -52,6 +52,11 @@ def ask(calls: int = 1, tokens: int = 10) -> Ask:
 
 def entry(call_id: str, **said: Any) -> Entry:
     return Entry(**{**CALL, "call_id": call_id, "at": NOW, "status": "settled", "calls": 1, **said})
+
+
+def wrong_counters(ledger: Ledger) -> list[Finding]:
+    """What `verify` finds of the counters: here entries say less than is booked for them."""
+    return [found for found in verify(ledger) if isinstance(found, Finding)]
 
 
 class StoreSuite:
@@ -315,7 +320,7 @@ class StoreSuite:
             ("tokens 1h", 0, 0, 0),
             ("tokens 1h", slot, 7, 0),
         ]
-        assert verify(ledger) == []
+        assert wrong_counters(ledger) == []
 
     def test_a_refusal_writes_nothing_but_its_count(self, ledger: Ledger) -> None:
         self.hold(ledger, "1", LIFETIME, calls=3)
@@ -338,7 +343,7 @@ class StoreSuite:
         assert [(e.status, e.reversal, e.calls) for e in kept] == [
             ("assumed", 0, 1), ("assumed", 1, -1), ("settled", 0, 1)
         ]  # fmt: skip
-        assert verify(ledger) == []
+        assert wrong_counters(ledger) == []
 
     def test_a_lease_that_ran_out_books_nothing_if_so_chosen(self, ledger: Ledger) -> None:
         self.hold(ledger, "1")
@@ -360,7 +365,7 @@ class StoreSuite:
         (bucket,) = ledger.snapshot()[0]
         ledger.submit(lambda rows: rows.set_sums(bucket.id, 9, 9))
         assert len(repair(ledger)) == 1
-        assert verify(ledger) == []
+        assert wrong_counters(ledger) == []
         assert self.sums(ledger) == [("calls all", 0, 1, 0)]
 
     # ── transactions ───────────────────────────────────────────────────────────────────
@@ -418,7 +423,7 @@ class StoreSuite:
         assert (len(granted), sum(granted)) == (160, 100)
         ((_, _, spent, held),) = self.sums(ledger)
         assert spent + held == 100
-        assert verify(ledger) == []
+        assert wrong_counters(ledger) == []
 
     async def test_nothing_passes_a_limit_with_many_tasks(self, ledger: Ledger) -> None:
         def work(n: int) -> Callable[[Rows], Any]:

@@ -26,6 +26,7 @@ from behest_integrations.cli import main
 from behest_integrations.cli.dashboard import address_of, application
 from behest_integrations.dashboard import words
 from behest_integrations.engine.outcomes import Outcome
+from behest_integrations.ledger import closing
 from behest_integrations.reports import Line, extents, report
 from behest_integrations.reports.ranking import ranking
 from behest_integrations.reports.series import series
@@ -301,7 +302,7 @@ def test_what_is_passed_over_is_nothing_that_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the order in which entries came, and while others are booked."""
-    monkeypatch.setattr(extents, "_BLOCK", 16)
+    monkeypatch.setattr(closing, "BLOCK", 16)
     now = datetime.now(timezone.utc)
     fill(tmp_path / "b.db", 600, days=10, now=now.timestamp())
     with sqlite3.connect(tmp_path / "b.db") as connection:
@@ -310,6 +311,7 @@ def test_what_is_passed_over_is_nothing_that_was_asked_for(
         connection.execute("UPDATE entries SET at = at + 300000000 WHERE id % 41 = 0")
     connection.close()
     with Meter(f"sqlite:///{tmp_path}/b.db") as meter:
+        closing.close_blocks(meter.ledger, int(now.timestamp() * 1000))
         for _ in range(2):
             passed = 0
             for hours in range(1, 260, 7):

@@ -84,6 +84,6 @@ def copy(source: str, target: str) -> None:
         click.echo(str(finding))
     if findings:
         raise click.ClickException(
-            f"Copied as it was, but {len(findings)} buckets disagree with the entries: 'behest repair' there."
+            f"Copied as it was, but there are {len(findings)} flaws in it: see 'behest verify' there."
         )
     click.echo(f"{sum(copied.values()):,} rows copied and read back; all sums agree.")

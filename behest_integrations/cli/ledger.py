@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -87,26 +88,119 @@ def statusline(
 
 
 @click.command()
+@click.option("--all", "whole", is_flag=True, help="Prove again what was proved before.")
+@click.option(
+    "--sealed",
+    is_flag=True,
+    help="The same, and show the newest seal: kept elsewhere, it can be asked for later.",
+)
+@click.option("--holds", metavar="HASH", help="A seal that was noted before must still be there.")
 @shows
-def verify(ledger: Ledger) -> Shown:
-    """Prove that the buckets equal the ledger. Exit code 1 if they do not."""
-    from ..reports import Asked
+def verify(ledger: Ledger, whole: bool, sealed: bool, holds: str | None) -> Shown:
+    """Prove the books: costs, counters, reports, seals. Exit code 1 if anything is wrong."""
+    from ..reports import Asked, Proof
     from ..reports.verify import show_proof
 
-    return show_proof(ledger, Asked(), expired=_sweep(ledger.url))
+    expired = _tidy(ledger)
+
+    def remember(proof: Proof) -> None:
+        if proof.proven:
+            with _writable(ledger) as writable:
+                _mark_proven(writable, proof.proven)
+
+    return show_proof(
+        ledger, Asked(), expired=expired, whole=whole, sealed=sealed, holds=holds, remember=remember
+    )
 
 
-def _sweep(url: str) -> int:
-    """Book what calls left behind whose lease has run out; none where the ledger can only be read."""
-    from ..ledger import open_store
+def _mark_proven(ledger: Ledger | None, proven: Mapping[int, str]) -> None:
+    """Remember which blocks were proved, where there is a ledger that can be written."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from ..ledger import closing
+    from ..ledger.sql import SQLLedger
+
+    if isinstance(ledger, SQLLedger):
+        with suppress(SQLAlchemyError):  # then it is proved again the next time
+            closing.mark_proven(ledger, proven, ledger.now_ms())
+
+
+def _tidy(ledger: Ledger) -> int:
+    """Book what calls left behind whose lease has run out, and close blocks; how many those calls were. None
+    where the ledger can only be read."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from ..ledger.closing import close_blocks
+    from ..ledger.sql import SQLLedger
     from ..meter import Meter
     from ..rules.errors import StoreError
 
+    with _writable(ledger) as writable:
+        if writable is None:
+            return 0
+        try:
+            meter = Meter(writable, on_unknown=stores.config().on_unknown or "assume")
+            expired = meter.sweep()
+            if isinstance(writable, SQLLedger):
+                close_blocks(writable, writable.now_ms())
+            return expired
+        except (StoreError, SQLAlchemyError):
+            return 0
+
+
+@contextmanager
+def _writable(ledger: Ledger) -> Iterator[Ledger | None]:
+    """The same ledger, to be written; None where it can only be read."""
+    from ..ledger import open_store
+    from ..rules.errors import StoreError
+
+    if not ledger.read_only:
+        yield ledger
+        return
     try:
-        with Meter(open_store(url), on_unknown=stores.config().on_unknown or "assume") as meter:
-            return meter.sweep()
+        opened = open_store(ledger.url)
     except StoreError:
-        return 0
+        yield None
+        return
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@click.command()
+@click.option("--older-than", required=True, metavar="400d", help="How old entries must be: days, or weeks.")
+@stores.store_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def prune(store: str | None, older_than: str, yes: bool) -> None:
+    """Replace old entries by their sums. Reports, budgets and proofs stay as they are."""
+    from ..ledger.pruning import prune as cut
+    from ..ledger.sql import SQLLedger
+
+    days = _days(older_than)
+    ledger = stores.existing(store, to_write=True)
+    if not isinstance(ledger, SQLLedger):
+        raise click.UsageError(f"{ledger.url} cannot be pruned")
+    if not yes:
+        click.confirm(
+            f"Replace entries of more than {days} days ago by their sums? They cannot be had back", abort=True
+        )
+    _tidy(ledger)
+    done = cut(ledger, ledger.now_ms(), days)
+    click.echo(f"{done.before:,} entries in {done.blocks:,} blocks are {done.after:,} sums now.")
+    if done.skipped:
+        raise click.ClickException(
+            f"{done.skipped:,} blocks are not as they were sealed and were left alone: 'behest verify --all'."
+        )
+
+
+def _days(text: str) -> int:
+    number, unit = text[:-1], text[-1:]
+    if unit not in ("d", "w") or not number.isdecimal() or not int(number):
+        raise click.UsageError(
+            f"--older-than is a number of days or weeks, such as 400d or 60w, not {text!r}"
+        )
+    return int(number) * (7 if unit == "w" else 1)
 
 
 @click.command()
@@ -114,18 +208,21 @@ def _sweep(url: str) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def repair(store: str | None, yes: bool) -> None:
     """Rebuild the buckets from the ledger."""
+    from ..reports import prove
     from ..reports import repair as mend
-    from ..reports import verify as prove
 
     ledger = stores.existing(store, to_write=True)
-    findings = prove(ledger)
-    if not findings:
-        click.echo("Nothing to repair: all sums agree.")
+    proof = prove(ledger, whole=True)
+    for flaw in proof.flaws:
+        click.echo(str(flaw))
+    if not proof.findings:
+        also = " What is wrong above is in the entries themselves: restore a backup." if proof.flaws else ""
+        click.echo(f"Nothing to repair: all sums agree.{also}")
         return
-    for finding in findings:
+    for finding in proof.findings:
         click.echo(str(finding))
     if not yes:
-        click.confirm(f"Put these right in {len(findings)} buckets?", abort=True)
+        click.confirm(f"Put these right in {len(proof.findings)} buckets?", abort=True)
     click.echo(f"{len(mend(ledger))} buckets rebuilt from the ledger.")
 
 

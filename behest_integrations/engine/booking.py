@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ledger.book import Booked, Entry, Rows, settle, unknown
-from ..prices import ModelPricing
+from ..prices import ModelPricing, Terms
 from ..prices.rates import round_nano
+from ..prices.terms import named, terms_of
 from ..rules.errors import UnknownPrice
 from ..rules.units import unit_of
 from ..wire import METERED_OPERATIONS
@@ -27,8 +28,8 @@ _USAGE_FIELDS = (
 
 def booking(
     hold: Hold, outcome: Outcome, planner: Planner, flags: list[str], *, release: bool
-) -> tuple[Mapping[str, int], Mapping[str, Any], int | None]:
-    """(what to book by unit, the entry's tokens, its cost in nano-dollars).
+) -> tuple[Mapping[str, int], dict[str, Any], int | None, Terms | None]:
+    """(what to book by unit, the entry's tokens, its cost in nano-dollars, by what it was priced).
 
     Args:
         flags: what is to be noticed about it is added here.
@@ -36,10 +37,10 @@ def booking(
     """
     plan = hold.plan
     if outcome.status == "failed":
-        return {}, {}, 0
+        return {}, {}, 0, None
     usage = outcome.usage
     if usage is None:
-        return unknown(hold.amounts, book=not release)
+        return (*unknown(hold.amounts, book=not release), None)
     inputs, output = usage.input_tokens, usage.output_tokens
     amounts = {
         "tokens": inputs + output,
@@ -55,22 +56,32 @@ def booking(
     # An allowance is booked as given, unless the reply tells how often what it is for was used.
     told = plan.allowance and _are_told(plan, outcome)
     cost = None if told else plan.allowance.get("usd")
+    tokens: dict[str, Any] = {n: getattr(usage, n) for n in _USAGE_FIELDS}
+    terms: Terms | None = None
+    besides = 0
     if plan.operation in METERED_OPERATIONS and plan.pricing is not None:
         reply = planner.pricing.for_reply(plan.pricing, plan.model, outcome.model, plan.provider, plan.models)
         tier, size = outcome.service_tier, plan.search_context
-        found = [
-            p.cost(usage, tier, multiplier=_multiplier(plan, p, outcome, flags), search_context=size)
-            + round_nano(sum(p.uses.get(name, 0) * count for name, count in (outcome.uses or {}).items()))
-            for p in reply.pricings
-        ]
-        cost = max(found) + (cost or 0)
+        most = -1
+        for p in reply.pricings:
+            multiplier = _multiplier(plan, p, outcome, flags)
+            nano = p.cost(usage, tier, multiplier=multiplier, search_context=size)
+            uses = (
+                round_nano(sum(p.uses.get(n, 0) * c for n, c in outcome.uses.items())) if outcome.uses else 0
+            )
+            if nano + uses > most:
+                most, besides = nano + uses, uses + (cost or 0)
+                terms = terms_of(p, usage, tier, multiplier, size)
+        if terms is not None:
+            tokens["rates"] = named(terms, besides, usage.cache_write_1h_tokens)
+        cost = most + (cost or 0)
         if reply.other:
             flags.append("other_model")
         if not reply.known or any(p.unpriced(usage, tier, search_context=size) for p in reply.pricings):
             flags.append("unpriced")
     if cost is not None:
         amounts["usd"] = cost
-    return amounts, {n: getattr(usage, n) for n in _USAGE_FIELDS}, cost
+    return amounts, tokens, cost, terms
 
 
 def _are_told(plan: Plan, outcome: Outcome) -> bool:
@@ -114,7 +125,7 @@ def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, n
     if plan.sized is not None and status == "settled" and outcome.usage is not None:
         where, size, bound = plan.sized
         learnt = planner.lessons.learn(where, plan.model, size, bound, outcome.usage.input_tokens)
-    amounts, usage, cost = booking(hold, outcome, planner, flags, release=release)
+    amounts, usage, cost, terms = booking(hold, outcome, planner, flags, release=release)
     told = outcome.usage is not None and _are_told(plan, outcome)
     if plan.allowance and status != "failed" and plan.operation != TOOL and not told:
         flags.append("allowance")
@@ -141,6 +152,8 @@ def end_work(hold: Hold, outcome: Outcome, planner: Planner, *, release: bool, n
             entry.model = outcome.model
         if learnt is not None and plan.sized is not None:
             _keep(rows, server_name(plan.sized.where), plan.model, learnt)
+        if terms is not None:
+            rows.keep_terms(terms.id, terms.text)
         book = settle if hold.draw is None else hold.draw.settle
         return book(rows, entry=entry, amounts=amounts, claims=hold.claims, now=now)
 

@@ -265,6 +265,7 @@ class Engine:
             while True:
                 if sweep or now >= self._next_sweep:
                     self._next_sweep = now + 1000
+                    self._ledger.follow()
                     sweep = swept = True
                 waiting = patience > 0 if deadline is None else time.monotonic() < deadline
                 claims = self._planner.claims(plan, now)

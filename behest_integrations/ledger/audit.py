@@ -96,11 +96,11 @@ class Chain:
         values = [getattr(decision, name) for name in _OF_DECISION]
         details = to_json(dict(decision.details)).decode() if decision.details else "{}"
         body = (self.id, self._seq, *values, details, self._head)
-        self._head = _hash(body)
+        self._head = hash_of(body)
         return Record._make((*body, self._head))
 
 
-def _hash(body: Sequence[Any]) -> str:
+def hash_of(body: Sequence[Any]) -> str:
     return hashlib.sha256(to_json(body)).hexdigest()
 
 
@@ -152,7 +152,7 @@ def verify(records: Iterable[Record]) -> Proof:
     heads: dict[str, str] = {}
     before: Record | None = None
     for record in listed:
-        if record.hash != _hash(record[:-1]):
+        if record.hash != hash_of(record[:-1]):
             flaws.append(Flaw(record.chain, record.seq, "it is not as it was written"))
         if before is not None and before.chain == record.chain:
             if record.seq != before.seq + 1 or record.prev != before.hash:

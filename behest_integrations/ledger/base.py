@@ -81,6 +81,8 @@ class Ledger(ABC):
     """Whether several processes that open the same URL have the same books."""
     inline_async: ClassVar[bool] = True
     """Whether an operation is quick enough to run on the event loop's own thread."""
+    read_only = False
+    """Whether it was opened to be looked at, and cannot be written."""
     most_for_loops: ClassVar[int] = _MOST_FOR_LOOPS
     """Operations of coroutines in one transaction."""
     contended: Container[tuple[str, str, int]] = frozenset()
@@ -492,6 +494,19 @@ class Ledger(ABC):
         from .copies import copy_into_database  # here: what needs no report needs no SQLAlchemy
 
         return copy_into_database(self.submit(lambda rows: rows.everything()))
+
+    def follow(self) -> None:
+        """Keep house, if there is anything to do, and return at once: asked once a second while calls are
+        made."""
+        return
+
+    def own_check(self, *, whole: bool) -> list[str]:
+        """What the database itself finds wrong with what it keeps, in its own words; [] if nothing.
+
+        Args:
+            whole: also what takes longer to look at.
+        """
+        return []
 
     def usage_of_response(
         self, response: str, *, tenant: str | None, project: str | None, user: str | None = None

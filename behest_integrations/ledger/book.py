@@ -142,6 +142,8 @@ class Entry:
     provider_id: str | None = None
     asked_model: str | None = None
     bookings: list[tuple[int, str, int]] = field(default_factory=list)
+    rates: str | None = None
+    """By what it was priced: terms that are kept (`Rows.keep_terms`), and what it cost besides."""
 
 
 class KnownBudget(NamedTuple):
@@ -187,6 +189,7 @@ class Books:
     own_limits: Mapping[tuple[str, str], int]
     audit: Sequence[Record] = ()
     grants: Sequence[Grant] = ()
+    terms: Mapping[str, str] = field(default_factory=dict)
 
 
 ADDITIVE = (
@@ -302,6 +305,12 @@ class Rows(Protocol):
 
     def drop_audit(self, pruned: Pruned) -> None:
         """Let go of the oldest records of each chain."""
+
+    def keep_terms(self, id: str, text: str) -> None:
+        """Keep by what calls were priced, if it is not kept yet."""
+
+    def terms(self) -> Mapping[str, str]:
+        """What is kept of it: the text, by its id."""
 
     def everything(self) -> Books: ...
 

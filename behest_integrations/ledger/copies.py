@@ -37,6 +37,7 @@ def copy_into_database(books: Books) -> sa.Engine:
         (schema.own_limits, list(_own_limits(books.own_limits))),
         (schema.grants, [g._asdict() for g in books.grants]),
         (schema.audit, [r._asdict() for r in books.audit]),
+        (schema.terms, [{"id": id, "text": text} for id, text in books.terms.items()]),
         (schema.lessons, [_lesson(*key, values) for key, values in books.lessons.items()]),
     ]
     with engine.begin() as connection:

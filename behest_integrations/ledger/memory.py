@@ -39,6 +39,7 @@ class _MemoryRows:
         self.chain: Chain | None = None
         self.decided: list[Record] = []
         self.messages: dict[tuple[str, str], Message] = {}
+        self.priced: dict[str, str] = {}
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
@@ -184,6 +185,12 @@ class _MemoryRows:
     def keep_lesson(self, server: str, model: str, values: tuple[int, ...]) -> None:
         self.taught = {**self.taught, (server, model): values}
 
+    def keep_terms(self, id: str, text: str) -> None:
+        self.priced[id] = text
+
+    def terms(self) -> Mapping[str, str]:
+        return dict(self.priced)
+
     def everything(self) -> Books:
         return deepcopy(
             Books(
@@ -197,6 +204,7 @@ class _MemoryRows:
                 self.own,
                 self.decided,
                 [grant for granted in self.granted.values() for grant in granted],
+                self.priced,
             )
         )
 

@@ -465,6 +465,13 @@ class PostgresLedger(SQLLedger):
     def keys(self) -> SQLKeys:
         return _Keys(self.reading, self._engine)
 
+    def own_check(self, *, whole: bool) -> list[str]:
+        # https://www.postgresql.org/docs/current/checksums.html: pages are looked at as they are read.
+        failed = "SELECT checksum_failures FROM pg_stat_database WHERE datname = current_database()"
+        with self.reading().connect() as connection:
+            count = connection.exec_driver_sql(failed).scalar()
+        return [f"{count} pages failed their checksums"] if count else []
+
     def snapshot(self) -> tuple[list[Bucket], list[HoldRecord], list[Entry]]:
         self.flush()
         with self._engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:

@@ -29,6 +29,7 @@ from .audit import Chain, Decision, Pruned, Record
 from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons, encode
 from .buckets import BucketsAtHand
 from .contention import Contention
+from .ids import RANDOM_BITS, first_id_at
 from .link import Result, Statement
 from .outbox import Message
 from .postgres_sql import SQL, SWEPT, Wanted, as_json, storable
@@ -37,8 +38,6 @@ from .statements import ENTRY_ORDER, Statements
 
 Key = tuple[str, str, int]
 _MOST_HOLDS = 20_000
-_EPOCH = 1_577_836_800_000
-"""2020: ids made here have 63 bits until 2089."""
 
 
 class Again(Exception):
@@ -60,6 +59,7 @@ class PostgresRows(BucketsAtHand):
         self._chain: Chain | None = None
         """Where this connection appends to the audit, as far as it has been written."""
         self._next_chain: Chain | None = None
+        self._kept_terms: set[str] = set()
         self.reading = False
         """Whether the operation that is being run only reads."""
         self.xid = ""
@@ -199,6 +199,7 @@ class PostgresRows(BucketsAtHand):
 
     def written(self) -> None:
         """That has been done."""
+        late = list(self._late)
         for id in self._changed:
             bucket = self._by_id[id]
             self._contended.left((bucket.budget, bucket.scope, bucket.start), bucket.spent, bucket.held)
@@ -212,6 +213,7 @@ class PostgresRows(BucketsAtHand):
         ):  # fmt: skip
             done.clear()
         self._chain = self._next_chain
+        self._kept_terms.update(key[1] for key in late if key[0] == 6)
 
     def flush(self) -> None:
         """Write now what is to be read with SQL."""
@@ -225,7 +227,7 @@ class PostgresRows(BucketsAtHand):
     def _id(self) -> int:
         """Made here, so that nobody has to ask for it: by time, so that trees grow at their end, then
         at random. Larger than any that was seen."""
-        made = (int(time.time() * 1000) - _EPOCH) << 22 | int.from_bytes(os.urandom(3), "big") >> 2
+        made = first_id_at(int(time.time() * 1000)) | int.from_bytes(os.urandom(3), "big") >> 24 - RANDOM_BITS
         self._last_id = max(made, self._last_id + 1)
         return self._last_id
 
@@ -513,6 +515,14 @@ class PostgresRows(BucketsAtHand):
             add = self._late[3, server, model][0]
         self._late[3, server, model] = (add, told)
         self._lessons = self._known_lessons = {**self.lessons(), (server, model): values}
+
+    def keep_terms(self, id: str, text: str) -> None:
+        if id not in self._kept_terms:
+            self._late[6, id] = (self._statements.keep_terms, (id, text))
+
+    def terms(self) -> Mapping[str, str]:
+        self.flush()
+        return dict(self._run(self._statements.terms))
 
     def everything(self) -> Books:
         if not self._wanted.whole:

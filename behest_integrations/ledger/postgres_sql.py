@@ -129,7 +129,11 @@ class SQL:
         )
         self.add_buckets = _adding(quoted, schema.buckets)
         self.add_holds = _adding(quoted, schema.holds)
-        self.add_entries = _adding(quoted, schema.entries)
+        # Another host's may have ids before these, and be seen later: so each is said to be in no block.
+        self.add_entries = (
+            f"WITH e AS ({_adding(quoted, schema.entries)} RETURNING x.id) "
+            f"INSERT INTO {quoted}unclosed SELECT id FROM e"
+        )
         self.add_grants = _adding(quoted, schema.grants)
         self.add_audit = _adding(quoted, schema.audit)
         self.add_refusals = _adding(quoted, schema.refusals) + (

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from ..rules.errors import ConfigError, StoreError
-from .sql import schema_version, upgrade
+from .migrating import schema_version, upgrade
 
 
 class Place(NamedTuple):

@@ -19,8 +19,19 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0019"
+HEAD = "0021"
 """The newest migration."""
+
+ROLLED = (
+    "tenant", "project", "user_id", "session_id", "model", "operation", "stage", "tag", "value", "status",
+)  # fmt: skip
+"""What is in the keys of roll-ups, besides the time."""
+MEASURES = (
+    "calls", "lines", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens",
+    "cache_write_tokens", "input_audio_tokens", "output_audio_tokens", "cost", "unpriced", "over_bound",
+    "first_at", "last_at", "began",
+)  # fmt: skip
+"""What they add up; the last three are the earliest and the latest booking, and the earliest start."""
 
 metadata = MetaData()
 _ID = BigInteger().with_variant(Integer, "sqlite")
@@ -141,6 +152,10 @@ entries = Table(
     # Where a cheaper model stood in for it.
     Column("asked_model", Text),
     Column("bookings", JSON, nullable=False),
+    # By what it was priced, a row of `terms`, and what it cost besides: see `prices.terms`.
+    Column("rates", Text),
+    # How many lines it stands for, where `behest prune` has made one of several; null: itself alone.
+    Column("lines", BigInteger),
 )
 Index("entries_call", entries.c.call_id)
 # By whom a stored response was made: what continues it must be the same tenant's.
@@ -149,6 +164,14 @@ Index(
     entries.c.provider_id,
     sqlite_where=entries.c.operation == "responses",
     postgresql_where=entries.c.operation == "responses",
+)
+
+# By what calls were priced. The id is a hash of the text.
+terms = Table(
+    "terms",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("text", Text, nullable=False),
 )
 
 # What bills have taught of models whose tokenizer is not known: see `wire.overheads.Learnt`.
@@ -271,3 +294,63 @@ audit = Table(
     Column("hash", Text, nullable=False),
     UniqueConstraint("chain", "seq"),
 )  # fmt: skip
+
+# Entries by some thousands, in the order in which they were written, closed: what they add up to is in
+# `rollups` and `block_sums`, and what they say is sealed in `seals`. See `blocks`.
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    # Its entries are those after the block before it, to this one.
+    Column("last", BigInteger, nullable=False),
+    # Or these, as JSON: entries that became visible after the block had been closed that they belong in.
+    Column("late", Text),
+    Column("lines", BigInteger, nullable=False),
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("sums", Text, nullable=False),
+    Column("proven", BigInteger),
+    Column("pruned", BigInteger),
+)
+
+# Entries that a host may have written out of order, and that are in no block yet.
+unclosed = Table("unclosed", metadata, Column("id", BigInteger, primary_key=True, autoincrement=False))
+
+# What each block adds up to, by several kinds of keys: see `blocks.KINDS`.
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("kind", SmallInteger, primary_key=True),
+    Column("block", BigInteger, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("slot", BigInteger),
+    *(Column(name, Text) for name in ROLLED),
+    *(Column(name, BigInteger, nullable=False) for name in MEASURES),
+    sqlite_with_rowid=False,
+)
+
+block_sums = Table(
+    "block_sums",
+    metadata,
+    Column("block", BigInteger, primary_key=True),
+    Column("bucket", BigInteger, primary_key=True),
+    Column("spent", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What was closed, and what was done to it since, chained by hashes: see `seals`. Nothing updates a row.
+seals = Table(
+    "seals",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("block", BigInteger, nullable=False),
+    Column("lines", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("sums", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("prev", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+)

@@ -12,23 +12,22 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 from pydantic_core import from_json
 
-from ..rules.errors import StoreError
 from ..rules.usage import Usage
-from . import schema
 from .audit import Chain, Decision, Pruned, Record
 from .base import Ledger
 from .book import REFUSED, Books, Bucket, Claim, Entry, Grant, HoldRecord, KnownBudget, Lessons, encode
 from .buckets import BucketsAtHand
-from .erasure import forget_session
 from .keys import SQLKeys
 from .outbox import Message
 from .statements import ENTRY_ORDER, Statements
+
+if TYPE_CHECKING:
+    from .following import Follower
 
 _TAGS, _BOOKINGS = ENTRY_ORDER.index("tags"), ENTRY_ORDER.index("bookings")
 _entry_fields = attrgetter(*ENTRY_ORDER)
@@ -74,6 +73,7 @@ class SQLRows(BucketsAtHand):
         self._new_audit: list[Decision] = []
         self._chain: Chain | None = None
         """Where this connection appends; a new one after a rollback, which may have been none."""
+        self._kept_terms: set[str] = set()
 
     def begin(self, *, alone: bool) -> None:
         """A transaction has begun.
@@ -97,6 +97,7 @@ class SQLRows(BucketsAtHand):
         for known in (
             self._ids, self._by_key, self._by_id, self._own_holds, self._old_holds,
             self._changed, self._new_holds, self._taken, self._new_entries, self._new_audit,
+            self._kept_terms,
         ):  # fmt: skip
             known.clear()
         self._chain = None
@@ -231,6 +232,14 @@ class SQLRows(BucketsAtHand):
     def new_bucket(self, budget: str, scope: str, start: int, unit: str) -> Bucket:
         ((id,),) = self._run(self._sql.new_bucket, (budget, scope, start, unit)).fetchall()
         return self._keep(Bucket(id, budget, scope, start, unit))
+
+    def keep_terms(self, id: str, text: str) -> None:
+        if id not in self._kept_terms:
+            self._run(self._sql.keep_terms, (id, text))
+            self._kept_terms.add(id)
+
+    def terms(self) -> Mapping[str, str]:
+        return dict(self._run(self._sql.terms))
 
     def everything(self) -> Books:
         self.flush()
@@ -379,6 +388,7 @@ def read_books(run: Callable[[str], Any], sql: Statements) -> Books:
         [KnownBudget(*row) for row in run(sql.all_budgets)],
         lessons_of(run(sql.lessons)),
         {(budget, scope): amount for scope, budget, amount in run(sql.all_own_limits)},
+        terms=dict(run(sql.terms)),
     )
 
 
@@ -391,6 +401,23 @@ class SQLLedger(Ledger):
 
     _engine: sa.Engine
     """To read with, and for what is no call: the schema, the keys."""
+    _follower: Follower | None = None
+
+    def follow(self) -> None:
+        if self._follower is None:
+            from .following import Follower  # here: who makes no calls closes nothing
+
+            self._follower = Follower()
+        self._follower.look(self)
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._follower = None
+
+    def close(self) -> None:
+        if self._follower is not None:
+            self._follower.end()
+        super().close()
 
     @abstractmethod
     def _explain(self, error: BaseException) -> Exception: ...
@@ -409,67 +436,10 @@ class SQLLedger(Ledger):
     def forget_session(
         self, session: str, *, tenant: str | None, project: str | None, user: str | None = None
     ) -> int:
-        return forget_session(self.reading(), session, tenant=tenant, project=project, user=user)
+        from .erasure import forget_session  # here: it closes blocks, which are those of a ledger
+
+        now = self.now_ms()
+        return forget_session(self.reading(), session, tenant=tenant, project=project, user=user, now=now)
 
     def keys(self) -> SQLKeys:
         return SQLKeys(self.reading, self._engine)
-
-
-def schema_version(connection: sa.Connection, within: str | None = None) -> str | None:
-    """The migration that a database is at; None: it is empty.
-
-    Args:
-        within: the schema in which the tables are; None: where they are found without a name.
-
-    Raises:
-        StoreError: it is somebody else's.
-    """
-    tables = sa.inspect(connection).get_table_names(within)
-    if "alembic_version" not in tables:
-        if tables:
-            own = "a schema of its own: add ?schema=behest to its URL" if within is None else "another schema"
-            raise StoreError(
-                f"The database {connection.engine.url.database} has other tables "
-                f"({', '.join(tables[:3])}) and no ledger: give the ledger a database of its own"
-                + (f", or {own}." if connection.dialect.name == "postgresql" else "."),
-                retryable=False,
-            )
-        return None
-    table = sa.table("alembic_version", sa.column("version_num", sa.Text()), schema=within)
-    version: str | None = connection.scalar(sa.select(table.c.version_num))
-    return version
-
-
-def upgrade(engine: sa.Engine, within: str | None = None) -> None:
-    """Bring a ledger's schema to this version's, under the write lock.
-
-    Args:
-        within: the schema in which the tables are to be; it is made if there is none.
-
-    Raises:
-        StoreError: it was written by a newer version of this package.
-    """
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util.exc import CommandError
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.connect().execution_options(write=True) as connection, connection.begin():
-        if within is not None:
-            connection.execute(sa.schema.CreateSchema(within, if_not_exists=True))
-            quoted = connection.dialect.identifier_preparer.quote(within)
-            connection.exec_driver_sql(f"SET LOCAL search_path TO {quoted}")
-        if schema_version(connection, within) == schema.HEAD:
-            return  # another process was quicker
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, "head")
-        except CommandError as error:
-            raise StoreError(
-                f"The ledger {engine.url.database} cannot be brought to this version's schema: it is at "
-                f"{schema_version(connection, within)}, and this version knows {schema.HEAD}. A newer "
-                "version of behest-integrations has written it: use that one "
-                "(pip install -U behest-integrations).",
-                retryable=False,
-            ) from error

@@ -20,7 +20,8 @@ from sqlalchemy.pool import NullPool, StaticPool
 from ..rules.errors import ConfigError, StoreError
 from . import schema
 from .base import Durability
-from .sql import SQLLedger, SQLRows, schema_version, upgrade
+from .migrating import schema_version, upgrade
+from .sql import SQLLedger, SQLRows
 from .statements import Statements
 
 _COMMITS_TO_COPY = 400
@@ -63,7 +64,7 @@ class SQLiteLedger(SQLLedger):
         self._file = str(self.path)
         self._timeout = timeout
         self._durability = durability
-        self._read_only = read_only
+        self.read_only = read_only
         self._connection: sqlite3.Connection | None = None
         self._rows: SQLRows | None = None
         self._inode: tuple[int, int] | None = None
@@ -188,7 +189,7 @@ class SQLiteLedger(SQLLedger):
         if self.path.is_dir():
             raise StoreError(f"{self.path} is a folder: name the ledger's file in it.", retryable=False)
         try:
-            if not self._read_only:
+            if not self.read_only:
                 self._check_whose()
                 self._migrate()
             pooled = self._engine.raw_connection()
@@ -260,7 +261,7 @@ class SQLiteLedger(SQLLedger):
         pause = 0.0002
         while True:
             try:
-                self._connection.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
+                self._connection.execute("BEGIN" if self.read_only else "BEGIN IMMEDIATE")
                 return self._begun()
             except sqlite3.Error as error:
                 if not _is_busy(error):
@@ -274,7 +275,7 @@ class SQLiteLedger(SQLLedger):
 
     def _begin_now(self) -> SQLRows | None:
         # With FULL a commit waits for the disk, and so does the one that copies the log.
-        if self._read_only or self._durability != "process" or self._commits + 1 >= _COMMITS_TO_COPY:
+        if self.read_only or self._durability != "process" or self._commits + 1 >= _COMMITS_TO_COPY:
             return None
         try:
             self._check_file()
@@ -302,7 +303,7 @@ class SQLiteLedger(SQLLedger):
         self._rows.flush()
         self._connection.execute("COMMIT")
         self._commits += 1
-        if self._commits >= _COMMITS_TO_COPY and not self._read_only:
+        if self._commits >= _COMMITS_TO_COPY and not self.read_only:
             self._commits = 0
             with contextlib.suppress(sqlite3.Error):  # it is written: what is left is tidying up
                 self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
@@ -333,6 +334,18 @@ class SQLiteLedger(SQLLedger):
                 retryable=False,
             )
 
+    def own_check(self, *, whole: bool) -> list[str]:
+        # https://sqlite.org/pragma.html#pragma_integrity_check
+        pragma = "integrity_check" if whole else "quick_check"
+        try:
+            with self.reading().connect() as connection:
+                said = [str(line) for (line,) in connection.exec_driver_sql(f"PRAGMA {pragma}(20)")]
+        except sa.exc.DatabaseError as error:
+            if _is_busy(error.orig):
+                raise self._explain(error.orig or error) from error
+            return [str(error.orig)]
+        return [] if said == ["ok"] else said
+
     def _explain(self, error: BaseException) -> Exception:
         text = str(error)
         where = f"The ledger {self.path}"
@@ -343,9 +356,9 @@ class SQLiteLedger(SQLLedger):
                 f"{where} was locked by another process for more than {self._timeout:g} s; the call was "
                 "not let through. Find who holds it, or wait longer: Meter(store_timeout=30)."
             )
-        if self._read_only and "readonly" in text:
+        if self.read_only and "readonly" in text:
             return StoreError(f"{where} was opened to be read, and cannot be written.", retryable=False)
-        if self._read_only and "unable to open" in text:
+        if self.read_only and "unable to open" in text:
             return StoreError(
                 f"{where} cannot be read: check the permissions of the file. Where there is a file "
                 f"{self.path.name}-wal beside it, the folder must be writable too, or both be copied to one "

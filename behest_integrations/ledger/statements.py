@@ -147,6 +147,9 @@ class Statements:
             _upsert(insert(_g).values(shape=_P("s"), text=_P("t"), zone=_P("z"), seen=_P("at")), "shape"),
             "s", "t", "z", "at",
         )  # fmt: skip
+        told = insert(schema.terms).values(id=_P("i"), text=_P("t")).on_conflict_do_nothing()
+        self.keep_terms = compiled(told, "i", "t")
+        self.terms = compiled(sa.select(schema.terms))
         names = [c.name for c in _t.columns]
         kept = insert(_t).values({name: _P(f"v_{name}") for name in names})
         self.add_lesson = compiled(kept, *(f"v_{name}" for name in names))

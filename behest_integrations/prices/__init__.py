@@ -4,6 +4,7 @@ from .hosts import ModelHost, model_host, named_hosts
 from .pricing import Pricing, ReplyPricing
 from .providers import multiplier_for_url, provider_for_url, provider_named
 from .rates import FEMTO_PER_NANO, ModelPricing, Price
+from .terms import Terms
 
 __all__ = [
     "FEMTO_PER_NANO",
@@ -12,6 +13,7 @@ __all__ = [
     "Price",
     "Pricing",
     "ReplyPricing",
+    "Terms",
     "model_host",
     "multiplier_for_url",
     "named_hosts",

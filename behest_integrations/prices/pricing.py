@@ -77,6 +77,7 @@ class Pricing:
         self._lasting: dict[tuple[str, str | None], ModelPricing] = {}
         self._passing: dict[tuple[str, str | None], ModelPricing | UnknownPrice] = {}
         self._replies: dict[tuple[str, str | None, str], tuple[ModelPricing, float, ReplyPricing]] = {}
+        self._past: dict[tuple[str, str | None, date], ModelPricing] = {}
         self._lock = threading.Lock()
 
     @property
@@ -116,6 +117,15 @@ class Pricing:
             else:
                 _remember(self._passing, key, compiled)
             return compiled
+
+    def find_at(self, model: str, provider: str | None, when: datetime) -> ModelPricing:
+        """The pricing of `model` on a day that is past; see `find`."""
+        key = (model, provider, when.date())
+        found = self._past.get(key)
+        if found is None:
+            found = self._compile(model, provider, when)
+            _remember(self._past, key, found)
+        return found
 
     def context_window(self, model: str, provider: str | None = None) -> int | None:
         """The most tokens that `model` takes in; None where it is not known."""
@@ -237,9 +247,9 @@ class Pricing:
                 return found[0].id, found[1].id
         return None
 
-    def _compile(self, model: str, provider: str | None) -> ModelPricing:
+    def _compile(self, model: str, provider: str | None, when: datetime | None = None) -> ModelPricing:
         name = self._aliases.get(model, model)
-        now = datetime.now(timezone.utc)
+        now = when or datetime.now(timezone.utc)
         own = self._own.get(model) or self._own.get(name) or ()
         current = [p for p in own if p.start is None or p.start <= now.date()]
         later = [p for p in own if p.start is not None and p.start > now.date()]

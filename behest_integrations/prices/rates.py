@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..rules.errors import ConfigError, UnknownPrice
 from ..rules.usage import Usage
@@ -40,6 +40,11 @@ _HARMLESS_TIERS = frozenset(
 def ceil_nano(femto: int) -> int:
     """Femto-dollars as nano-dollars, rounded up: how a bound is rounded."""
     return -(-femto // FEMTO_PER_NANO)
+
+
+def is_harmless(tier: str | None) -> bool:
+    """Whether a service tier never costs more than the standard one."""
+    return (tier or "") in _HARMLESS_TIERS
 
 
 def round_nano(femto: int, parts: int = 1) -> int:
@@ -252,7 +257,7 @@ _Key = tuple["str | None", bool, bool, str]
 
 @dataclass(frozen=True)
 class ModelPricing:
-    """Everything known of a model's price at one moment.
+    """Everything known of a model's price at one moment; in `terms`, what `terms_of` has made of it.
 
     Attributes:
         model, provider: what was priced, as the price list calls it.
@@ -290,6 +295,7 @@ class ModelPricing:
     own: bool = False
     unseen: tuple[str, ...] = ()
     uses: Mapping[str, int] = field(default_factory=dict)
+    terms: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _ceilings: dict[_Key, _Ceiling] = field(default_factory=dict, init=False, repr=False, compare=False)
     _tables: dict[str | None, PriceTable] = field(init=False, repr=False, compare=False)
     _plain: bool = field(init=False, repr=False, compare=False)

@@ -13,9 +13,9 @@ from .opening import open
 from .shown import Asked, Shown, reading
 from .spending import GROUPS, Line, Report, print_report, report
 from .stages import stages
-from .verify import Finding, repair, verify
+from .verify import Finding, Flaw, Proof, prove, repair, verify
 
 __all__ = [
-    "GROUPS", "Asked", "Finding", "Line", "Report", "Shown", "open", "print_report", "reading", "repair",
-    "report", "stages", "verify",
+    "GROUPS", "Asked", "Finding", "Flaw", "Line", "Proof", "Report", "Shown", "open", "print_report", "prove",
+    "reading", "repair", "report", "stages", "verify",
 ]  # fmt: skip

@@ -10,8 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..ledger import Ledger, schema
+from .lines import narrowed
 from .shown import Asked, reading
-from .spending import _COLUMNS, _REFUSED, _narrowed
+from .spending import refusals_asked
 
 _e, _h, _r, _b = schema.entries, schema.holds, schema.refusals, schema.buckets
 STATUSES = ("settled", "estimated", "assumed", "failed", "unpriced", "over_bound")
@@ -127,7 +128,7 @@ def calls(
     elif status is not None:
         statement = statement.where(_e.c.status == status)
     with reading(ledger) as connection:
-        rows = connection.execute(_narrowed(statement, _e, _COLUMNS, asked)).all()
+        rows = connection.execute(narrowed(statement, asked)).all()
     return Calls([Call(**dict(row._mapping)) for row in reversed(rows[:limit])], len(rows) > limit)
 
 
@@ -189,7 +190,7 @@ def refusals(ledger: Ledger, asked: Asked, *, limit: int = 20) -> list[Refused]:
         .limit(limit)
     )
     with reading(ledger) as connection:
-        rows: Sequence[Any] = connection.execute(_narrowed(statement, _r, _REFUSED, asked)).all()
+        rows: Sequence[Any] = connection.execute(refusals_asked(statement, asked)).all()
     # A row's own `count` is a method.
     return [Refused(**dict(row._mapping)) for row in rows]
 

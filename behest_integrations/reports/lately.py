@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from ..ledger import schema
 from ..rules.budgets import Budget
 from ..rules.pace import HOUR
+from .lines import first_id
 
 LATELY = 7 * 24 * HOUR
 _e = schema.entries
@@ -36,10 +37,14 @@ def is_everybodys(budget: Budget) -> bool:
     return not budget.per and not budget.filters and budget.unit in _OF_UNIT
 
 
+def _within(connection: sa.Connection, now: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return _e.c.at >= now - LATELY, _e.c.id >= first_id(connection, now - LATELY)
+
+
 def of_everybody(connection: sa.Connection, now: int) -> Mapping[str, Lately]:
     """What all calls came to, by unit."""
     sums = [sa.func.coalesce(sa.func.sum(column), 0).label(unit) for unit, column in _OF_UNIT.items()]
-    statement = sa.select(sa.func.min(_e.c.at).label("first"), *sums).where(_e.c.at >= now - LATELY)
+    statement = sa.select(sa.func.min(_e.c.at).label("first"), *sums).where(*_within(connection, now))
     row = connection.execute(statement).one()
     since = row.first if row.first is not None else now
     return {unit: Lately(int(getattr(row, unit)), since) for unit in _OF_UNIT}
@@ -48,7 +53,7 @@ def of_everybody(connection: sa.Connection, now: int) -> Mapping[str, Lately]:
 def of_buckets(connection: sa.Connection, ids: set[int], now: int) -> Mapping[int, Lately]:
     """What was booked, by bucket. It looks at each entry."""
     found: dict[int, Lately] = {}
-    statement = sa.select(_e.c.at, _e.c.bookings).where(_e.c.at >= now - LATELY).order_by(_e.c.id)
+    statement = sa.select(_e.c.at, _e.c.bookings).where(*_within(connection, now)).order_by(_e.c.id)
     for at, bookings in connection.execute(statement):
         parts: list[Any] = json.loads(bookings) if isinstance(bookings, str) else bookings
         for id, _unit, amount in parts:

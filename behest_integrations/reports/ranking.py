@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 
 from ..ledger import Ledger, schema
 from ..rules.errors import ConfigError
 from ..rules.near import say_near
+from .lines import Wanted, lines, narrowed, totals
 from .shown import Asked, reading
-from .spending import _COLUMNS, _REFUSED, Column, Line, _group, _narrowed, _sums
+from .spending import _COLUMNS, _REFUSED, Line, refusals_asked
 
 _e, _r = schema.entries, schema.refusals
 _RECENT = 1000
@@ -53,21 +54,23 @@ def ranking(
     """
     if by not in _COLUMNS and not by.startswith("tag:"):
         raise ConfigError(f"cannot rank by {by!r}{say_near(by, _COLUMNS)}: one of {', '.join(_COLUMNS)}")
-    column: Column = _group(by, "UTC").entries
-    name = column.label("name")
-    tenant = (_e.c.tenant if by in ("session", "user", "project") else sa.null()).label("tenant")
-    keys: list[Any] = [name] if by not in ("session", "user", "project") else [name, tenant]
-    sums = {label: sum_.label(label) for label, sum_ in _sums().items()}
-    last = sa.func.max(_e.c.at).label("last")
-    by_order = {"cost": sums["cost"], "calls": sums["calls"], "recent": last}[order]
-    ranked = (
-        sa.select(name, tenant, sa.func.min(_e.c.at).label("first"), last, *sums.values())
-        .group_by(*keys)
-        .order_by(by_order.desc(), last.desc(), name)
-        .limit(limit + 1)
-        .offset(offset)
-    )
+    whose = by in ("session", "user", "project")
     with reading(ledger) as connection:
+        names = [*([_COLUMNS[by]] if by in _COLUMNS else []), *(["tenant"] if whose else [])]
+        wanted = Wanted(names, tags=() if by in _COLUMNS else (by[4:],))
+        source = lines(connection, wanted, asked)
+        name = source.c[_COLUMNS.get(by, "tag0")].label("name")
+        tenant = (source.c.tenant if whose else sa.null()).label("tenant")
+        sums = {label: sum_.label(label) for label, sum_ in totals(source).items()}
+        last = sa.func.max(source.c.last_at).label("last")
+        by_order = {"cost": sums["cost"], "calls": sums["calls"], "recent": last}[order]
+        ranked = (
+            sa.select(name, tenant, sa.func.min(source.c.first_at).label("first"), last, *sums.values())
+            .group_by(*([name, tenant] if whose else [name]))
+            .order_by(by_order.desc(), last.desc(), name)
+            .limit(limit + 1)
+            .offset(offset)
+        )
         found = [
             Ranked(
                 (row.name, row.tenant),
@@ -75,11 +78,11 @@ def ranking(
                 last=row.last,
                 **{label: int(getattr(row, label) or 0) for label in sums},
             )
-            for row in connection.execute(_narrowed(ranked, _e, _COLUMNS, asked))
+            for row in connection.execute(ranked)
         ]
-        lines = found[:limit]
-        _add_refusals(connection, by, asked, lines)
-    return Ranking(by, lines, len(found) > limit)
+        first = found[:limit]
+        _add_refusals(connection, by, asked, first)
+    return Ranking(by, first, len(found) > limit)
 
 
 def _add_refusals(connection: sa.Connection, by: str, asked: Asked, lines: Sequence[Ranked]) -> None:
@@ -93,7 +96,7 @@ def _add_refusals(connection: sa.Connection, by: str, asked: Asked, lines: Seque
         .group_by(column, _r.c.tenant)
     )
     counted: Counter[tuple[str | None, str | None]] = Counter()
-    for name, tenant, count in connection.execute(_narrowed(statement, _r, _REFUSED, asked)):
+    for name, tenant, count in connection.execute(refusals_asked(statement, asked)):
         counted[name, tenant if by in ("session", "user", "project") else None] += int(count)
     for line in lines:
         line.refused = counted[line.key[0], line.key[1]]
@@ -112,7 +115,7 @@ def values_of(ledger: Ledger, asked: Asked) -> dict[str, list[str]]:
     )
     theirs = Asked(tenant=asked.tenant, project=asked.project, user=asked.user)
     with reading(ledger) as connection:
-        for row in connection.execute(_narrowed(statement, _e, _COLUMNS, theirs)):
+        for row in connection.execute(narrowed(statement, theirs)):
             for name, value in (
                 ("project", row.project),
                 ("user", row.user_id),

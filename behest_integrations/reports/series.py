@@ -11,12 +11,13 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from ..ledger import Ledger, schema
+from .lines import QUARTER, Clock, Wanted, lines, narrowed, totals
 from .shown import Asked, reading
-from .spending import _COLUMNS, _REFUSED, Line, _narrowed, _sums
+from .spending import Line, refusals_asked
 
 _e, _r = schema.entries, schema.refusals
 
-_QUARTER = 15 * 60
+_HOUR = 3600
 DAY = 86_400
 MONTH = 30 * DAY
 STEPS = (1, 5, 15, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, DAY, 7 * DAY, MONTH)
@@ -70,26 +71,28 @@ def series(ledger: Ledger, asked: Asked, step: int) -> Series:
     Raises:
         StoreError: the store cannot be read.
     """
-    # What begins with an hour or a midnight is summed by quarters here, for only Python knows the
-    # zone, and no zone's hour begins inside a quarter.
-    unit = min(step, _QUARTER) * 1000
     zone = ZoneInfo(asked.zone)
-    at = (_e.c.at - _e.c.at % unit).label("t")
-    statement = sa.select(at, _e.c.model, *_detailed().values()).group_by(at, _e.c.model)
     cells: dict[str, dict[int, Detail]] = {}
     models: dict[str, Detail] = {}
     total = Detail(())
-    names = tuple(_detailed())
     with reading(ledger) as connection:
-        for row in connection.execute(_narrowed(statement, _e, _COLUMNS, asked)):
-            detail = Detail((row[1],), **dict(zip(names, map(int, row[2:]), strict=True)))
+        # What begins with an hour or a midnight is summed by shorter steps here, for only Python knows
+        # the zone.
+        clock = Clock(connection, zone, asked) if step >= _HOUR else None
+        unit = clock.step(step * 1000) if clock else min(step * 1000, QUARTER)
+        source = lines(connection, Wanted(("model",), step=unit), asked)
+        sums = _detailed(source)
+        at = clock.floor(source.c.at, min(step, DAY) * 1000) if clock else source.c.at
+        keys = (at.label("t"), source.c.model)
+        for row in connection.execute(sa.select(*keys, *sums.values()).group_by(*keys)):
+            detail = Detail((row[1],), **dict(zip(sums, map(int, row[2:]), strict=True)))
             start = _start(row[0], step, zone)
             cells.setdefault(row[1], {}).setdefault(start, Detail((row[1],))).add(detail)
             models.setdefault(row[1], Detail((row[1],))).add(detail)
             total.add(detail)
         if not asked.tags:
             refused = sa.select(sa.func.coalesce(sa.func.sum(_r.c.count), 0))
-            total.refused = int(connection.execute(_narrowed(refused, _r, _REFUSED, asked)).scalar_one())
+            total.refused = int(connection.execute(refusals_asked(refused, asked)).scalar_one())
     ordered = sorted(models.values(), key=lambda line: (-line.cost, -line.calls, line.key[0] or ""))
     # Each line's key is the model that it is of.
     by_model = {str(line.key[0]): line for line in ordered}
@@ -99,14 +102,11 @@ def series(ledger: Ledger, asked: Asked, step: int) -> Series:
     return Series(step, _starts(int(first), int(last), step, zone), cells, by_model, total)
 
 
-def _detailed() -> dict[str, sa.ColumnElement[int]]:
-    sums = dict(_sums())
-    for name in ("cache_write_tokens", "input_audio_tokens", "output_audio_tokens"):
-        sums[name] = sa.func.coalesce(sa.func.sum(_e.c[name]), 0)
-    over = sa.case((_e.c.flags.contains("over_bound"), _e.c.calls), else_=0)
-    sums["over_bound"] = sa.func.coalesce(sa.func.sum(over), 0)
+def _detailed(source: sa.FromClause) -> dict[str, sa.ColumnElement[int]]:
+    more = ("cache_write_tokens", "input_audio_tokens", "output_audio_tokens", "over_bound")
+    sums = totals(source, more)
     for status in ("assumed", "estimated"):
-        of_status = sa.case((_e.c.status == status, 1 - 2 * _e.c.reversal), else_=0)
+        of_status = sa.case((source.c.status == status, source.c.lines), else_=0)
         sums[f"{status}_calls"] = sa.func.coalesce(sa.func.sum(of_status), 0)
     return sums
 
@@ -146,7 +146,7 @@ def _starts(first: int, last: int, step: int, zone: ZoneInfo) -> tuple[int, ...]
 
 def known_since(ledger: Ledger, asked: Asked) -> tuple[datetime, datetime] | None:
     """When the first and the last entry that is asked for were booked; None if there is none."""
-    by_id = _narrowed(sa.select(_e.c.at).limit(1), _e, _COLUMNS, asked)
+    by_id = narrowed(sa.select(_e.c.at).limit(1), asked)
     with reading(ledger) as connection:
         first = connection.execute(by_id.order_by(_e.c.id)).scalar()
         last = connection.execute(by_id.order_by(_e.c.id.desc())).scalar()

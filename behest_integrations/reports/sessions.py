@@ -8,10 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..ledger import Ledger
-from ..ledger.schema import entries
-from .shown import explained
-
-_e = entries.c
+from .lines import Wanted, lines
+from .shown import Asked, reading
 
 
 @dataclass(frozen=True)
@@ -50,29 +48,27 @@ def sessions(
     Raises:
         StoreError: the store cannot be read.
     """
-    wanted = [_e.session_id.is_not(None), _is(_e.tenant, tenant), _is(_e.project, project)]
-    wanted += [_e.user_id == user] if user is not None else []
-    wanted += [_e.session_id == id] if id is not None else []
-    latest = sa.func.max(_e.at)
-    asked = (
-        sa.select(
-            _e.session_id,
-            sa.case((sa.func.count(sa.distinct(_e.user_id)) == 1, sa.func.max(_e.user_id))),
-            sa.func.min(sa.case((_e.started > 0, _e.started), else_=_e.at)),
-            latest,
-            *(sa.func.sum(column) for column in (_e.calls, _e.input_tokens, _e.output_tokens, _e.cost)),
+    whose = Asked(session=id, user=user, tenant=tenant, project=project)
+    with reading(ledger) as connection:
+        _e = lines(connection, Wanted(("session_id", "user_id", "tenant", "project")), whose).c
+        latest = sa.func.max(_e.last_at)
+        asked = (
+            sa.select(
+                _e.session_id,
+                sa.case((sa.func.count(sa.distinct(_e.user_id)) == 1, sa.func.max(_e.user_id))),
+                sa.func.min(_e.began),
+                latest,
+                *(sa.func.sum(column) for column in (_e.calls, _e.input_tokens, _e.output_tokens, _e.cost)),
+            )
+            .where(_e.session_id.is_not(None), _is(_e.tenant, tenant), _is(_e.project, project))
+            .group_by(_e.session_id)
+            .order_by(latest.desc(), _e.session_id)
+            .limit(most)
         )
-        .where(*wanted)
-        .group_by(_e.session_id)
-        .order_by(latest.desc(), _e.session_id)
-        .limit(most)
-    )
-    with explained(ledger), ledger.reading().connect() as connection:
         return [
-            SessionSums(id, user, first, last, calls, inputs, outputs, cost or 0)
-            for id, user, first, last, calls, inputs, outputs, cost in connection.execute(asked).tuples()
+            SessionSums(id, user, *map(int, sums)) for id, user, *sums in connection.execute(asked).tuples()
         ]
 
 
-def _is(column: sa.Column[Any], value: str | None) -> sa.ColumnElement[bool]:
+def _is(column: sa.ColumnElement[Any], value: str | None) -> sa.ColumnElement[bool]:
     return column.is_(None) if value is None else column == value

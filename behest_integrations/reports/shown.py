@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from ..ledger import Bucket, Entry, HoldRecord, Ledger
+from ..ledger.moment import at_one_moment
 from ..rules.errors import BehestError, StoreError
 
 if TYPE_CHECKING:
@@ -100,12 +101,12 @@ class Shown:
 
 @contextmanager
 def reading(ledger: Ledger) -> Iterator[sa.Connection]:
-    """A connection to read the books with.
+    """A connection to read the books with, as they are at one moment.
 
     Raises:
         StoreError: the store cannot be read, or what it holds is damaged.
     """
-    with explained(ledger), ledger.reading().connect() as connection:
+    with explained(ledger), at_one_moment(ledger.reading()) as connection:
         yield connection
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from zoneinfo import ZoneInfo
 
@@ -18,13 +19,14 @@ from ..ledger import Ledger, schema
 from ..rules.errors import ConfigError
 from ..rules.near import say_near
 from ..rules.units import format_usd, to_usd
+from .lines import FILTERS, Clock, Wanted, totals
+from .lines import lines as lines_of
 from .look import count, id_or_none, show
 from .shown import Asked, Shown, reading
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-_e = schema.entries
 _r = schema.refusals
 
 Column = sa.ColumnElement[Any]
@@ -32,16 +34,12 @@ Column = sa.ColumnElement[Any]
 GROUPS = (
     "session", "user", "project", "tenant", "model", "operation", "stage", "hour", "day", "month", "tag:NAME"
 )  # fmt: skip
-_PERIODS = {"hour": "%Y-%m-%dT%H:00%z", "day": "%Y-%m-%d", "month": "%Y-%m"}
-_COLUMNS: dict[str, Column] = {
-    "session": _e.c.session_id,
-    "user": _e.c.user_id,
-    "project": _e.c.project,
-    "tenant": _e.c.tenant,
-    "model": _e.c.model,
-    "operation": _e.c.operation,
-    "stage": _e.c.stage,
-}
+_HOUR = 3_600_000
+_PERIODS = {
+    "hour": ("%Y-%m-%dT%H:00%z", _HOUR), "day": ("%Y-%m-%d", 24 * _HOUR), "month": ("%Y-%m", 24 * _HOUR),
+}  # fmt: skip
+_COLUMNS = {**FILTERS, "operation": "operation", "stage": "stage"}
+"""The columns of entries that lines are grouped by, by what people call them."""
 _REFUSED: dict[str, Column] = {
     "session": _r.c.session_id,
     "user": _r.c.user_id,
@@ -50,7 +48,6 @@ _REFUSED: dict[str, Column] = {
     "model": _r.c.model,
     "operation": _r.c.operation,
 }
-_QUARTER = 15 * 60_000
 
 
 @dataclass
@@ -76,9 +73,10 @@ class Line:
     refused: int = 0
 
     def add(self, other: Line) -> None:
-        for f in fields(self):
-            if f.name != "key":
-                setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+        mine, theirs = self.__dict__, other.__dict__
+        for name in theirs:
+            if name != "key":
+                mine[name] += theirs[name]
 
     @property
     def cost_usd(self) -> Decimal:
@@ -91,6 +89,9 @@ class Line:
         for name in ("cost", "assumed", "estimated"):
             values[f"{name}_usd"] = format(to_usd(values.pop(name)), "f")
         return {**dict(zip(by, self.key, strict=True)), **values}
+
+
+_ADDED = tuple(field.name for field in fields(Line) if field.name not in ("key", "refused"))
 
 
 @dataclass
@@ -140,13 +141,18 @@ class Report:
 
 
 class _Group(NamedTuple):
-    """What lines are grouped by: its column of entries, of refusals (None: they do not know it), and
-    what its values are called."""
+    """What lines are grouped by: a column of entries, a tag, or a step of time in ms; the column of refusals
+    (None: they do not know it), and what its values are called."""
 
-    entries: Column
+    column: str | None = None
+    tag: str | None = None
+    step: int = 0
     refusals: Column | None = None
     told: Callable[[Any], str | None] = lambda value: value
-    is_period: bool = False
+
+    @property
+    def is_period(self) -> bool:
+        return self.step > 0
 
 
 def report(
@@ -183,8 +189,10 @@ def report_of(ledger: Ledger, by: Sequence[str], asked: Asked) -> Report:
     total = Line(())
     with reading(ledger) as connection:
         for line in (*_spent(connection, groups, asked), *_refused(connection, groups, asked)):
-            lines.setdefault(line.key, Line(line.key)).add(line)
-            total.add(line)
+            if (known := lines.setdefault(line.key, line)) is not line:
+                known.add(line)
+    for name in (*_ADDED, "refused"):
+        setattr(total, name, sum(map(attrgetter(name), lines.values())))
     return Report(tuple(by), _in_order(lines.values(), groups), total)
 
 
@@ -194,9 +202,9 @@ def cost_of(ledger: Ledger, asked: Asked) -> int:
     Raises:
         StoreError: the store cannot be read.
     """
-    statement = sa.select(sa.func.coalesce(sa.func.sum(_e.c.cost), 0))
     with reading(ledger) as connection:
-        return int(connection.execute(_narrowed(statement, _e, _COLUMNS, asked)).scalar_one())
+        source = lines_of(connection, Wanted(), asked)
+        return int(connection.execute(sa.select(totals(source)["cost"])).scalar_one())
 
 
 def check_groups(by: Sequence[str]) -> None:
@@ -213,17 +221,13 @@ def check_groups(by: Sequence[str]) -> None:
 
 def _group(name: str, zone: str) -> _Group:
     if name in _COLUMNS:
-        return _Group(_COLUMNS[name], _REFUSED.get(name))
+        return _Group(_COLUMNS[name], refusals=_REFUSED.get(name))
     if name in _PERIODS:
-        # By quarter-hours in SQL and by periods here: only Python knows the zone, and no zone's
-        # hour or midnight begins inside a quarter.
-        return _Group(
-            _e.c.at - _e.c.at % _QUARTER,
-            told=partial(_period, form=_PERIODS[name], zone=ZoneInfo(zone)),
-            is_period=True,
-        )
+        # By steps of UTC in SQL and by periods here: only Python knows the zone.
+        form, step = _PERIODS[name]
+        return _Group(step=step, told=partial(_period, form=form, zone=ZoneInfo(zone)))
     if name.startswith("tag:") and name[4:]:
-        return _Group(_e.c.tags[name[4:]].as_string())
+        return _Group(tag=name[4:])
     raise ConfigError(f"cannot report by {name!r}{say_near(name, GROUPS)}: one of {', '.join(GROUPS)}")
 
 
@@ -232,14 +236,32 @@ def _period(ms: int, *, form: str, zone: ZoneInfo) -> str:
 
 
 def _spent(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) -> Iterator[Line]:
-    """The sums of entries. Several lines may have one key: a period has many quarter-hours."""
-    keys = _labelled([group.entries for group in groups])
-    statement = sa.select(*keys, *_sums().values()).group_by(*keys)
-    for row in connection.execute(_narrowed(statement, _e, _COLUMNS, asked)):
-        key, sums = row[: len(keys)], row[len(keys) :]
-        told = tuple(group.told(value) for group, value in zip(groups, key, strict=True))
+    """The sums of entries. Several lines may have one key: a period has many steps."""
+    steps = [group.step for group in groups if group.is_period]
+    clock = Clock(connection, ZoneInfo(asked.zone), asked) if steps else None
+    tags = [group.tag for group in groups if group.tag is not None]
+    names = [group.column for group in groups if group.column is not None]
+    source = lines_of(
+        connection, Wanted(names, tags=tags, step=clock.step(min(steps)) if clock else 0), asked
+    )
+    keys = []
+    for place, group in enumerate(groups):
+        if group.is_period:
+            assert clock is not None
+            column: Column = clock.floor(source.c.at, group.step)
+        else:
+            column = source.c[group.column or f"tag{tags.index(group.tag or '')}"]
+        keys.append(column.label(f"k{place}"))
+    sums = totals(source)
+    assert tuple(sums) == _ADDED
+    statement = sa.select(*keys, *sums.values()).group_by(*keys)
+    width, is_plain = len(keys), not any(group.is_period for group in groups)
+    for row in connection.execute(statement):
+        key = row[:width]
+        if not is_plain:
+            key = tuple(group.told(value) for group, value in zip(groups, key, strict=True))
         # PostgreSQL's sums of whole numbers come as decimals.
-        yield Line(told, **dict(zip(_sums(), map(int, sums), strict=True)))
+        yield Line(key, *map(int, row[width:]))
 
 
 def _refused(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) -> Iterator[Line]:
@@ -250,60 +272,23 @@ def _refused(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) 
     columns = [group.refusals for group in groups if group.refusals is not None]
     if len(columns) < len(groups) or asked.tags:
         return
-    keys = _labelled(columns)
+    keys = [column.label(f"k{i}") for i, column in enumerate(columns)]
     statement = sa.select(*keys, sa.func.sum(_r.c.count)).group_by(*keys)
-    for row in connection.execute(_narrowed(statement, _r, _REFUSED, asked)):
+    for row in connection.execute(refusals_asked(statement, asked)):
         yield Line(tuple(row[:-1]), refused=int(row[-1] or 0))
 
 
-def _labelled(columns: Sequence[Column]) -> list[sa.Label[Any]]:
-    return [column.label(f"k{i}") for i, column in enumerate(columns)]
-
-
-def _sums() -> dict[str, Column]:
-    """What is added up, by the field of `Line` that it is for."""
-
-    def add(column: Any) -> Column:
-        return sa.func.coalesce(sa.func.sum(column), 0)
-
-    def where(condition: Column, value: Any) -> Column:
-        return add(sa.case((condition, value), else_=0))
-
-    return {
-        "calls": add(_e.c.calls),
-        "input_tokens": add(_e.c.input_tokens),
-        "cached_input_tokens": add(_e.c.cached_input_tokens),
-        "output_tokens": add(_e.c.output_tokens),
-        "reasoning_tokens": add(_e.c.reasoning_tokens),
-        "cost": add(_e.c.cost),
-        "assumed": where(_e.c.status == "assumed", _e.c.cost),
-        "estimated": where(_e.c.status == "estimated", _e.c.cost),
-        "unpriced": where(_e.c.cost.is_(None), _e.c.calls),
-        "failed": where(_e.c.status == "failed", 1 - 2 * _e.c.reversal),
-    }
-
-
-def _narrowed(
-    statement: sa.Select[Any], table: sa.Table, columns: Mapping[str, Column], asked: Asked
-) -> sa.Select[Any]:
+def refusals_asked(statement: sa.Select[Any], asked: Asked) -> sa.Select[Any]:
+    """A selection of refusals, of those alone that are asked about."""
     if asked.since is not None:
-        statement = statement.where(table.c.at >= int(asked.since.timestamp() * 1000))
-    if asked.first_id is not None and table is _e:
-        statement = statement.where(_e.c.id >= asked.first_id)
+        statement = statement.where(_r.c.at >= int(asked.since.timestamp() * 1000))
     if asked.until is not None:
-        statement = statement.where(table.c.at < int(asked.until.timestamp() * 1000))
-    for name in ("session", "user", "project", "tenant", "model"):
+        statement = statement.where(_r.c.at < int(asked.until.timestamp() * 1000))
+    for name in FILTERS:
         value = getattr(asked, name)
         if value is not None:
-            statement = statement.where(columns[name] == value)
-    for name, value in asked.tags if table is _e else ():
-        statement = statement.where(_e.c.tags[name].as_string() == value)
+            statement = statement.where(_REFUSED[name] == value)
     return statement
-
-
-def narrowed(statement: sa.Select[Any], asked: Asked) -> sa.Select[Any]:
-    """A selection of entries, of those alone that are asked about."""
-    return _narrowed(statement, _e, _COLUMNS, asked)
 
 
 def _in_order(lines: Iterable[Line], groups: Sequence[_Group]) -> list[Line]:
@@ -312,7 +297,8 @@ def _in_order(lines: Iterable[Line], groups: Sequence[_Group]) -> list[Line]:
 
     def place(line: Line) -> tuple[Any, ...]:
         when = (line.key[period] or "") if period is not None else ""
-        return when, -line.cost, [name or "" for name in line.key]
+        key = line.key
+        return when, -line.cost, key if None not in key else tuple(name or "" for name in key)
 
     return sorted(lines, key=place)
 

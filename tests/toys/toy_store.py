@@ -43,6 +43,7 @@ class ToyRows:
         self.chain = Chain("")
         self.decided: list[Record] = []
         self.messages: dict[tuple[str, str], Message] = {}
+        self.priced: dict[str, str] = {}
 
     def overrides(self) -> Mapping[str, int | None]:
         return self.limits
@@ -181,12 +182,18 @@ class ToyRows:
     def drop_audit(self, pruned: Pruned) -> None:
         self.decided = [r for r in self.decided if r.seq > pruned.chains.get(r.chain, (0, ""))[0]]
 
+    def keep_terms(self, id: str, text: str) -> None:
+        self.priced[id] = text
+
+    def terms(self) -> Mapping[str, str]:
+        return self.priced
+
     def everything(self) -> Books:
         refusals, budgets = list(self.refusals.values()), list(self.budgets.values())
         holds = list(self.holds.values())
         kept = (self.limits, budgets, self.taught, self.own)
         return copy.deepcopy(
-            Books(self.buckets, holds, self.entries, refusals, *kept, self.decided, self.granted)
+            Books(self.buckets, holds, self.entries, refusals, *kept, self.decided, self.granted, self.priced)
         )
 
 

@@ -24,8 +24,8 @@ from ...prices import Pricing
 from ...rules.errors import ConfigError, need
 from ...rules.near import say_near
 from ...rules.units import to_usd
+from ..lines import narrowed
 from ..shown import Asked, reading
-from ..spending import narrowed
 from . import focus
 from .centres import CENTRE, CostCentres
 

@@ -26,8 +26,8 @@ import sqlalchemy as sa
 from ...ledger import Ledger, schema
 from ...prices import Pricing
 from ...rules.units import to_usd
+from ..lines import narrowed
 from ..shown import Asked, reading
-from ..spending import narrowed
 from .centres import CostCentres
 from .kinds import KINDS, REQUESTS, Counts, Splitting
 
