@@ -9,7 +9,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -150,9 +149,10 @@ def expected(entries: list[Entry], by: list[str], asked: Asked) -> dict[tuple[An
     return dict(sums)
 
 
-@lru_cache(maxsize=1)
-def _empty(folder: pytest.TempPathFactory) -> bytes:
-    path = folder.mktemp("empty") / "b.db"
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A ledger's file, so that not each example has to make its tables."""
+    path = tmp_path_factory.mktemp("empty") / "b.db"
     open_store(f"sqlite:///{path}").close()
     return path.read_bytes()
 
@@ -171,11 +171,16 @@ def _empty(folder: pytest.TempPathFactory) -> bytes:
     ),
 )
 def test_a_report_is_the_sum_of_its_entries(
-    tmp_path_factory: pytest.TempPathFactory, entries: list[Entry], closed: int, block: int, asked: list[Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    empty: bytes,
+    entries: list[Entry],
+    closed: int,
+    block: int,
+    asked: list[Any],
 ) -> None:
     """However many of them are in blocks, and whatever is asked."""
     path = tmp_path_factory.mktemp("b") / "b.db"
-    path.write_bytes(_empty(tmp_path_factory))
+    path.write_bytes(empty)
     ledger = open_store(f"sqlite:///{path}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(closing, "BLOCK", block)
