@@ -230,7 +230,7 @@ def test_who_is_billed_and_who_is_told(gateway: Gateway, sandbox: Sandbox) -> No
         ("globex", "platform"): paid[OUR_ACCOUNT],
     }
     # As soon as it is removed, in every worker.
-    behest(gateway, "remove", "--tenant", "acme", "--provider", "sandbox")
+    behest(gateway, "remove", "--tenant", "acme", "--provider", "sandbox", "--why", "it was asked for")
     before = len(sandbox.bill.lines)
     assert everywhere(acme) == {200}
     assert {line.account for line in sandbox.bill.lines[before:]} == {OUR_ACCOUNT}
@@ -433,6 +433,7 @@ def test_a_key_is_written_down_nowhere(gateway: Gateway) -> None:
         meter.flush()
         kept = meter.ledger.reading().connect().exec_driver_sql("SELECT * FROM audit").fetchall()
     assert any("provider key set" in map(str, row) for row in kept)
+    assert any("it was asked for" in str(row) for row in kept)
     for path in gateway.folder.iterdir():
         found = path.read_bytes()
         assert THEIRS.encode() not in found, path

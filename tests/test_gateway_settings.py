@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -190,9 +191,29 @@ def test_who_has_no_tier_has_the_one_of_all(gateway: Gateway, admin: httpx.Clien
     one = user()
     assert one.statuses(7) == [200] * 7
     behest(gateway, "projects", "defaults", "--default-tier", "team")
+    token = gateway.http(one.key).post("/auth/mint", json={"user_id": "u-of-a-token"}).json()["token"]
+    assert gateway.http(token).get("/models").headers["x-tier"] == "team"
     assert one.statuses(8) == [200] * 6 + [402] * 2
     behest(gateway, "projects", "defaults", "--reset")
     assert one.statuses(2) == [200] * 2
+    # A token that was minted meanwhile has what all have now, and not what they had.
+    assert "x-tier" not in gateway.http(token).get("/models").headers
+
+
+def test_limits_hold_while_settings_change(gateway: Gateway, admin: httpx.Client, user: Any) -> None:
+    one = user(budgets=["30 calls/day"])
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(one.statuses, 60)
+        changes = 0
+        while not said.done():
+            budgets = {"budgets": [f"{changes + 1} calls/day per session"]}
+            assert admin.put(f"/projects/changing-{changes % 3}", json=budgets).status_code == 200
+            changes += 1
+    assert said.result() == [200] * 30 + [402] * 30
+    assert one.served == 30
+    assert changes > 3
+    for number in range(3):
+        assert admin.delete(f"/projects/changing-{number}").status_code == 200
 
 
 def test_budgets_over_http(gateway: Gateway, admin: httpx.Client, user: Any) -> None:
@@ -270,6 +291,29 @@ def test_what_cannot_be_used_is_said_and_not_kept(
     assert wanted in refused.text
     assert "bad" not in {tier["name"] for tier in admin.get("/tiers").json()["data"]}
     assert admin.get("/defaults").json()["source"] == "behest.toml"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("tiers", "set", "x", "--budget", "5dollars"),
+        ("projects", "set", "x", "--default-tier", "platinum"),
+        ("projects", "set", "x", "--origin", "example.com"),
+        ("projects", "defaults", "--default-tier", "platinum"),
+        ("budgets", "add", "nonsense"),
+        ("tiers", "reset", "x"),
+        ("projects", "reset", "x"),
+        ("budgets", "remove", "$1/day"),
+    ],
+)
+def test_wrong_commands_make_no_ledger(
+    args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, args)
+    assert done.exit_code == 1, done.output
+    assert done.output.startswith("Error: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_is_kept_and_said_when_it_starts_again(gateway: Gateway, admin: httpx.Client, user: Any) -> None:

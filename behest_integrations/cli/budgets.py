@@ -184,7 +184,8 @@ def add(store: str | None, budget: str, by: str, why: str | None) -> None:
     """
     from .settings import changes_of
 
-    added = changes_of(store, by, why).add_budget(budget)
+    said = ("budget", budget, {"budget": budget})
+    added = changes_of(store, by, why, said).add_budget(budget)
     click.echo(f'All calls of the gateway are held to "{added}" from now on.')
 
 

@@ -16,6 +16,7 @@ from ..rules.near import say_near
 from . import store as stores
 from .group import Group
 from .store import store_option
+from .whom import by_whom
 
 if TYPE_CHECKING:
     from ..gateway.byok import Masters
@@ -42,13 +43,22 @@ def byok() -> None:
 @_provider
 @click.option("--file", type=click.File("r"), help="The file that has the key; - for standard input.")
 @click.option("--key", help="The key itself. It stays in the shell's history, and others see it in 'ps'.")
-def set_(store: str | None, tenant: str, provider: str, file: IO[str] | None, key: str | None) -> None:
+@by_whom
+def set_(
+    store: str | None,
+    tenant: str,
+    provider: str,
+    file: IO[str] | None,
+    key: str | None,
+    by: str,
+    why: str | None,
+) -> None:
     """Make the tenant's calls to the provider with its own key.
 
     The key is asked for, or read from standard input if that is no terminal. It holds from the
     next call on, in every gateway on the ledger.
     """
-    from ..gateway.byok import ProviderKeys
+    from ..gateway.byok import ProviderKeys, check_key
 
     if file is not None and key is not None:
         raise click.UsageError("--file and --key each give the key: say one")
@@ -58,7 +68,9 @@ def set_(store: str | None, tenant: str, provider: str, file: IO[str] | None, ke
     masters = _masters(settings)
     masters.first()  # before the key is asked for, and before a ledger is made
     secret = _secret(file, key, f"The key of {tenant} for {provider}")
-    made = ProviderKeys(stores.make(store), masters, actor="cli").set(tenant, provider, secret)
+    check_key(secret)
+    keys = ProviderKeys(stores.make(store), masters, actor=by, why=why)
+    made = keys.set(tenant, provider, secret)
     shown = f" (it ends in {made.hint})" if made.hint else ""
     click.echo(f"Calls of {tenant} to {provider} are made with its own key{shown} from now on.")
 
@@ -101,12 +113,13 @@ def list_(store: str | None, tenant: str | None, as_json: bool) -> None:
 @store_option
 @_tenant
 @_provider
-def remove(store: str | None, tenant: str, provider: str) -> None:
+@by_whom
+def remove(store: str | None, tenant: str, provider: str, by: str, why: str | None) -> None:
     """Make the tenant's calls to the provider with the gateway's key again."""
     from ..gateway.byok import ProviderKeys
 
     ledger = stores.existing(store, to_write=True)
-    ProviderKeys(ledger, _masters(_settings()), actor="cli").remove(tenant, provider)
+    ProviderKeys(ledger, _masters(_settings()), actor=by, why=why).remove(tenant, provider)
     click.echo(f"Calls of {tenant} to {provider} are made, and paid, with the gateway's key from now on.")
 
 
@@ -135,7 +148,8 @@ def new_master(file: Path, rotate: bool) -> None:
 
 @byok.command("reseal")
 @store_option
-def reseal(store: str | None) -> None:
+@by_whom
+def reseal(store: str | None, by: str, why: str | None) -> None:
     """Encrypt all keys with the newest master key.
 
     Exit code 1 if some are encrypted with one that is not here.
@@ -143,7 +157,7 @@ def reseal(store: str | None) -> None:
     from ..gateway.byok import ProviderKeys
 
     ledger = stores.existing(store, to_write=True)
-    done, left = ProviderKeys(ledger, _masters(_settings()), actor="cli").reseal()
+    done, left = ProviderKeys(ledger, _masters(_settings()), actor=by, why=why).reseal()
     for key, why in left:
         click.echo(f"The key of {key.tenant} for {key.provider} is left as it is: {why}.", err=True)
     click.echo(f"{done} keys are encrypted with the newest master key now.")

@@ -65,7 +65,8 @@ def set_project(
         "budgets": list(budgets),
         "paused": paused,
     }
-    changes_of(store, by, why).set_project(name, _checked(ProjectSettings, said))
+    checked = _checked(ProjectSettings, said)
+    changes_of(store, by, why, ("project", name, said)).set_project(name, checked)
     click.echo(f"The project {name!r} is as said from now on. What behest.toml says of it is passed over.")
 
 
@@ -96,15 +97,15 @@ def defaults(
     """Say what holds for all projects, in place of what did."""
     from ..gateway.live import Defaults
 
-    changes = changes_of(store, by, why)
     if reset:
-        changes.reset_defaults()
+        changes_of(store, by, why).reset_defaults()
         click.echo("What behest.toml says holds for all projects.")
         return
     if not origins and default_tier is None:
         raise click.UsageError("say --origin or --default-tier, or --reset")
     said = {"origins": list(origins), "default_tier": default_tier}
-    changes.set_defaults(_checked(Defaults, said))
+    checked = _checked(Defaults, said)
+    changes_of(store, by, why, ("defaults", "", said)).set_defaults(checked)
     click.echo("That holds for all projects from now on.")
 
 
@@ -140,8 +141,10 @@ def set_tier(
     """Say the budgets of the tier NAME, in place of those that it had."""
     from ..gateway.settings import TierSettings
 
-    changes = changes_of(store, by, why)
-    changes.set_tier(name, _checked(TierSettings, {"budgets": list(budgets), "number": number}))
+    said = {"budgets": list(budgets), "number": number}
+    checked = _checked(TierSettings, said)
+    changes = changes_of(store, by, why, ("tier", name, said))
+    changes.set_tier(name, checked)
     click.echo(f"The tier {name!r} has these budgets from now on, with what was spent in them.")
     for text, limit in changes.otherwise_limited(name):
         click.echo(
@@ -173,14 +176,28 @@ def _changes(store: str | None) -> Changes | None:
     return Changes(ledger, _settings()) if ledger is not None else None
 
 
-def changes_of(store: str | None, by: str, why: str | None) -> Changes:
-    """What was changed of the gateway's settings, to be changed."""
+def changes_of(
+    store: str | None, by: str, why: str | None, *said: tuple[str, str, Mapping[str, Any]]
+) -> Changes:
+    """What was changed of the gateway's settings, to be changed.
+
+    Args:
+        said: what is to be said: kinds, names and values. It is checked before a ledger is made for it;
+            without, there must be one.
+    """
     from ..gateway.changing import Changes
+    from ..gateway.live import added_budgets, settings_now
+    from ..ledger.keys import ChangedSetting
     from ..rules.budgets import Budget
 
     config, settings = stores.config(), _settings()
     base = [b if isinstance(b, Budget) else Budget.parse(b) for b in config.arguments()["budgets"]]
-    return Changes(stores.make(store), settings, base, actor=by, why=why)
+    if said and stores.find(store) is None:
+        alone = [ChangedSetting(*one, 0, None) for one in said]
+        settings_now(settings, alone)
+        added_budgets(alone)
+    ledger = stores.make(store) if said else stores.existing(store, to_write=True)
+    return Changes(ledger, settings, base, actor=by, why=why)
 
 
 def _checked(shape: Callable[..., Any], said: Mapping[str, Any]) -> Any:

@@ -241,7 +241,8 @@ class Accounts:
                 session=Attribution(session_id=asked.session_id or uuid.uuid4().hex).session_id,
                 role=asked.role,
                 # As it was asked for: Behest's clients name tiers by number, and read the token.
-                tier=asked.tier if asked.tier is not None else caller.tier,
+                # That of all who have none may be another tomorrow.
+                tier=asked.tier if asked.tier is not None or not caller.own_tier else caller.tier,
                 key=caller.key,
             )
             token, expires = self._tokens.mint(claims, asked.ttl)

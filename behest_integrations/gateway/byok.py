@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio.to_thread
+import sqlalchemy as sa
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic_core import to_json
@@ -27,7 +28,7 @@ from ..ledger import Ledger
 from ..ledger.audit import Decision
 from ..ledger.keys import Keys, SealedKey
 from ..rules.attribution import check_id
-from ..rules.errors import BehestError, ConfigError
+from ..rules.errors import BehestError, ConfigError, StoreError
 from .remembering import SECONDS, Remembered
 from .settings import ByokSettings
 
@@ -190,11 +191,23 @@ def new_master(path: Path, *, first: bool = False) -> None:
         raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror or error}") from None
 
 
+def check_key(secret: str) -> None:
+    """Find out whether it can be a provider's key. It is not quoted: it may be one but for a blank.
+
+    Raises:
+        ConfigError: it cannot: it would not go into a header.
+    """
+    if not secret or len(secret) > _LONGEST or not secret.isascii() or not secret.isprintable():
+        raise ConfigError("a provider's key is text of ASCII characters in one line")
+    if " " in secret:
+        raise ConfigError("a provider's key has no blanks: is there more in it than the key?")
+
+
 class ProviderKeys:
     """Tenants' own keys, as they are set and removed.
 
     Args:
-        actor: who does it, for the audit.
+        actor, why: for the audit.
 
     Raises:
         ConfigError: the ledger keeps no keys.
@@ -207,8 +220,10 @@ class ProviderKeys:
         *,
         now: Callable[[], float] = time.time,
         actor: str | None = None,
+        why: str | None = None,
     ) -> None:
         self._ledger = ledger
+        self._why = why
         self._keys = ledger.keys()
         self._masters = masters
         self._now = now
@@ -226,11 +241,7 @@ class ProviderKeys:
         """
         check_id(tenant, "the tenant")
         check_id(provider, "the provider")
-        # It goes into a header. What is wrong is not quoted: it may be a key but for a blank.
-        if not secret or len(secret) > _LONGEST or not secret.isascii() or not secret.isprintable():
-            raise ConfigError("a provider's key is text of ASCII characters in one line")
-        if " " in secret:
-            raise ConfigError("a provider's key has no blanks: is there more in it than the key?")
+        check_key(secret)
         key = self._masters.seal(tenant, provider, secret, self._ms())
         self._keys.put_provider_key(key)
         self._note("set", tenant, provider=provider, key=key.id)
@@ -285,6 +296,8 @@ class ProviderKeys:
         return int(self._now() * 1000)
 
     def _note(self, what: str, tenant: str | None, **details: object) -> None:
+        if self._why is not None:
+            details["why"] = self._why
         decision = Decision(
             self._ms(), "key", f"provider key {what}", tenant=tenant, actor=self._actor, details=details
         )
@@ -334,7 +347,13 @@ class Payers:
     def _open(self, tenant: str) -> Mapping[str, str | Unusable]:
         assert self._keys is not None
         found: dict[str, str | Unusable] = {}
-        for key in self._keys.provider_keys(tenant):
+        try:
+            keys = self._keys.provider_keys(tenant)
+        except sa.exc.SQLAlchemyError as error:
+            raise StoreError(
+                "The ledger cannot be read, so it is not known with whose key to call"
+            ) from error
+        for key in keys:
             try:
                 found[key.provider] = self._masters.open(key)
             except Unusable as error:

@@ -49,6 +49,7 @@ class Caller:
         models: patterns of what it may call; None: anything.
         line: by which its key's own budgets find its calls, and reports what was spent with it.
         project_line: by which its project's budgets find its calls, if it has any.
+        own_tier: whether its tier is its own, and not that of all who have none.
     """
 
     tenant: str | None = None
@@ -65,6 +66,7 @@ class Caller:
     models: tuple[str, ...] | None = None
     line: str | None = None
     project_line: str | None = None
+    own_tier: bool = True
 
     def require(self, scope: str) -> None:
         """Raises a 403 if the caller's token is not for that."""
@@ -293,7 +295,7 @@ class Gate:
             raise Problem(403, f"The tier {tier!r} of this key is not known here.", retry=False)
         if tier == caller.tier and line is None:
             return caller
-        return replace(caller, tier=tier, project_line=line)
+        return replace(caller, tier=tier, project_line=line, own_tier=caller.tier is not None)
 
     def on_change(self, forget: Callable[[], None]) -> None:
         """Call this, too, when something that is remembered of the store has changed there."""
