@@ -30,7 +30,8 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 FRAMEWORKS = (
-    "openai", "anthropic", "langchain_core", "langgraph", "llama_index", "starlette", "uvicorn", "aiohttp",
+    "openai", "anthropic", "google.genai",
+    "langchain_core", "langgraph", "llama_index", "starlette", "uvicorn", "aiohttp",
     "jwt", "prometheus_client", "httpx", "rich",
 )  # fmt: skip
 
@@ -78,6 +79,11 @@ def test_a_missing_extra_says_what_to_install(tmp_path: Path) -> None:
         + "from behest_integrations import Meter\nMeter('memory://').anthropic(object())"
     )
     assert "pip install 'behest-integrations[anthropic]'" in said.stderr
+    said = python(
+        WITHOUT % (("google",),)
+        + "from behest_integrations import Meter\nMeter('memory://').google_genai(object())"
+    )
+    assert "pip install 'behest-integrations[google-genai]'" in said.stderr
     said = python(missing + "from behest_integrations.cli import main; main(['demo'])")
     assert "pip install 'behest-integrations[openai,sandbox]'" in said.stderr
     assert "Traceback" not in said.stderr

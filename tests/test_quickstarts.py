@@ -29,6 +29,13 @@ SHOWS = {
         "session conversation-42",
         "total",
     ],
+    "google_genai_client.py": [
+        "One call:",
+        "A streamed one:",
+        "Stopped before message",
+        "session conversation-42",
+        "total",
+    ],
     "langchain_chain.py": [
         "One call:",
         "A streamed one:",
@@ -66,20 +73,28 @@ NEEDS = {
     "pydantic_ai_agent.py": "pydantic_ai",
     "openai_client.py": "openai",
     "anthropic_client.py": "anthropic",
+    "google_genai_client.py": "google.genai",
     "langchain_chain.py": "langchain_openai",
     "langgraph_agent.py": "langgraph",
     "llama_index_rag.py": "llama_index.llms.openai",
 }
 
 
+KEYS = {"anthropic_client.py": "ANTHROPIC", "google_genai_client.py": "GEMINI"}
+
+
 def key_of(path: Path) -> str:
     """Whose key it takes."""
-    return "ANTHROPIC" if path.name.startswith("anthropic") else "OPENAI"
+    return KEYS.get(path.name, "OPENAI")
 
 
 def run(path: Path, folder: Path, **env: str) -> str:
     pytest.importorskip(NEEDS[path.name])
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "ANTHROPIC_"))}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_"))
+    }
     done = subprocess.run(
         [sys.executable, str(path)],
         capture_output=True, text=True, timeout=120, cwd=folder, env={**clean, **env},
@@ -101,7 +116,7 @@ def test_a_quickstart_runs_offline(path: Path, tmp_path: Path) -> None:
 def test_a_quickstart_with_a_key_asks_the_provider_it_is_told(path: Path, tmp_path: Path) -> None:
     with Sandbox(output_tokens=4000) as provider:
         key = key_of(path)
-        url = provider.url if key == "ANTHROPIC" else provider.base_url
+        url = provider.base_url if key == "OPENAI" else provider.url
         said = run(path, tmp_path, **{f"{key}_API_KEY": "none", f"{key}_BASE_URL": url})
         assert provider.requests > 1
     for words in SHOWS[path.name]:

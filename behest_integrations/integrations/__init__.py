@@ -8,6 +8,7 @@ can publish one of its own under the entry point `behest_integrations.doors`; se
 from __future__ import annotations
 
 from .anthropic import AnthropicDoor
+from .google_genai import GoogleGenAIDoor
 from .http import HTTPDoor
 from .langchain import LangChainDoor
 from .llama_index import LlamaIndexDoor
@@ -15,5 +16,13 @@ from .openai import OpenAIDoor
 from .pydantic_ai import PydanticAIDoor
 
 
-class Doors(OpenAIDoor, AnthropicDoor, HTTPDoor, LangChainDoor, LlamaIndexDoor, PydanticAIDoor):
+class Doors(
+    OpenAIDoor,
+    AnthropicDoor,
+    GoogleGenAIDoor,
+    HTTPDoor,
+    LangChainDoor,
+    LlamaIndexDoor,
+    PydanticAIDoor,
+):
     """Every framework that a meter can be put into."""

@@ -8,6 +8,7 @@ from datetime import datetime
 import httpx
 from anthropic import Anthropic, AnthropicBedrock, AsyncAnthropic
 from anthropic.types import Message
+from google import genai
 from langchain.agents import create_agent
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -55,6 +56,7 @@ assert_type(meter.anthropic(Anthropic()), Anthropic)
 assert_type(meter.httpx(httpx.AsyncClient()), httpx.AsyncClient)
 assert_type(meter.anthropic(AsyncAnthropic()), AsyncAnthropic)
 assert_type(meter.anthropic(AnthropicBedrock()), AnthropicBedrock)
+assert_type(meter.google_genai(genai.Client()), genai.Client)
 assert_type(
     meter.anthropic(Anthropic()).messages.create(
         model="claude-haiku-4-5", max_tokens=9, messages=[{"role": "user", "content": "hello"}]

@@ -31,7 +31,7 @@ class HTTPDoor(Engine):
         Raises:
             ConfigError: not such a client.
         """
-        from .client import meter_client
+        from ..kit.http import meter_client
 
         metered: C = meter_client(Terms(self, provider), client, hosts)
         return metered

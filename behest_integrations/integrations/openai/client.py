@@ -27,10 +27,11 @@ from ...wire import operation_of
 from ..kit import stainless
 from ..kit.metered import metered_class
 from ..kit.response import watch_response
+from ..kit.sockets import count
 from ..kit.stainless import DOING, Call, Free, Screened, asend_reserved, free_of, send_reserved, server_of
 from ..kit.terms import Terms
 from ..kit.undo import Undo
-from .websockets import count, is_opening, methods
+from .websockets import is_opening, methods
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI

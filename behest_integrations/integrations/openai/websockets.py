@@ -18,8 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...calls.exchange import Exchange
-from ...engine.engine import Engine
-from ...engine.steps import Steps, in_loop
+from ..kit.sockets import acount, count
 
 _AZURE = "_configure_realtime"
 
@@ -35,27 +34,6 @@ def is_opening(client: Any, depth: int = 2) -> bool:
         return False
     # It goes on to Azure's method, which counts.
     return not (hasattr(client, _AZURE) and _AZURE in frame.f_code.co_names)
-
-
-def count(engine: Engine, exchange: Exchange) -> None:
-    """Count a websocket that is about to be opened. On an event loop nothing is waited for.
-
-    Raises:
-        CallRefused: it must not be opened.
-    """
-    engine.run(_counting(engine, exchange, wait=not in_loop()))
-
-
-async def acount(engine: Engine, exchange: Exchange) -> None:
-    """`count` for coroutines."""
-    await engine.arun(_counting(engine, exchange, wait=True))
-
-
-def _counting(engine: Engine, exchange: Exchange, *, wait: bool) -> Steps[None]:
-    hold = yield from engine.reserving(exchange.plan, wait=wait)
-    steps = engine.ending(hold, exchange.complete())
-    if steps is not None:
-        yield from steps
 
 
 def methods(base: type, plan: Callable[[Any], Exchange], *, asynchronous: bool) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A client of a subclass of the caller's own class, whose calls of models are metered.
+"""HTTP clients of `httpx` and `httpx2`, metered: for who calls an API by hand, and for SDKs that send by one.
+
+A client of a subclass of the caller's own class, whose calls of models are metered.
 
 Every request of httpx (0.25 to 0.28) and httpx2 (2.16) passes `send`, before it is signed and after
 it is built. A refusal is raised there, to whoever called: an SDK that was given the client may wrap it,
@@ -20,20 +22,25 @@ from ...engine.layers import seen
 from ...engine.ruling import looks_through, screened
 from ...engine.steps import Aside, Steps
 from ...prices import ModelHost, model_host, named_hosts
-from ...rules.attribution import from_headers
+from ...prices.hosts import NAMED
+from ...rules.attribution import SESSION_HEADER, USER_HEADER, Attribution, from_headers
 from ...rules.errors import ConfigError
 from ...wire import parse_json
 from ...wire.wires import Found, find
-from ..kit.metered import metered_class
-from ..kit.stainless import Call, asend_reserved, is_sending, send_reserved, with_content
-from ..kit.terms import Terms
+from .metered import metered_class
+from .stainless import Call, asend_reserved, is_sending, send_reserved, with_content
+from .terms import Terms
 
 _LIBRARIES = ("httpx", "httpx2")
+_NONE: Mapping[str, str] = {}
 
 
 class _Metered:
     _behest: Terms
-    _behest_hosts: frozenset[str]
+    _behest_hosts: frozenset[str] | None
+    """Hosts that serve models beside those that are known; None: whatever it calls."""
+    _behest_headers: Mapping[str, str]
+    """What it sends with every request, in lower case."""
     _asynchronous: bool
 
     def _begin(self, request: Any) -> _Call | None:
@@ -44,12 +51,16 @@ class _Metered:
         found = find(request.method, request.url.path)
         if found is None or is_sending():
             return None
-        where, provider = _where(request.url), served.provider
-        return _Call(self._behest, found, where, provider, asynchronous=self._asynchronous)
+        call = _Call(self._behest, found, asynchronous=self._asynchronous)
+        call.where, call.provider = _where(request.url), self._behest.provider or served.provider
+        own: Any = self
+        call.fallback, call.who = _who(request.headers, own.headers, self._behest_headers)
+        return call
 
     def _served(self, url: Any) -> ModelHost | None:
         """The host, if it serves models."""
-        return _served(f"{_where(url)}{url.path}", self._behest_hosts)
+        served = _served(f"{_where(url)}{url.path}", self._behest_hosts or frozenset())
+        return NAMED if served is None and self._behest_hosts is None else served
 
     def _is_looked_through(self, request: Any) -> bool:
         """Whether a request that is not billed may take people's words to a provider, and a policy asks."""
@@ -101,13 +112,14 @@ class _MeteredAsync(_Metered):
 class _Call(Call):
     """One request, and its reply."""
 
-    def __init__(
-        self, terms: Terms, found: Found, where: str, provider: str | None, *, asynchronous: bool
-    ) -> None:
+    where: str
+    provider: str | None
+    who: Attribution
+    fallback: Attribution
+
+    def __init__(self, terms: Terms, found: Found, *, asynchronous: bool) -> None:
         super().__init__(terms, found.operation, None, asynchronous=asynchronous)
         self._found = found
-        self._where = where
-        self._provider = terms.provider or provider
 
     def prepared(self, request: Any) -> Steps[Any]:
         """Reserve it; the request to send under its hold."""
@@ -122,9 +134,10 @@ class _Call(Call):
         in_path = {n: value for n, value in told.items() if value is not None}
         engine = self.terms.engine
         options: dict[str, Any] = {
-            "who": from_headers(request.headers),
-            "provider": self._provider,
-            "where": self._where,
+            "who": self.who,
+            "fallback": self.fallback,
+            "provider": self.provider,
+            "where": self.where,
             # What is no JSON (a form with a file) is not read.
             "unread": () if isinstance(said, Mapping) and body else ("file",),
         }
@@ -162,6 +175,13 @@ def _looked_through(engine: Engine, request: Any) -> Steps[Any]:
     return request if sent is body else with_content(request, to_json(sent))
 
 
+def _who(sent: Mapping[str, str], *own: Mapping[str, str]) -> tuple[Attribution, Attribution]:
+    """Whom a request is for: by what its client sends with every one, and by what is its own alone."""
+    told = {name: value for name in (SESSION_HEADER, USER_HEADER) if (value := sent.get(name)) is not None}
+    usual = {n: v for n, v in told.items() if any(headers.get(n) == v for headers in own)}
+    return from_headers(usual), from_headers({n: v for n, v in told.items() if n not in usual})
+
+
 def _where(url: Any) -> str:
     return f"{url.scheme}://{url.netloc.decode('latin-1')}"
 
@@ -171,6 +191,21 @@ _served = lru_cache(maxsize=1024)(model_host)
 
 def meter_client(terms: Terms, client: Any, hosts: Iterable[str]) -> Any:
     """See `HTTPDoor.httpx`."""
+    return metered_copy(terms, client, hosts=named_hosts(hosts) | terms.engine.hosts)
+
+
+def metered_copy(
+    terms: Terms, client: Any, *, hosts: frozenset[str] | None, headers: Mapping[str, str] = _NONE
+) -> Any:
+    """A client like `client`, of its own class and over its connections, whose calls are metered.
+
+    Args:
+        hosts: that serve models beside those that are known; None: whatever it calls.
+        headers: that an SDK sends with each request, beside the client's own.
+
+    Raises:
+        ConfigError: not such a client, or metered already.
+    """
     base = type(client)
     names = {c.__name__ for c in base.__mro__ if c.__module__.partition(".")[0] in _LIBRARIES}
     if not names & {"Client", "AsyncClient"}:
@@ -182,5 +217,6 @@ def meter_client(terms: Terms, client: Any, hosts: Iterable[str]) -> Any:
     mixin = _MeteredAsync if "AsyncClient" in names else _MeteredSync
     metered: Any = object.__new__(metered_class(terms, base, mixin))
     metered.__dict__.update(vars(client))
-    metered._behest_hosts = named_hosts(hosts) | terms.engine.hosts
+    metered._behest_hosts = hosts
+    metered._behest_headers = {name.lower(): value for name, value in headers.items()}
     return metered
