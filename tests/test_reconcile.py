@@ -100,6 +100,16 @@ def causes(found: Reconciliation) -> dict[tuple[str, str], dict[str, int]]:
     return {(str(line.day), line.model): line.causes for line in found.lines if line.causes}
 
 
+def test_what_tenants_pay_by_their_own_keys_is_on_their_invoices(meter: Meter, tmp_path: Path) -> None:
+    for paid_by in ("platform", "tenant"):
+        with meter.session(tags={"paid_by": paid_by}):
+            spend(meter, "exact")
+    spend(meter, "exact")  # past a gateway, where nobody says it
+    path = invoice(tmp_path / "i.csv", ("2026-11-03", "exact", "0.0026", 2, 2000, 200))
+    assert compare(meter, path).difference == 0
+    assert causes(compare(meter, path)) == {}
+
+
 def test_each_planted_cause_is_found_and_none_is_left_once_booked(
     meter: Meter, clock: Clock, tmp_path: Path
 ) -> None:
