@@ -77,7 +77,7 @@ class Pricing:
         self._lasting: dict[tuple[str, str | None], ModelPricing] = {}
         self._passing: dict[tuple[str, str | None], ModelPricing | UnknownPrice] = {}
         self._replies: dict[tuple[str, str | None, str], tuple[ModelPricing, float, ReplyPricing]] = {}
-        self._past: dict[tuple[str, str | None, date], ModelPricing] = {}
+        self._past: dict[tuple[str, str | None, date], ModelPricing | None] = {}
         self._lock = threading.Lock()
 
     @property
@@ -121,10 +121,14 @@ class Pricing:
     def find_at(self, model: str, provider: str | None, when: datetime) -> ModelPricing:
         """The pricing of `model` on a day that is past; see `find`."""
         key = (model, provider, when.date())
-        found = self._past.get(key)
+        if key not in self._past:
+            try:
+                _remember(self._past, key, self._compile(model, provider, when))
+            except UnknownPrice:
+                _remember(self._past, key, None)
+        found = self._past[key]
         if found is None:
-            found = self._compile(model, provider, when)
-            _remember(self._past, key, found)
+            raise UnknownPrice(model, provider)
         return found
 
     def context_window(self, model: str, provider: str | None = None) -> int | None:
