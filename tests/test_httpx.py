@@ -180,6 +180,7 @@ def test_an_sdk_over_a_metered_client_is_counted_once(sandbox: Sandbox) -> None:
             Found("embed_content", "gemini-embedding-001"),
         ),
         ("/v1beta/models/gemini-2.5-flash:batchGenerateContent", Found("batchGenerateContent")),
+        ("/v1beta/interactions", Found("interactions")),
         ("/upload/v1beta/files", None),
         ("/v1beta/models/gemini-2.5-flash:countTokens", None),
         ("/model/amazon.nova-pro-v1%3A0/converse-stream", Found("converse-stream")),

@@ -22,6 +22,7 @@ EMBEDDINGS = frozenset({"embeddings", gemini.EMBED})
 
 # https://learn.microsoft.com/azure/ai-services/openai/reference: Azure has the model in the path.
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
+_VERSION = re.compile(r"/v1(?:(?:alpha|beta)\d*)?(?=/)")
 _FILES = re.compile(r"(?:/upload)?/v1[a-z0-9]*/files(?::register)?$")
 """Gemini's, which are kept for nothing: https://ai.google.dev/gemini-api/docs/files"""
 _COUNTING = frozenset({"countTokens", "computeTokens", "count-tokens"})
@@ -81,7 +82,8 @@ def find(method: str, path: str) -> Found | None:
     if ":" in last or "/model/" in path:  # Google's verbs, Bedrock's
         verb = last.rpartition(":")[2]
         return None if verb in _COUNTING else Found(verb or "post")
-    own = path[path.index("/v1/") + 3 :] if "/v1/" in path else path
+    version = _VERSION.search(path)
+    own = path[version.end() :] if version is not None else path
     family = openai.operation_of(method, own)
     return None if family is None or anthropic.operation_of(method, own) is None else Found(family)
 

@@ -1,6 +1,6 @@
 """What of google-genai's own we stand on; nothing else of it is touched that is not public.
 
-Read with google-genai 1.56 and 3.6: `genai.Client` and each of its parts (`models`, `aio`, …) keep one
+Read with google-genai 2.34 and 3.6: `genai.Client` and each of its parts (`models`, `aio`, …) keep one
 `BaseApiClient` as `_api_client`. That sends by `_httpx_client` and `_async_httpx_client`, or, awaited and
 where `_use_aiohttp` says so, by aiohttp; by a session of google-auth where a device has a certificate. It
 retries around that, in `_request` and `_async_request`; `request_streamed` and `async_request_streamed` are
