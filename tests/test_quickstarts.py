@@ -59,6 +59,21 @@ SHOWS = {
         "search ",
         "total",
     ],
+    "litellm_client.py": [
+        "One call:",
+        "A streamed one:",
+        "Stopped before call",
+        "session conversation-42",
+        "total",
+    ],
+    "openai_agents.py": [
+        "Two agents, a tool:",
+        "A streamed run:",
+        "Stopped before run",
+        "conversation-42",
+        "teller",
+        "total",
+    ],
     "pydantic_ai_agent.py": [
         "An agent, with a tool:",
         "A streamed one:",
@@ -70,6 +85,8 @@ SHOWS = {
     ],
 }
 NEEDS = {
+    "litellm_client.py": "litellm",
+    "openai_agents.py": "agents",
     "pydantic_ai_agent.py": "pydantic_ai",
     "openai_client.py": "openai",
     "anthropic_client.py": "anthropic",

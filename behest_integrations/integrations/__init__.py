@@ -11,8 +11,10 @@ from .anthropic import AnthropicDoor
 from .google_genai import GoogleGenAIDoor
 from .http import HTTPDoor
 from .langchain import LangChainDoor
+from .litellm import LiteLLMDoor
 from .llama_index import LlamaIndexDoor
 from .openai import OpenAIDoor
+from .openai_agents import OpenAIAgentsDoor
 from .pydantic_ai import PydanticAIDoor
 
 
@@ -24,5 +26,7 @@ class Doors(
     LangChainDoor,
     LlamaIndexDoor,
     PydanticAIDoor,
+    OpenAIAgentsDoor,
+    LiteLLMDoor,
 ):
     """Every framework that a meter can be put into."""

@@ -64,12 +64,15 @@ class Shortfall(Balance):
         around: what is held by what the call is made inside of (a tool with a price), where that
             alone leaves too little: it ends only after the call.
         key: the bucket's shape and scope key, by which the ledger knows it.
+        cut_at: the output tokens that it left for an answer, which was cut off there; 0: the call was
+            not made.
     """
 
     asked: int
     frees_at: datetime | None = None
     around: int = 0
     key: tuple[str, str] = field(default=("", ""), repr=False)
+    cut_at: int = 0
 
     def say(self, reason: Reason, now: datetime) -> str:
         """The refusal for people: what happened, the numbers, what to do next."""
@@ -105,7 +108,7 @@ class Shortfall(Balance):
             advice = f"Enough of it frees up at {self.frees_at:%Y-%m-%d %H:%M:%S %Z} (in {seconds} s)."
         else:
             advice = "Raise the budget to go on."
-        return (
-            f'Budget "{self.budget}"{whom} refused the call before it reached the provider: {numbers}. '
-            f"{advice}"
-        )
+        what = "refused the call before it reached the provider"
+        if self.cut_at:
+            what = f"had room for {self.cut_at:,} tokens of an answer, which was cut off there"
+        return f'Budget "{self.budget}"{whom} {what}: {numbers}. {advice}'

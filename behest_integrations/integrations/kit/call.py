@@ -14,6 +14,7 @@ from ...engine.holds import Hold
 from ...engine.layers import Offer, offering
 from ...engine.outcomes import Outcome
 from ...engine.steps import Steps
+from .cutting import note
 from .generation import Generation, Heard
 
 log = logging.getLogger("behest")
@@ -51,6 +52,7 @@ class Call:
     def _reserve(self) -> Steps[Hold]:
         self.generation, hold = yield from self.generation.reserving()
         self._hold, self._offer = hold, Offer(hold, "model")
+        note(hold)
         return hold
 
     @contextmanager

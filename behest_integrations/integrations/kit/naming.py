@@ -38,3 +38,18 @@ def id_in(metadata: Mapping[str, Any], *names: str) -> str | None:
         if value is not None and value != "":
             return cast(str, value)  # Attribution checks it
     return None
+
+
+def ids_of(held: object) -> Attribution:
+    """Whom what people hand to a run names: a mapping, or an object's own attributes; no property is asked.
+
+    Raises:
+        ConfigError: something there cannot be an id.
+    """
+    values = held if isinstance(held, Mapping) else getattr(held, "__dict__", None)
+    if not isinstance(values, Mapping):
+        return NOBODY
+    return said_in({n: v for n in _IN_OBJECTS if isinstance(v := values.get(n), (str, int, UUID))})
+
+
+_IN_OBJECTS = ("session_id", "user_id", "end_user_id", "project", "tenant")

@@ -20,6 +20,7 @@ from ...engine.ruling import looks_through, screened
 from ...engine.steps import Aside, Steps
 from ...prices import provider_for_url
 from ...rules.attribution import NOBODY, SESSION_HEADER, USER_HEADER, from_headers
+from .cutting import note
 from .response import watch_response
 from .terms import Terms
 from .undo import Undo
@@ -78,6 +79,7 @@ class Call:
         if hold is None:
             hold = yield from engine.reserving(exchange.plan)
         self._open = hold
+        note(hold)
         body = exchange.reserved(hold)
         if options.files is None and (options.json_data is not None or options.extra_json is not None):
             options.json_data, options.extra_json = body, None

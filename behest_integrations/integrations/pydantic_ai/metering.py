@@ -7,7 +7,6 @@ to its budgets here, by what Pydantic AI is about to send.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -256,7 +255,7 @@ def _with_inner(engine: Engine, model: Any, provider: str | None) -> Any:
     def metered(inner: Any) -> Any:
         return inner if isinstance(inner, Metered) else meter_model(engine, inner, provider)
 
-    outer = copy.copy(model)
+    outer = as_class(model, type(model))
     for name in INNER:
         held = vars(outer).get(name)
         if isinstance(held, (list, tuple)):

@@ -13,7 +13,7 @@ from ...prices import provider_for_url, provider_named
 from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import Usage, believable
 from ..kit.generation import Heard
-from ..kit.naming import id_in, said_in
+from ..kit.naming import id_in, ids_of, said_in
 from ..kit.settings import output_limit
 
 # ── what is asked ──────────────────────────────────────────────────────────────────────
@@ -173,7 +173,7 @@ def attribution_of(context: Any) -> tuple[Attribution, Attribution]:
     metadata = getattr(context, "metadata", None)
     name = getattr(getattr(context, "agent", None), "name", None)
     said = said_in(metadata) if isinstance(metadata, Mapping) else NOBODY
-    own = _ids_of(getattr(context, "deps", None))
+    own = ids_of(getattr(context, "deps", None))
     session = id_in({"session": getattr(context, "conversation_id", None)}, "session")
     if session is not None and session != getattr(context, "run_id", None) and not _is_made_up(session):
         own = Attribution(session_id=session).over(own)
@@ -188,18 +188,6 @@ def _is_made_up(session: str) -> bool:
         return UUID(session).version == 7
     except ValueError:
         return False
-
-
-def _ids_of(deps: Any) -> Attribution:
-    """Whom a run's dependencies name, where they are a mapping or have such attributes."""
-    held = deps if isinstance(deps, Mapping) else getattr(deps, "__dict__", None)
-    if not isinstance(held, Mapping):
-        return NOBODY
-    plain = {n: v for n in _IN_DEPS if isinstance(v := held.get(n), (str, int, UUID))}
-    return said_in(plain)
-
-
-_IN_DEPS = ("session_id", "user_id", "end_user_id", "project", "tenant")
 
 
 # ── what came back ─────────────────────────────────────────────────────────────────────
