@@ -262,6 +262,15 @@ def test_what_cannot_be_bounded_is_refused(sandbox: Sandbox) -> None:
         assert entries(meter) == []
 
 
+def test_what_is_billed_in_other_ways_is_counted_once(sandbox: Sandbox) -> None:
+    to = {"api_base": sandbox.base_url, "api_key": "none"}
+    for way in ("litellm", "instrument"):
+        with Meter("memory://", budgets=["$1"], allow={"images": "$0.05"}) as meter:
+            with getattr(meter, way)(), suppress(Exception):  # the sandbox draws nothing
+                litellm.image_generation(prompt="a cat", model="openai/gpt-image-1", **to, max_retries=0)
+            assert [(e.operation, e.cost) for e in entries(meter)] == [("images", 50_000_000)], way
+
+
 def test_near_the_cap_answers_get_shorter(sandbox: Sandbox) -> None:
     for kind, asked in KINDS.items():
         with Meter("memory://", budgets=["100 output tokens per session"]) as meter, meter.litellm():
@@ -348,10 +357,16 @@ def test_64_tasks_through_a_router() -> None:
             return routes.acompletion("m", HELLO, max_tokens=ANSWER, user=who, metadata=ids(who))
 
         arun(in_tasks(ask))
-        settled(sandbox, 99)
+        settled(sandbox, 98)
         assert_sound(meter)
-        assert_agrees(meter, sandbox)
-        assert_whose(meter, sandbox)
+        # A connection that has idled for too long may break under a request, which never arrives: that is
+        # booked at its worst, and made again.
+        booked = [e for e in entries(meter) if e.status == "settled"]
+        lost = [e for e in entries(meter) if e.status == "assumed"]
+        assert sum(e.cost or 0 for e in booked) == sandbox.bill.total() * 10**9
+        assert len(lost) == len(entries(meter)) - sandbox.requests
+        assert all(e.note == "no answer: ReadError" for e in lost)
+        assert_whose(meter, sandbox, exact=not lost)
 
 
 @pytest.mark.parametrize("kind", KINDS)

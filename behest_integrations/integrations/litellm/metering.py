@@ -7,8 +7,9 @@ import contextvars
 import functools
 import inspect
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -17,11 +18,14 @@ import litellm
 
 from ...calls.exchange import Exchange
 from ...engine.engine import Engine
+from ...engine.layers import seen
 from ...engine.steps import in_loop
 from ...rules.errors import ConfigError
+from ..kit import stainless
 from ..kit.call import Call
 from ..kit.clients import metered_clients
 from ..kit.generation import Generation
+from ..kit.metered import plain
 from ..kit.undo import Undo
 from .internals import (
     ATTEMPTS,
@@ -138,6 +142,19 @@ def _arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict
     return {**dict(zip(signature.parameters, args, strict=False)), **kwargs}
 
 
+_counted_here: ContextVar[bool] = ContextVar("behest_litellm_counted", default=False)
+"""Whether what is asked has been counted already, and is not to be once more by the client beneath."""
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    token = _counted_here.set(True)
+    try:
+        yield
+    finally:
+        _counted_here.reset(token)
+
+
 def _counted(engine: Engine, operation: str, own: Any) -> Any:
     """What is billed in other ways is a call that needs a price of its own."""
     signature = inspect.signature(own)
@@ -157,7 +174,8 @@ def _counted(engine: Engine, operation: str, own: Any) -> Any:
                 exchange = planned(args, kwargs)
                 hold = await engine.areserve(exchange.plan)
                 try:
-                    return await own(*args, **kwargs)
+                    with seen(), _counting():
+                        return await own(*args, **kwargs)
                 finally:
                     hold.post(exchange.complete())
 
@@ -169,7 +187,8 @@ def _counted(engine: Engine, operation: str, own: Any) -> Any:
             exchange = planned(args, kwargs)
             hold = engine.run(engine.reserving(exchange.plan, wait=not in_loop()))
             try:
-                return own(*args, **kwargs)
+                with seen(), _counting():
+                    return own(*args, **kwargs)
             finally:
                 hold.post(exchange.complete())
 
@@ -182,6 +201,8 @@ def _client(engine: Engine, own: Any) -> Any:
     @functools.wraps(own)
     def method(*args: Any, **kwargs: Any) -> Any:
         client = own(*args, **kwargs)
+        if _counted_here.get():
+            return plain(client) if isinstance(client, stainless.Metered) else client
         return metered_clients(engine, {"client": client}, None).get("client", client)
 
     return method

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...calls.exchange import Exchange
 from ...engine.engine import Engine
+from ...engine.layers import seen
 from ...rules.attribution import in_run
 from ...rules.errors import ConfigError
 from ..kit.call import Call
@@ -165,7 +166,8 @@ async def _count(model: Any, operation: str, send: Callable[[], Awaitable[Any]])
     )
     hold = await terms.engine.areserve(exchange.plan)
     try:
-        return await send()
+        with seen():
+            return await send()
     finally:
         hold.post(exchange.complete())
 
