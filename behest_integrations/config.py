@@ -134,6 +134,8 @@ class Config(_Strict):
     strict: bool | None = None
     policy: dict[str, Any] | None = None
     """What may be asked at all; see `policy.settings`."""
+    guards: dict[str, Any] | None = None
+    """What ends sessions that go on without end; see `engine.guards`."""
     downgrade: dict[str, str] | None = None
     downgrade_at: int | None = None
     alerts: dict[str, Any] | None = None

@@ -41,6 +41,7 @@ from .wire.hangups import ON_ABANDONED, OnAbandoned
 
 if TYPE_CHECKING:
     from .engine.alerting import AlertSettings
+    from .engine.guards import Guarding, Guards
     from .engine.telemetry import Telemetry
     from .integrations.seen import Sighting
     from .policy import Policing, Policy, Rule
@@ -110,6 +111,8 @@ class Meter(Doors):
             only warn of them.
         policy: what may be asked at all, and for whom: a `behest_integrations.policy.Policy`, or what
             ``[policy]`` of a file says, as a dict; see `policy.settings`.
+        guards: what ends a session that goes round in circles, or without end: what ``[guards]`` of a file
+            says, as a dict: ``{"same_tool_call": 5, "steps": 200, "minutes": 30}``; see `engine.guards`.
         downgrade: by a model's name, the name of a cheaper one that stands in for it where a budget in
             dollars is nearly used up, or where only the cheaper one fits: ``{"gpt-4o": "gpt-4o-mini"}``.
             Names are those that are sent; chains are followed. The entry tells which model was asked for.
@@ -162,6 +165,7 @@ class Meter(Doors):
         policy: Policy | Rule | Mapping[str, Any] | Sequence[Any] | None = None,
         hosts: Iterable[str] = (),
         strict: bool = False,
+        guards: Guards | Mapping[str, Any] | None = None,
         downgrade: Mapping[str, str] | None = None,
         downgrade_at: int = 80,
         leases: bool = False,
@@ -177,6 +181,7 @@ class Meter(Doors):
         one_of(strict, (True, False), "strict")
         self._given: Mapping[str, Any] = given
         pricing = Pricing(prices, aliases, price_list)
+        guarding = _guarding(guards)
         planner = Planner(
             owner=self,
             budgets=budgets,
@@ -190,6 +195,7 @@ class Meter(Doors):
             defaults=_defaults(session, user, project, tenant),
             thresholds=thresholds,
             require=require,
+            steps=guarding.budget if guarding is not None else None,
         )
         wait = not_negative(wait, "wait")
         lease_ms = int(not_negative(lease, "lease") * 1000)
@@ -212,6 +218,7 @@ class Meter(Doors):
             telemetry=_telemetry() if one_of(telemetry, (True, False), "telemetry") else None,
             policy=_policing(policy),
             hosts=given["hosts"],
+            guarding=guarding,
             downgrade=_downgrade(downgrade, downgrade_at, pricing),
             leases=one_of(leases, (True, False), "leases"),
         )
@@ -431,7 +438,11 @@ class Meter(Doors):
 
     def _begin(self) -> None:
         """Tell the store which budgets are in force, and hear what others have learnt."""
-        listed = [(b.shape, str(b), b.zone or self._planner.zone) for b in self._planner.budgets]
+        steps = self.guarding.budget if self.guarding is not None else None
+        listed = [
+            (b.shape, str(b), b.zone or self._planner.zone)
+            for b in (*self._planner.budgets, *([steps] if steps is not None else ()))
+        ]
         try:
             if listed:
                 self._say_changed()
@@ -641,6 +652,15 @@ def _alerting(alerts: AlertSettings | Mapping[str, Any] | None) -> AlertSettings
     from .engine.alerting import AlertSettings
 
     return AlertSettings.of(alerts)
+
+
+def _guarding(guards: Guards | Mapping[str, Any] | None) -> Guarding | None:
+    """What ends sessions that go on without end; nothing of it is imported where nothing does."""
+    if guards is None:
+        return None
+    from .engine.guards import Guarding, Guards
+
+    return Guarding(Guards.of(guards))
 
 
 def _downgrade(models: Mapping[str, str] | None, at: int, pricing: Pricing) -> Downgrade | None:

@@ -40,6 +40,7 @@ from ..wire.hangups import OnAbandoned
 from ..wire.replies import looks_like_events, parse_json
 from ..wire.standing_in import may_stand_in
 from ..wire.tokens import estimate_tokens
+from ..wire.tool_calls import conversation_of
 from .restoring import RestoringReader, restored_body
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Exchange:
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
         PolicyRefused: the policy forbids it.
+        LoopDetected: it shows the same tool called again and again.
     """
 
     def __init__(
@@ -108,6 +110,11 @@ class Exchange:
         self._ask_usage = ask_usage and engine.stream_usage
         if body_names:
             fallback = fallback.over(from_body(body))
+        if engine.guarding is not None and instead is None:
+            asks = str(body.get("model") or "")
+            engine.guarding.look(
+                engine.planner, engine.auditor, operation, asks, partial(conversation_of, body), who, fallback
+            )
         outer: Hold | None = None
         verdict = asked = None
         self._restorer: Restorer | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..rules.errors import BudgetExceeded, CallRefused, UnknownPrice, Unmetered
+from ..rules.errors import BudgetExceeded, CallRefused, LoopDetected, UnknownPrice, Unmetered
 from . import store as stores
 from .advice import in_shell
 from .ledger import groups
@@ -78,6 +78,8 @@ def run(
 def _ended(refusal: CallRefused) -> str:
     if isinstance(refusal, BudgetExceeded):
         return "ended by its budget."
+    if isinstance(refusal, LoopDetected):
+        return f"ended by the loop guard ({refusal.guard})."
     if isinstance(refusal, UnknownPrice):
         return f"ended by a call that was refused: no price is known for {refusal.model!r}."
     if isinstance(refusal, Unmetered):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..ledger.audit import Decision
 from ..ledger.base import Ledger
 from ..rules.attribution import Attribution
-from ..rules.errors import BudgetExceeded, CallRefused, PolicyRefused
+from ..rules.errors import BudgetExceeded, CallRefused, LoopDetected, PolicyRefused
 
 if TYPE_CHECKING:
     from ..policy import Verdict
@@ -40,7 +40,7 @@ def of_whom(who: Attribution) -> dict[str, Any]:
 
 
 class Auditor:
-    """Writes the decisions of an engine that has a policy.
+    """Writes the decisions of an engine that has a policy or guards.
 
     Args:
         everything: whether calls that go ahead as they were are written, too.
@@ -75,6 +75,8 @@ class Auditor:
             rule, details = error.rule, {"why": error.kind, **error.found}
         elif isinstance(error, BudgetExceeded):
             rule, details = error.budget, {"why": f"budget {error.reason}"}
+        elif isinstance(error, LoopDetected):
+            rule, details = f"guards.{error.guard}", {"why": "loop", "times": error.times}
         decision = Decision(
             self._clock(),
             "refused",

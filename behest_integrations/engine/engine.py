@@ -28,7 +28,7 @@ from ..ledger.operations import Operation
 from ..rules.attribution import NOBODY, Attribution
 from ..rules.balance import Balance, Shortfall
 from ..rules.budgets import Budget
-from ..rules.errors import BudgetExceeded, CallRefused, StoreError
+from ..rules.errors import BudgetExceeded, CallRefused, LoopDetected, StoreError
 from ..wire import RequestBound
 from ..wire.hangups import OnAbandoned, bills_on
 from .alerts import Alerts
@@ -52,11 +52,13 @@ from .writing import Unwritten, Writing, dropping
 if TYPE_CHECKING:
     from ..policy import Policing, Verdict
     from .downgrade import Downgrade
+    from .guards import Guarding
     from .telemetry import Telemetry
 
 log = logging.getLogger("behest")
 
 T = TypeVar("T")
+E = TypeVar("E", bound="BudgetExceeded | LoopDetected")
 OnUnknown = Literal["assume", "estimate", "release"]
 OnStoreError = Literal["refuse", "allow"]
 
@@ -82,6 +84,7 @@ class Engine:
         policy: what may be asked at all; None: anything.
         on_abandoned: by provider, and "" for all others; see `Meter`.
         hosts: that serve models, besides those that are known.
+        guarding: what keeps sessions from going on without end; None: nothing does.
         downgrade: which cheaper models stand in for others, and when; None: none does.
         leases: whether slices are taken of budgets that many processes write.
     """
@@ -105,6 +108,7 @@ class Engine:
         hosts: frozenset[str] = frozenset(),
         downgrade: Downgrade | None = None,
         leases: bool = False,
+        guarding: Guarding | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock or ledger.now_ms
@@ -121,7 +125,11 @@ class Engine:
         self._counting: Callable[[Booked], None] | None = None
         self.policy = policy
         self.downgrade = downgrade
-        self.auditor = None if policy is None else Auditor(ledger, policy.policy.audit.allowed, self._clock)
+        self.guarding = guarding
+        self.auditor: Auditor | None = None
+        if policy is not None or guarding is not None:
+            everything = policy is not None and policy.policy.audit.allowed
+            self.auditor = Auditor(ledger, everything, self._clock)
         self.notices = Notices()
         self.kept: dict[Any, Any] = {}
         """What doors keep with this engine; see `PerEngine`."""
@@ -242,6 +250,8 @@ class Engine:
         # Ids that grow with time keep the store's trees together; the rest is random, so that
         # processes, and children of a fork, never share one.
         call_id = f"{now:012x}{os.urandom(8).hex()}"
+        if self.guarding is not None:
+            yield from self._in_time(plan, now)
         replaces, plan.outer = plan.outer, None
         if isinstance(replaces, Hold) and replaces.draw is not None:
             replaces.draw.put_back()
@@ -329,6 +339,14 @@ class Engine:
             if place is not None:
                 place.leave()
 
+    def _in_time(self, plan: Plan, now: int) -> Steps[None]:
+        assert self.guarding is not None
+        try:
+            yield from self.guarding.within_time(self.auditor, plan, now)
+        except StoreError:
+            if self._on_store_error == "refuse":
+                raise
+
     def _check_lines(self, plan: Plan, now: int) -> None:
         """Others wait for room already: whoever is only trying does not go before them."""
         claims = self._planner.claims(plan, now)
@@ -411,7 +429,11 @@ class Engine:
         tightest = hold.reserved.tightest if hold.reserved is not None else None
         return None if tightest is None else self._planner.balance(hold.plan.budgets, tightest)
 
-    def _exceeded(self, refused: Refused, plan: Plan, around: int) -> BudgetExceeded:
+    def _exceeded(self, refused: Refused, plan: Plan, around: int) -> BudgetExceeded | LoopDetected:
+        error = self.guarding.counted(refused, plan) if self.guarding is not None else None
+        return self._told(error or self._short(refused, plan, around), plan)
+
+    def _short(self, refused: Refused, plan: Plan, around: int) -> BudgetExceeded:
         say_tier(self.notices, refused, plan)
         there = Standing(refused.claim, refused.limit, refused.spent, refused.held)
         balance = self._planner.balance(plan.budgets, there)
@@ -419,7 +441,10 @@ class Engine:
             **vars(balance), asked=refused.asked, frees_at=when(refused.frees), around=around,
             key=refused.claim.key[:2],
         )  # fmt: skip
-        error = BudgetExceeded(short, "exhausted" if around else refused.reason, now=when(self._clock()))
+        return BudgetExceeded(short, "exhausted" if around else refused.reason, now=when(self._clock()))
+
+    def _told(self, error: E, plan: Plan) -> E:
+        """A refusal, when all have been told of it."""
         if self.auditor is not None:
             self.auditor.refused(error, plan.who, plan.operation, plan.model)
         if self._telemetry is not None:

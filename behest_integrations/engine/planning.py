@@ -62,6 +62,7 @@ class Planner:
         defaults: Attribution,
         thresholds: Sequence[int],
         require: str | Iterable[str] = (),
+        steps: Budget | None = None,
     ) -> None:
         self._owner = owner
         self._shapes: dict[tuple[Any, ...], Shape] = {}
@@ -75,6 +76,8 @@ class Planner:
         self._tiers = _tiers(service_tier)
         self._defaults = defaults
         self._required = parse_required(require)
+        self._steps = steps
+        """Counts the calls of each session, for the loop guard."""
         if any(isinstance(t, bool) or not isinstance(t, int) or t < 1 for t in thresholds):
             raise ConfigError(f"thresholds are whole percentages of at least 1: {thresholds!r}")
         self._thresholds = tuple(sorted(set(thresholds)))
@@ -139,6 +142,8 @@ class Planner:
         asked: str | None,
     ) -> Shape:
         budgets = tuple(self.applicable(who, model, stages))
+        if self._steps is not None and (stages or who.session_id is not None) and operation != TOOL:
+            budgets = (*budgets, stages[-1].within(self._steps) if stages else self._steps)
         metered = operation in METERED_OPERATIONS
         pricing = None
         if operation != TOOL:
@@ -368,7 +373,7 @@ class Planner:
             window.end if window else None,
             rolling,
             budget.slot_ms if rolling else 0,
-            self._thresholds,
+            self._thresholds if self._steps is None or budget.text != self._steps.text else (),
             budget.soft,
         )
 

@@ -36,6 +36,10 @@ class Stage:
     budgets: tuple[Budget, ...]
     who: Attribution
 
+    def within(self, budget: Budget) -> Budget:
+        """A budget as one of this run of the stage, and of no other."""
+        return replace(budget, stage=self.budgets[0].stage)
+
 
 def _add(stage: Stage, around: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return (*around, stage)

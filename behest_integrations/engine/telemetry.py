@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ..rules.errors import BudgetExceeded, need
+from ..rules.errors import BudgetExceeded, LoopDetected, need
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -94,15 +94,15 @@ class Telemetry:
         """Where a call is made: kept with its hold, for its end may be seen elsewhere."""
         return self._context.get_current()
 
-    def refused(self, error: BudgetExceeded, plan: Plan) -> None:
-        """A call did not fit in a budget."""
+    def refused(self, error: BudgetExceeded | LoopDetected, plan: Plan) -> None:
+        """A call did not fit in a budget, or its session has made too many."""
         self._refusals.add(
             1,
             {
                 OPERATION: plan.operation,
                 REQUEST_MODEL: self._bounded(plan.model),
                 REASON: error.reason,
-                UNIT: error.shortfall.unit,
+                UNIT: error.shortfall.unit if isinstance(error, BudgetExceeded) else "calls",
             },
         )
 

@@ -21,6 +21,7 @@ from ..rules.errors import (
     BehestError,
     BudgetExceeded,
     ConfigError,
+    LoopDetected,
     MissingExtra,
     PolicyRefused,
     StoreError,
@@ -50,7 +51,7 @@ _CODES = {
 CODES = frozenset(
     {*_CODES.values(), "server_error", "store_unavailable", "unknown_price", "unbounded", "model_not_found",
      "model_not_allowed", "origin_not_allowed", "policy_refused", "pii_blocked", "content_blocked",
-     "provider_key_unusable", "provider_key_refused", "project_paused",
+     "loop_detected", "provider_key_unusable", "provider_key_refused", "project_paused",
      "payload_too_large", "unsupported_media_type"}
 )  # fmt: skip
 """Every code of our own."""
@@ -148,6 +149,9 @@ def problem_of(error: BehestError, *, tier: str | None = None) -> Problem:
         status = 403 if error.code == "policy_refused" else 451
         details = {"rule": error.rule, "kind": error.kind, "found": error.found}
         return Problem(status, str(error), code=error.code, details=details, retry=False)
+    if isinstance(error, LoopDetected):
+        said = {"guard": error.guard, "times": error.times, "limit": error.limit, "tool": error.tool}
+        return Problem(403, str(error), code="loop_detected", details=said, retry=False)
     if isinstance(error, StoreError):
         message = "The ledger cannot be written, so the call was refused before it reached the provider."
         return Problem(503, message, code="store_unavailable", retry=error.retryable, after=1)

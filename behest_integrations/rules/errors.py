@@ -10,6 +10,7 @@
     │   ├── Unbounded                   its worst case cannot be known
     │   ├── Unattributed                it does not say whom it is for
     │   ├── Unmetered                   nothing has metered it, and that is not to be
+    │   ├── LoopDetected                its session goes round in circles, or without end
     │   └── PolicyRefused               a rule of the policy forbids it
     └── StoreError (RuntimeError)       the ledger cannot be read or written
 
@@ -271,6 +272,58 @@ class PolicyRefused(CallRefused):
     def __reduce__(self) -> tuple[object, ...]:
         state = {"rule": self.rule, "kind": self.kind, "found": self.found}
         return (_rebuild, (type(self), self.args, state))
+
+
+class LoopDetected(CallRefused):
+    """A call of a session that goes round in circles, or without end: the loop guard has refused it.
+
+    Attributes:
+        guard: ``same_tool_call``, ``steps`` or ``minutes``.
+        times: how often the tool was called, how many calls the session has made, or since how many minutes.
+        limit: how many are allowed.
+        session: the session's id, if it has one; stage: the path of the stages that it was made in.
+        tool: the name of the tool that was called again and again; None for the other guards. What it was
+            called with is not told.
+        reason: ``loop``.
+    """
+
+    reason = "loop"
+
+    def __init__(
+        self,
+        guard: str,
+        times: int,
+        limit: float,
+        *,
+        session: str | None = None,
+        stage: str | None = None,
+        tool: str | None = None,
+    ) -> None:
+        self.guard, self.times, self.limit = guard, times, limit
+        self.session, self.stage = session, stage
+        self.tool = tool if tool is None else tool[:_LONGEST_NAME]
+        whose = f"stage {stage!r}" if stage is not None else f"session {session!r}"
+        if guard == "same_tool_call":
+            what = (
+                f"the tool {self.tool!r} has been called {times} times in a row with the same arguments, and "
+                f"less than {limit} are allowed (same_tool_call). A tool that may be repeated is named in "
+                f"allow_repeats"
+            )
+        elif guard == "steps":
+            what = f"{whose} has made {times:,} calls, of the {limit:,} that are allowed (steps)"
+        else:
+            what = f"{whose} has been calling for {times:,} minutes, and {limit:g} are allowed (minutes)"
+        super().__init__(
+            f"The loop guard refused this call before it reached the provider: {what}. Guards are set by "
+            "Meter(guards=...), or [guards] in behest.toml; another run is another session."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args, dict(vars(self))))
+
+
+_LONGEST_NAME = 64
+"""Characters of a tool's name: a model writes it."""
 
 
 class StoreError(BehestError, RuntimeError):

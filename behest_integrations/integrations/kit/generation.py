@@ -26,6 +26,7 @@ from ...rules.usage import Usage
 from ...wire import RequestBound, bound_request
 from ...wire.fields import CONTAINERS
 from ...wire.standing_in import may_stand_in
+from ...wire.tool_calls import conversation_of
 from .settings import LIMIT_NAMES
 
 if TYPE_CHECKING:
@@ -71,12 +72,14 @@ class Generation:
         view, remade: what is sent, as JSON, and the request from a view whose texts were changed; None: the
             adapter cannot change it.
         unread: kinds of content that go with it and are not in the request.
+        conversation: what has been said so far, for `wire.tool_calls`; None: as in the request.
         model_field: the field of the model object that names the model; None: it cannot be changed.
         instead: the same call as it was asked for, where `request` names a cheaper model alone.
 
     Raises:
         ConfigError, UnknownPrice, Unbounded: the request cannot be bounded.
         PolicyRefused: the policy forbids it.
+        LoopDetected: it shows the same tool called again and again.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Generation:
         view: Mapping[str, Any] | None = None,
         remade: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         unread: Sequence[str] = (),
+        conversation: Callable[[], Sequence[Any]] | None = None,
         model_field: str | None = None,
         instead: Generation | None = None,
     ) -> None:
@@ -111,6 +115,17 @@ class Generation:
             if not may_stand_in(request, asked):
                 raise ConfigError(f"{request['model']!r} does not take what {asked!r} is sent")
         fallback = fallback.over(from_body(request))
+        if engine.guarding is not None and instead is None:
+            said = conversation or partial(conversation_of, request)
+            engine.guarding.look(
+                engine.planner,
+                engine.auditor,
+                operation,
+                str(request.get("model") or ""),
+                said,
+                who,
+                fallback,
+            )
         options: dict[str, Any] = {"can_limit": can_limit, "choices": choices, "input_tokens": input_tokens}
         verdict = None
         self.restorer: Restorer | None = None

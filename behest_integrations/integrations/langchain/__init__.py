@@ -99,8 +99,8 @@ class LangChainDoor(Engine):
         """Middleware for `create_agent(..., middleware=[meter.langchain_middleware()])`.
 
         Args:
-            on_exceeded: ``raise`` `BudgetExceeded`, or ``end`` the agent with a message that
-                says why; or ``ask``: interrupt the graph with the numbers, and go on with what is
+            on_exceeded: ``raise`` `BudgetExceeded` (or `LoopDetected`), or ``end`` the agent with a
+                message that says why; or ``ask``: interrupt the graph with the numbers, and go on with what is
                 granted (`Command(resume={"grant": "$2"})`). That needs a checkpointer; see `asking`.
             cheaper: the model to go on with once a budget has been used up to `cheaper_at`.
             cheaper_at: percent of the fullest budget that applies.

@@ -33,7 +33,7 @@ from ..kit.metered import METERED_BY
 from ..kit.runs import Runs
 from ..kit.settings import output_limit, url_in
 from .quiet import tell_refusals_once
-from .translate import Chunks, attribution_of, cached, hear, name_model, request_as_wire
+from .translate import Chunks, attribution_of, cached, conversation_of, hear, name_model, request_as_wire
 from .twofold import Twofold
 
 log = logging.getLogger("behest")
@@ -160,6 +160,7 @@ class BehestCallbackHandler(BaseCallbackHandler):
         generation = Generation(
             self.engine,
             request,
+            conversation=lambda: conversation_of(messages),
             operation=operation,
             who=who,
             fallback=fallback,

@@ -14,7 +14,7 @@ from ...engine.costs import CostScope
 from ...engine.engine import Engine
 from ...engine.steps import Steps
 from ...rules.checks import one_of
-from ...rules.errors import BudgetExceeded, ConfigError
+from ...rules.errors import BudgetExceeded, ConfigError, LoopDetected
 from .model import is_metered, meter_model
 from .translate import attribution_of
 
@@ -54,7 +54,7 @@ class BudgetMiddleware(AgentMiddleware):
 
         try:
             return self._tried(attempt)
-        except BudgetExceeded as error:
+        except (BudgetExceeded, LoopDetected) as error:
             return self._ended(error)
 
     async def awrap_model_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -63,7 +63,7 @@ class BudgetMiddleware(AgentMiddleware):
 
         try:
             return await self._atried(attempt)
-        except BudgetExceeded as error:
+        except (BudgetExceeded, LoopDetected) as error:
             return self._ended(error)
 
     def _tried(self, attempt: Callable[[], T]) -> T:
@@ -103,11 +103,12 @@ class BudgetMiddleware(AgentMiddleware):
             return request.override(model=model)
         return request.override(model=meter_model(self.engine, model))
 
-    def _ended(self, error: BudgetExceeded) -> Any:
+    def _ended(self, error: BudgetExceeded | LoopDetected) -> Any:
         if not self._end:
             raise error
+        what = "budget for" if isinstance(error, BudgetExceeded) else "loop guard of"
         return AIMessage(
-            content=f"The budget for this conversation does not allow another step. {error}",
+            content=f"The {what} this conversation does not allow another step. {error}",
             response_metadata={"behest": error.reason},
         )
 

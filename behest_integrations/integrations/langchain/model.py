@@ -31,7 +31,7 @@ from ..kit.settings import limit_field_of, model_field_of, output_limit, url_in
 from ..kit.terms import Terms
 from .handler import take_run
 from .masking import ChunksPutBack, put_back, rebuilt, view_of
-from .translate import attribution_of, hear, hear_chunks, name_model, request_as_wire
+from .translate import attribution_of, conversation_of, hear, hear_chunks, name_model, request_as_wire
 
 M = TypeVar("M")
 
@@ -87,6 +87,7 @@ def _call(
         outer=held[0] if held else None,
         where=url_in(settings),
         deferred=deferred,
+        conversation=lambda: conversation_of(asked),
         model_field=model_field_of(model, named.model, kwargs)
         if terms.engine.downgrade is not None
         else None,

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 
-from ...rules.errors import BudgetExceeded, Unattributed, Unbounded, UnknownPrice
+from ...rules.errors import BudgetExceeded, LoopDetected, Unattributed, Unbounded, UnknownPrice
 
 LOGGER = "langchain_core.callbacks.manager"
 FORMAT = "Error in %s.%s callback: %s"
 _HANDLER = "BehestCallbackHandler"
-_REFUSALS = tuple(f"{c.__name__}(" for c in (BudgetExceeded, Unattributed, Unbounded, UnknownPrice))
+_REFUSALS = tuple(
+    f"{c.__name__}(" for c in (BudgetExceeded, LoopDetected, Unattributed, Unbounded, UnknownPrice)
+)
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:

@@ -70,6 +70,11 @@ def _block(block: Any, seen: set[str]) -> Any:
     return block
 
 
+def conversation_of(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """Who has spoken, and which tools were called: see `wire.tool_calls`."""
+    return [{"role": m.type, "tool_calls": getattr(m, "tool_calls", None)} for m in messages]
+
+
 def request_as_wire(
     messages: Sequence[BaseMessage],
     params: Mapping[str, Any],

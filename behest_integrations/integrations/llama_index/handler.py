@@ -26,7 +26,7 @@ from ..kit.metered import METERED_BY
 from ..kit.runs import Runs
 from ..kit.settings import model_in, output_limit, url_in
 from .frames import events_around, model_asked
-from .translate import attribution, hear, provider_by, request_as_wire, settings_of
+from .translate import attribution, conversation_of, hear, provider_by, request_as_wire, settings_of
 
 _LAYER = "llama_index callback"
 _METERED = (CBEventType.LLM, CBEventType.EMBEDDING)
@@ -110,6 +110,7 @@ class BehestHandler(BaseCallbackHandler):
         generation = Generation(
             self.engine,
             request_as_wire(messages, settings, name, kwargs),
+            conversation=lambda: conversation_of(messages),
             who=attribution(),
             provider=provider_named(_maker(maker)) if asked is None else provider_by(asked, settings),
             where=url_in(settings),

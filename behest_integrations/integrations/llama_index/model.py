@@ -22,7 +22,15 @@ from ..kit.metered import METERED_BY, as_class, metered_class, plain
 from ..kit.settings import limit_field_of, model_field_of, output_limit, url_in
 from ..kit.terms import Terms
 from .masking import ChunksPutBack, put_back, rebuilt, view_of
-from .translate import attribution, hear, model_name, provider_by, request_as_wire, settings_of
+from .translate import (
+    attribution,
+    conversation_of,
+    hear,
+    model_name,
+    provider_by,
+    request_as_wire,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from ...policy.placeholders import Restorer
@@ -71,6 +79,7 @@ def _call(model: Any, asked: Any, kwargs: dict[str, Any]) -> tuple[Call, Callabl
         where=url_in(settings),
         deferred=deferred,
         **masking,
+        conversation=lambda: conversation_of(messages),
         model_field=model_field_of(model, name, kwargs) if terms.engine.downgrade else None,
     )
     call = Call(generation, type(model))

@@ -61,6 +61,26 @@ def _block(block: Any) -> dict[str, Any]:
     return {"type": "text", "text": block.model_dump_json()}
 
 
+def conversation_of(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Who has spoken, and which tools were called: see `wire.tool_calls`."""
+    return [
+        {
+            "role": str(getattr(m.role, "value", m.role)),
+            "tool_calls": [as_mapping(call) for call in m.additional_kwargs.get("tool_calls") or ()],
+            "content": [
+                {
+                    "type": "tool_call",
+                    "name": getattr(b, "tool_name", ""),
+                    "args": getattr(b, "tool_kwargs", {}),
+                }
+                for b in m.blocks
+                if getattr(b, "block_type", "") == "tool_call"
+            ],
+        }
+        for m in messages
+    ]
+
+
 def request_as_wire(
     messages: Sequence[ChatMessage],
     settings: Mapping[str, Any],

@@ -32,7 +32,7 @@ from .internals import (
     run_context,
     watch_events,
 )
-from .translate import attribution_of, hear, provider_of_model, request_as_wire, usage_of
+from .translate import attribution_of, conversation_of, hear, provider_of_model, request_as_wire, usage_of
 
 
 class Metered:
@@ -58,6 +58,7 @@ def _call(model: Any, messages: Any, settings: Any, params: Any, who: Any) -> tu
         provider=terms.provider or provider_of_model(model),
         can_limit=True,
         where=_where(model),
+        conversation=lambda: conversation_of(messages),
     )
 
     def limited(hold: Any) -> dict[str, Any]:

@@ -72,6 +72,17 @@ def request_as_wire(
     return wire
 
 
+def conversation_of(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Who has spoken, and which tools were called: see `wire.tool_calls`."""
+    said = []
+    for message in messages:
+        kinds = [getattr(part, "part_kind", "") for part in message.parts]
+        role = "assistant" if message.kind == "response" else "user" if "user-prompt" in kinds else "tool"
+        calls = [p for p, kind in zip(message.parts, kinds, strict=True) if kind == "tool-call"]
+        said.append({"role": role, "tool_calls": [{"name": c.tool_name, "args": c.args} for c in calls]})
+    return said
+
+
 def _messages(messages: Sequence[Any], params: Any) -> Iterator[dict[str, Any]]:
     for part in getattr(params, "instruction_parts", None) or ():
         yield {"role": "system", "content": part.content}
