@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -422,31 +423,37 @@ def test_what_a_provider_refuses_is_no_step(sandbox: Sandbox) -> None:
         say(metered)
 
 
-def _calls(store: str, url: str, done: Any) -> None:
-    from openai import OpenAI
-
-    with Meter(store, guards={"steps": 20}) as meter, meter.session("s"):
-        metered = meter.openai(OpenAI(base_url=url, api_key="none", max_retries=0))
-        refused = 0
-        for _ in range(15):
-            try:
-                say(metered)
-            except LoopDetected:
-                refused += 1
-        done.put(refused)
+OTHER = """
+import sys
+from openai import OpenAI
+from behest_integrations import LoopDetected, Meter
+store, url = sys.argv[1:]
+refused = 0
+with Meter(store, guards={"steps": 20}) as meter, meter.session("s"):
+    metered = meter.openai(OpenAI(base_url=url, api_key="none", max_retries=0))
+    for _ in range(15):
+        try:
+            metered.chat.completions.create(
+                model="gpt-4o", messages=[{"role": "user", "content": "hello"}], max_tokens=8
+            )
+        except LoopDetected:
+            refused += 1
+print(refused)
+"""
 
 
 def test_steps_hold_in_all_processes(sqlite_store: str, sandbox: Sandbox) -> None:
-    context = multiprocessing.get_context("spawn")
-    done = context.Queue()
-    processes = [
-        context.Process(target=_calls, args=(sqlite_store, sandbox.base_url, done)) for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
-    refused = sum(done.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join()
+    other = [sys.executable, "-c", OTHER, sqlite_store, sandbox.base_url]
+    with subprocess.Popen(other, stdout=subprocess.PIPE, text=True) as process:
+        refused = 0
+        with Meter(sqlite_store, guards={"steps": 20}) as meter, meter.session("s"):
+            metered = meter.openai(client(sandbox))
+            for _ in range(15):
+                try:
+                    say(metered)
+                except LoopDetected:
+                    refused += 1
+        refused += int(process.communicate()[0])
     assert (len(sandbox.bill.lines), refused) == (20, 10)
 
 

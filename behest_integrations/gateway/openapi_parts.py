@@ -10,7 +10,8 @@ ERRORS = {
     "400": "The request cannot be used as it is (`validation_error`, `unknown_price`, `unbounded`).",
     "401": "No key or token, or not a valid one (`invalid_token`). Never retry it as it is.",
     "402": "A budget is used up (`quota_exceeded`). Do not retry: `details` says which, and when it resets.",
-    "403": "The key or token may not do that (`forbidden`).",
+    "403": "The key or token may not do that (`forbidden`), or the session goes round in circles "
+    "(`loop_detected`).",
     "404": "No such model or response (`model_not_found`, `not_found`).",
     "408": "The body came too slowly.",
     "413": "The body is too large (`payload_too_large`).",
