@@ -16,7 +16,7 @@ from gateway_support import Gateway, chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import NotFoundError
-from support import HELLO, assert_sound, client, entries
+from support import HELLO, arun, assert_sound, client, entries
 
 from behest_integrations import CallRefused, ConfigError, LoopDetected, Meter
 from behest_integrations.config import load
@@ -320,6 +320,27 @@ def test_llama_index(way: str, sandbox: Sandbox) -> None:
         circle(meter, lambda s: model.chat(history(s)), sandbox)
 
 
+def test_llama_indexs_agent(sandbox: Sandbox) -> None:
+    """It ends with the guard's error, as it is."""
+    from llama_index.core.agent.workflow import FunctionAgent
+    from llama_index.llms.openai import OpenAI
+
+    def price_of(word: str) -> str:
+        """What a word costs."""
+        return word
+
+    async def run() -> None:
+        await FunctionAgent(tools=[price_of], llm=model).run("What does a word cost?")
+
+    with Meter("memory://", guards={"steps": 1}, wait=0) as meter, meter.session("s"):
+        plain: Any = {"model": "gpt-4o", "api_base": sandbox.base_url, "api_key": "none"}
+        model = meter.llama_index(OpenAI(**plain))
+        with pytest.raises(LoopDetected, match="has made 1 calls, and 1"):
+            arun(run())
+        assert sandbox.requests == 1
+        assert_sound(meter)
+
+
 def test_langgraphs_agent_ends_kindly(sandbox: Sandbox) -> None:
     """A model that calls the same tool for ever: its agent ends with what the guard says."""
     from langchain.agents import create_agent
@@ -388,7 +409,7 @@ def test_the_steps_of_a_session(store: str, sandbox: Sandbox) -> None:
             with meter.session(session, user="ada"):
                 for _ in range(3):
                     say(metered)
-                with pytest.raises(LoopDetected, match="has made 3 calls, of the 3") as caught:
+                with pytest.raises(LoopDetected, match="has made 3 calls, and 3") as caught:
                     say(metered)
                 error = caught.value
                 assert (error.guard, error.times, error.limit, error.session) == ("steps", 3, 3, session)

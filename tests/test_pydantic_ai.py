@@ -29,7 +29,7 @@ from support import (
     until_exhausted,
 )
 
-from behest_integrations import BudgetExceeded, ConfigError, Meter, UnknownPrice
+from behest_integrations import BudgetExceeded, ConfigError, LoopDetected, Meter, UnknownPrice
 from behest_integrations.sandbox import Sandbox
 
 pytest.importorskip("pydantic_ai", reason="pydantic-ai-slim is not installed")
@@ -37,7 +37,7 @@ from pydantic import BaseModel
 from pydantic_ai import Agent, direct
 from pydantic_ai.embeddings import Embedder
 from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
-from pydantic_ai.messages import ModelRequest
+from pydantic_ai.messages import ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart, UserPromptPart
 from pydantic_ai.models import Model, StreamedResponse
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
@@ -433,3 +433,22 @@ def test_what_is_touched_is_there() -> None:
     assert "self.models = " in inspect.getsource(FallbackModel.__init__)
     names = {"input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "input_audio_tokens"}
     assert all(hasattr(RequestUsage(), name) for name in names)
+
+
+def test_the_loop_guard_sees_what_its_messages_show(sandbox: Sandbox) -> None:
+    """Also of providers whose SDK no door knows; the agent ends with the guard's error, as it is."""
+
+    def history(times: int) -> list[Any]:
+        said: list[Any] = [ModelRequest([UserPromptPart("go")])]
+        for number in range(times):
+            id = f"c{number}"
+            said.append(ModelResponse([ToolCallPart("search", {"q": "x"}, tool_call_id=id)]))
+            said.append(ModelRequest([ToolReturnPart("search", "nothing", tool_call_id=id)]))
+        return said
+
+    with Meter("memory://", guards={"same_tool_call": 3}) as meter:
+        model = meter.pydantic_ai(Elsewhere(sandbox))
+        arun(direct.model_request(model, history(2)))
+        with pytest.raises(LoopDetected, match="'search' has been called 3 times"):
+            arun(direct.model_request(model, history(3)))
+        assert sandbox.requests == 1

@@ -310,7 +310,7 @@ class LoopDetected(CallRefused):
                 f"allow_repeats"
             )
         elif guard == "steps":
-            what = f"{whose} has made {times:,} calls, of the {limit:,} that are allowed (steps)"
+            what = f"{whose} has made {times:,} calls, and {limit:,} are allowed (steps)"
         else:
             what = f"{whose} has been calling for {times:,} minutes, and {limit:g} are allowed (minutes)"
         super().__init__(

@@ -100,8 +100,9 @@ class LangChainDoor(Engine):
 
         Args:
             on_exceeded: ``raise`` `BudgetExceeded` (or `LoopDetected`), or ``end`` the agent with a
-                message that says why; or ``ask``: interrupt the graph with the numbers, and go on with what is
-                granted (`Command(resume={"grant": "$2"})`). That needs a checkpointer; see `asking`.
+                message that says why; or ``ask``: interrupt the graph with the numbers of the budget, and
+                go on with what is granted (`Command(resume={"grant": "$2"})`). That needs a
+                checkpointer; see `asking`.
             cheaper: the model to go on with once a budget has been used up to `cheaper_at`.
             cheaper_at: percent of the fullest budget that applies.
             tool_prices: USD for each use of a tool, by its name.
