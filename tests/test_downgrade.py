@@ -270,7 +270,7 @@ def test_what_a_policy_forbids_does_not_stand_in(
 
 
 def test_what_is_masked_stays_masked(sandbox: Sandbox) -> None:
-    policy = {"pii": {"entities": {"EMAIL_ADDRESS": "mask"}}}
+    policy = {"pii": {"entities": {"EMAIL_ADDRESS": "mask"}, "timeout": 30.0}}
     with Meter("memory://", budgets=["$0.02"], downgrade=TO, downgrade_at=1, policy=policy) as meter:
         metered = meter.openai(client(sandbox))
         said: Any = [{"role": "user", "content": "write to ada@example.com"}]
