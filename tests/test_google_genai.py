@@ -265,3 +265,40 @@ def test_what_of_its_own_we_stand_on() -> None:
     assert f"_api_client.{internals.SOCKETS}" in inspect.getsource(live)
     source = inspect.getsource(_api_client.BaseApiClient)
     assert source.count(f"self.{internals.AIOHTTP}()") >= 2
+
+
+def test_googles_agents_are_metered_beneath(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Agent Development Kit asks Gemini by this client: whole and streamed; and the refusal is ours."""
+    agents = pytest.importorskip("google.adk.agents")
+    from google.adk.agents.run_config import RunConfig, StreamingMode
+    from google.adk.runners import InMemoryRunner
+
+    monkeypatch.setenv("GOOGLE_API_KEY", "none")
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", sandbox.url)
+    with Meter("memory://", budgets=["2 calls per session"]) as meter, meter.instrument_google_genai():
+        brief = types.GenerateContentConfig(max_output_tokens=100)
+        agent = agents.Agent(
+            name="teller", model=MODEL, instruction="Be brief.", generate_content_config=brief
+        )
+        runner = InMemoryRunner(agent=agent, app_name="shop")
+        said = types.Content(role="user", parts=[types.Part(text="Go on.")])
+
+        async def ask(session: str, mode: Any) -> None:
+            asked = {"user_id": "ada", "session_id": session, "new_message": said}
+            with meter.session(session, user="ada"):
+                async for _ in runner.run_async(**asked, run_config=RunConfig(streaming_mode=mode)):
+                    pass
+
+        async def run() -> None:
+            session = await runner.session_service.create_session(app_name="shop", user_id="ada")
+            await ask(session.id, StreamingMode.NONE)
+            await ask(session.id, StreamingMode.SSE)
+            with pytest.raises(BudgetExceeded):
+                await ask(session.id, StreamingMode.NONE)
+            assert [(e.session_id, e.user_id, e.status) for e in entries(meter)] == [
+                (session.id, "ada", "settled")
+            ] * 2
+
+        asyncio.run(run())
+        assert sandbox.requests == 2
+        assert_agrees(meter, sandbox)
