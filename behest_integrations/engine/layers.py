@@ -89,7 +89,7 @@ def seen() -> Iterator[None]:
 
 def is_seen() -> bool:
     """Whether a layer around has looked at what is sent here, of whichever engine."""
-    return _seen.get() or any(made.open for _hold, made in _offers.get())
+    return _seen.get() or any(hold.open and made.open for hold, made in _offers.get())
 
 
 _within: ContextVar[tuple[Hold, ...]] = ContextVar("behest_within", default=())
