@@ -11,10 +11,10 @@ from __future__ import annotations
 import heapq
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from behest_integrations.engine.leases import GivingWay, Leases
+from behest_integrations.engine.leases import Leases, Parted, Work
 from behest_integrations.ledger.admission import Ask
 from behest_integrations.ledger.book import (
     LEASE,
@@ -46,9 +46,11 @@ class Broken(AssertionError):
     """Something that must always hold does not."""
 
 
-class Everything:
+class Shared:
+    """The buckets of all, not of one user."""
+
     def __contains__(self, key: object) -> bool:
-        return True
+        return isinstance(key, tuple) and key[0] != "user"
 
 
 class Call:
@@ -79,7 +81,7 @@ class Host:
         self.leases = Leases(
             self.post,
             clock=lambda: EPOCH + int(world.now + self.skew),
-            hot=Everything(),
+            hot=Shared(),
             monotonic=lambda: world.now * self.rate / 1000,
             new_id=lambda: f"lease {self.name} {next(slices)}",
             owner=lambda: self.name,
@@ -147,26 +149,30 @@ class Host:
             self.admitted(call, drawn)
             return
         world, now = self.world, EPOCH + int(self.world.now + self.skew)
-        before: dict[Key, tuple[int, int]] = {}
 
-        def work(rows: Rows) -> Any:
-            before.clear()
-            before.update(world.sums())
-            found = reserve(
-                rows, call_id=call.id, claims=call.claims, ask=call.ask, call={"started": now, "model": "m",
-                "operation": "chat"}, now=now, lease=LEASE_MS, owner=self.name,
-            )  # fmt: skip
-            if not isinstance(found, Reserved) and world.sums() != before:
-                raise Broken("a refusal changed something (invariant 3)")
-            return found
+        def reserving(claims: Sequence[Claim]) -> Operation[Any]:
+            def work(rows: Rows) -> Any:
+                before = world.sums()
+                found = reserve(
+                    rows, call_id=call.id, claims=claims, ask=call.ask, call={"started": now, "model": "m",
+                    "operation": "chat"}, now=now, lease=LEASE_MS, owner=self.name,
+                )  # fmt: skip
+                if not isinstance(found, Reserved) and world.sums() != before:
+                    raise Broken("a refusal changed something (invariant 3)")
+                return found
 
-        asking = self.leases.asking(Operation(work, claims=call.claims, makes=call.id, now=now), call.ask)
+            return Operation(work, claims=claims, makes=call.id, now=now)
+
+        part = self.leases.part(call.claims, call.ask, reserving)
+        asking: Operation[Any] = part or self.leases.asking(reserving(call.claims), call.ask)
         left = world.random.random() < 0.03  # whoever waits for it is cancelled
 
         def done(found: Any) -> None:
-            if isinstance(asking, GivingWay):
+            if isinstance(asking, Work):
                 asking.done(found)
-            if isinstance(found, Reserved):
+            if found is None:
+                self.begin(call)  # the slice has gone
+            elif isinstance(found, Reserved):
                 self.admitted(call, found)
             elif found.reason == "busy" and world.now - call.asked_at < 2500 and not world.over:
                 world.at(world.random.uniform(100, 800), self.begin, self, call)
@@ -179,7 +185,7 @@ class Host:
                     world.stranded += idle >= found.asked
 
         def failed(error: BaseException) -> None:
-            if isinstance(asking, GivingWay):
+            if isinstance(asking, Work):
                 asking.failed(error)
             # The store is asked for the hold later, as the ledger does that is in doubt.
             self.post(Operation(lambda rows: cancel(rows, call_id=call.id)), lambda _: None)
@@ -194,7 +200,9 @@ class Host:
         call.reserved = reserved
         world, r = self.world, self.world.random
         self.calls[call.id] = call
-        if reserved.drawn is not None:
+        if isinstance(reserved.drawn, Parted):
+            world.parted += 1
+        elif reserved.drawn is not None:
             world.drawn += 1
         if r.random() < 0.08:
             world.at(r.uniform(0, 300), self.end, self, call, "cancelled")
@@ -303,7 +311,7 @@ class World:
         self.count = 0
         self.exposed: dict[Key, int] = defaultdict(int)
         self.sent: list[Call] = []
-        self.drawn = self.refused = self.crashes = 0
+        self.drawn = self.parted = self.refused = self.crashes = 0
         self.stranded = 0
         """Calls that were refused, after they had waited, although as much was free in slices."""
         self.entry_sums: dict[int, int] = defaultdict(int)
@@ -311,7 +319,7 @@ class World:
         self.totals: dict[int, int] = {}
         self.buried: list[Host] = []
         self.limits = {"usd": r.choice([200, 2_000, 40_000]), "calls": r.choice([30, 400, 10_000])}
-        self.sets = r.choice([("usd",), ("usd", "calls"), ("usd", "calls", "user")])
+        self.sets = r.choice([("usd",), ("usd", "calls"), ("usd", "user"), ("usd", "calls", "user")])
         self.windowed = r.random() < 0.4
         self.hosts = [Host(self, number, 0) for number in range(r.randint(2, 4))]
 

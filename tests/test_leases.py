@@ -23,7 +23,7 @@ from store_suite import NOW, entry
 from support import HELLO, MODEL, assert_agrees, assert_sound, auntil_exhausted, until_exhausted
 
 from behest_integrations import BudgetExceeded, Meter, StoreError, Usage
-from behest_integrations.engine.leases import Leases
+from behest_integrations.engine.leases import Draw, Leases, Parted
 from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.ledger import Claim, Ledger, open_store
 from behest_integrations.ledger.book import LEASE, Rows, expire, unmoved
@@ -465,6 +465,98 @@ def _held(folder: Path) -> list[Any]:
         return [booking for hold in ledger.snapshot()[1] for booking in hold.bookings]
     finally:
         ledger.close()
+
+
+# ── calls that count in a hot budget and in others ─────────────────────────────────────
+
+
+class Shared:
+    """The buckets of all, not of one user or session."""
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, tuple) and key[1] in ("", "[]")
+
+
+MIXED = ("1000 calls", "$5 per user", "100k tokens per 1h rolling", "900 calls per session")
+
+
+@pytest.fixture
+def mixed(url: str) -> Iterator[Meter]:
+    with lending(url, *MIXED) as meter:
+        leases(meter)._hot = Shared()
+        with meter.session("s", user="ada"):
+            yield meter
+
+
+def part_of(meter: Meter, kind: type = Parted) -> Any:
+    """A hold that has a part of a slice; or one that is drawn from one."""
+    plan = meter.plan("chat", MODEL, BOUND)
+    for _ in range(200):
+        hold = meter.reserve(plan)
+        if isinstance(hold.draw, kind):
+            return hold
+        hold.settle(Usage(1))
+        meter.ledger.flush()
+    raise AssertionError("no call ever had a part of a slice")
+
+
+def test_a_call_that_others_count_too_has_a_hold_with_a_part_of_a_slice(mixed: Meter) -> None:
+    hold = part_of(mixed)
+    (row,) = [h for h in mixed.ledger.snapshot()[1] if h.id == hold.id]
+    assert sorted(unit for _, unit, _, _ in row.bookings) == ["calls", "calls", "tokens", "usd"]
+    assert verify(mixed.ledger) == []
+    before = {b.scope: b.spent + b.held for b in mixed.spend("s", user="ada") if b.unit == "calls"}
+    hold.settle(Usage(1))
+    after = {b.scope: b.spent + b.held for b in mixed.spend("s", user="ada") if b.unit == "calls"}
+    assert after == before
+    part_of(mixed).release()
+    late = part_of(mixed)
+    late.end(Outcome("assumed"))
+    late.settle(Usage(1))
+    part_of(mixed).end(Outcome("failed"))
+    with pytest.raises(BudgetExceeded, match="per user"):
+        mixed.reserve(mixed.plan("chat", MODEL, RequestBound(10**6, output_limit=10**5)))
+    assert_sound(mixed)
+    entries = mixed.ledger.snapshot()[2]
+    calls = sum(e.calls for e in entries)
+    assert {b.spent for b in mixed.spend("s", user="ada") if b.unit == "calls"} == {calls}
+
+
+def test_a_part_is_assumed_with_its_call(mixed: Meter) -> None:
+    hold = part_of(mixed)
+    mixed.ledger.submit(lambda rows: expire(rows, now=mixed.ledger.now_ms() + 10**8, book=True))
+    assert verify(mixed.ledger) == []
+    hold.settle(Usage(1))
+    assert_sound(mixed)
+    assert not any(
+        e.calls for e in mixed.ledger.snapshot()[2] if e.operation == LEASE and e.status == "failed"
+    )
+    spent = {b.spent for b in mixed.spend("s", user="ada") if b.unit == "calls"}
+    assert len(spent) == 1  # the session's, and that of all: what was assumed of the slice is taken off
+
+
+@pytest.mark.parametrize(("budgets", "kind"), [(MIXED, Parted), (("1000 calls",), Draw)])
+def test_neither_waits_for_who_has_locked_the_hot_bucket(budgets: tuple[str, ...], kind: type) -> None:
+    url = postgres.new_url()
+    with lending(url, *budgets, store_timeout=20) as meter, psycopg.connect(postgres.server()) as other:
+        leases(meter)._hot = Shared()
+        with meter.session("s", user="ada"):
+            part_of(meter, kind).settle(Usage(1))
+            plan = meter.plan("chat", MODEL, BOUND)
+        # Nothing but the call itself.
+        leases(meter).tick = lambda: None  # type: ignore[method-assign]
+        for slice in leases(meter)._slices.values():
+            slice.rest = float("inf")
+        meter.ledger.flush()
+        meter._next_sweep = meter.ledger.now_ms() + 10**6
+        other.execute(f"SET search_path TO {postgres.schema_of(url)}")
+        other.execute("SELECT * FROM buckets WHERE budget = 'calls' FOR UPDATE")
+        held = meter.reserve(plan)
+        assert isinstance(held.draw, kind)
+        held.settle(Usage(1))
+        assert meter.ledger.retries == 0  # type: ignore[attr-defined]
+        other.rollback()
+        assert_sound(meter)
 
 
 # ── many processes, one budget ─────────────────────────────────────────────────────────

@@ -37,7 +37,8 @@ from .booking import end_work
 from .draining import Drains
 from .holds import Hold
 from .layers import enclosing, take_offer
-from .leases import GivingWay, Leases
+from .leases import Leases
+from .leases import Work as LeaseWork
 from .limits import BudgetChanges
 from .notices import Notices
 from .outcomes import Outcome
@@ -365,15 +366,15 @@ class Engine:
         audited = self.auditor is not None and plan.verdict is not None
         if not (ask.sweep or ask.place or audited) and (drawn := leases.draw(ask.claims, plan.ask)):
             return drawn
-        work = leases.asking(self._reserve_work(ask), plan.ask)
-        try:
-            result = yield work
-        except BaseException as error:
-            if isinstance(work, GivingWay):
-                work.failed(error)
-            raise
-        if isinstance(work, GivingWay):
-            work.done(result)
+        part = None
+        if not ask.place:
+            part = leases.part(
+                ask.claims, plan.ask, lambda claims: self._reserve_work(ask._replace(claims=claims))
+            )
+        if part is not None and (found := (yield from _told(part))) is not None:
+            result = found
+        else:
+            result = yield from _told(leases.asking(self._reserve_work(ask), plan.ask))
         return result
 
     def _dropping(self, call_id: str, claims: Sequence[Claim]) -> Work[bool]:
@@ -495,7 +496,8 @@ class Engine:
         if draw is None or outcome.status == "cancelled":
             return Operation(waking, claims=hold.claims, takes=(hold.id,), now=now, settles=True)
         draw.ending = True
-        return Operation(waking, claims=hold.claims if draw.over else (), takes=draw.takes(), now=now)
+        locks = hold.claims if draw.over else draw.locks
+        return Operation(waking, claims=locks, takes=draw.takes(), now=now, settles=True)
 
     def _after(self, booked: Booked) -> None:
         if booked.drawn is not None:
@@ -636,6 +638,19 @@ class Engine:
     def ledger(self) -> Ledger:
         """The store: for reports, verification and repair."""
         return self._ledger
+
+
+def _told(work: Operation[T]) -> Steps[T]:
+    """Run it; what concerns leases is told how it ended."""
+    try:
+        result: T = yield work
+    except BaseException as error:
+        if isinstance(work, LeaseWork):
+            work.failed(error)
+        raise
+    if isinstance(work, LeaseWork):
+        work.done(result)
+    return result
 
 
 def _log_failed(error: BaseException) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..ledger.book import KNOWS, Claim, Reserved
 from ..rules.usage import Usage
-from .leases import Draw
+from .leases import Draw, Parted
 from .outcomes import CANCELLED, Outcome
 from .plan import Plan
 from .steps import Steps
@@ -131,9 +131,9 @@ class Hold:
         self.heir = heir
 
     @property
-    def draw(self) -> Draw | None:
+    def draw(self) -> Draw | Parted | None:
         """What of a slice it is; None: it has a hold of its own in the store."""
-        drawn: Draw | None = self.reserved.drawn if self.reserved is not None else None
+        drawn: Draw | Parted | None = self.reserved.drawn if self.reserved is not None else None
         return None if drawn is None or (drawn.over and not drawn.ending) else drawn
 
     @property

@@ -21,16 +21,18 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from ..ledger.admission import Ask
-from ..ledger.book import Booked, Claim, Entry, Reserved, Rows, Standing, ThresholdEvent
+from ..ledger.book import Booked, Claim, Entry, Refused, Reserved, Rows, Standing, ThresholdEvent
 from ..ledger.lending import (
     Drawn,
     Lent,
     can_lend,
     close_slice,
     give_back,
+    hand_part,
     lacks,
     lend,
     settle_drawn,
+    settle_part,
 )
 from ..ledger.operations import Operation
 from .owners import this_process
@@ -107,6 +109,9 @@ class Slice:
         self.free, self.retired, self.dead = {}, True, True
 
 
+_NONE = Slice("", (), (), 0.0)
+
+
 class Leases:
     """The slices of this process.
 
@@ -178,38 +183,74 @@ class Leases:
             self._begin()
         if self._stopped:
             return None
+        if not all(map(self._is_hot, claims)):
+            return None
         key = tuple([claim.key for claim in claims])
-        amounts = {unit: need.amount(ask.want) for unit, need in ask.needs.items()}
         with self.lock:
-            slice = self._slices.get(key) or self._new(key, claims)
-            if slice is None:
-                return None
-            now = self.monotonic()
-            slice.saw(amounts)
-            slice.used = now
-            slice.asked += 1
-            free = slice.free
-            fits = now < slice.until
-            low = False
-            for unit, amount in amounts.items():
-                there = free.get(unit, -1)
-                fits = fits and there >= amount
-                low = low or there - amount < slice.typical[unit] * slice.size // 2
-            if fits:
-                for unit, amount in amounts.items():
-                    free[unit] -= amount
-                slice.out += 1
-                slice.drawn += 1
-                self.drawn += 1
-            elif slice.known:
-                slice.dry = True
-            renewing = low and now >= slice.rest and self._renewal(slice)
+            slice, amounts, fits, renewing = self._take(key, claims, ask)
         if renewing:
             self._renew(slice)
         if not fits:
             return None
         drawn = Drawn(slice.id, amounts, [(b, c.unit) for b, c in zip(slice.buckets, claims, strict=True)])
         return Reserved(ask.want, amounts, self.clock() + LASTS_MS, slice.tightest, Draw(self, slice, drawn))
+
+    def _is_hot(self, claim: Claim) -> bool:
+        """Whether its bucket is one of which slices are taken, or has been."""
+        return claim.key in self._of_bucket or claim.key in self._hot
+
+    def _take(
+        self, key: tuple[Key, ...], claims: Sequence[Claim], ask: Ask
+    ) -> tuple[Slice, Mapping[str, int], bool, bool]:
+        """Have what a call needs of a slice: the slice, how much that is, whether it was there, and whether
+        the slice is to be renewed. The lock is held."""
+        amounts = {unit: need.amount(ask.want) for unit, need in ask.needs.items()}
+        slice = self._slices.get(key) or self._new(key, claims)
+        if slice is None:
+            return _NONE, amounts, False, False
+        now = self.monotonic()
+        slice.saw(amounts)
+        slice.used = now
+        slice.asked += 1
+        free = slice.free
+        fits = now < slice.until
+        low = False
+        for unit, amount in amounts.items():
+            there = free.get(unit, -1)
+            fits = fits and there >= amount
+            low = low or there - amount < slice.typical[unit] * slice.size // 2
+        if fits:
+            for unit, amount in amounts.items():
+                free[unit] -= amount
+            slice.out += 1
+            slice.drawn += 1
+            self.drawn += 1
+        elif slice.known:
+            slice.dry = True
+        return slice, amounts, fits, low and now >= slice.rest and self._renewal(slice)
+
+    def part(
+        self, claims: Sequence[Claim], ask: Ask, asking: Callable[[Sequence[Claim]], Operation[Any]]
+    ) -> Part | None:
+        """The operation that reserves a call in those of its buckets that are not hot, and has a slice of the
+        others for the rest; None: there is none, or not enough.
+
+        Args:
+            asking: the operation that reserves in some of its buckets.
+        """
+        if not self.mine or self._stopped:
+            return None
+        hot = tuple([c for c in claims if self._is_hot(c) and can_lend((c,))])
+        if not hot or len(hot) == len(claims):
+            return None
+        key = tuple([claim.key for claim in hot])
+        with self.lock:
+            slice, amounts, fits, renewing = self._take(key, hot, ask)
+        if renewing:
+            self._renew(slice)
+        if not fits:
+            return None
+        return Part(self, slice, amounts, asking([c for c in claims if c not in hot]), hot)
 
     def _new(self, key: tuple[Key, ...], claims: Sequence[Claim]) -> Slice | None:
         """A slice of these, if they are hot and this process calls them often."""
@@ -218,7 +259,7 @@ class Leases:
             self._asked.clear()
             self._counted_from = now
         count = self._asked[key] = self._asked.get(key, 0) + 1
-        if count < self._often or not can_lend(claims) or not any(k in self._hot for k in key):
+        if count < self._often or not can_lend(claims):
             return None
         slice = self._slices[key] = Slice(self._new_id(), key, tuple(claims), now)
         for one in key:
@@ -521,10 +562,130 @@ class GivingWay(Work[T]):
         return self._inner(rows)
 
 
+class Part(Work["Reserved | Refused | None"]):
+    """Reserves a call in the buckets that are its own, and has a part of a slice held for it in the others.
+
+    None: the slice is not there any more.
+    """
+
+    __slots__ = ("_amounts", "_hot", "_inner", "_slice")
+
+    def __init__(
+        self,
+        leases: Leases,
+        slice: Slice,
+        amounts: Mapping[str, int],
+        inner: Operation[Any],
+        hot: Sequence[Claim],
+    ) -> None:
+        super().__init__(
+            leases,
+            inner.claims,
+            (*inner.takes, slice.id),
+            makes=inner.makes,
+            now=inner.now,
+            sweeps=inner.sweeps,
+        )
+        self._slice = slice
+        self._amounts = amounts
+        self._inner = inner
+        self._hot = hot
+
+    def _run(self, rows: Rows) -> Reserved | Refused | None:
+        slice, id = self._slice, self.makes
+        assert id is not None
+        found: Reserved | Refused = self._inner(rows)
+        if not isinstance(found, Reserved):
+            return found
+        bookings = [(b, c.unit) for b, c in zip(slice.buckets, self._hot, strict=True)]
+        if not hand_part(rows, lease=slice.id, call_id=id, amounts=found.amounts, bookings=bookings):
+            return None
+        return found._replace(drawn=Parted(self._leases, slice, id, self.claims))
+
+    def done(self, found: Reserved | Refused | None) -> None:
+        slice = self._slice
+        used: Mapping[str, int] = found.amounts if isinstance(found, Reserved) else {}
+        with self._leases.lock:
+            slice.out -= 1
+            if found is None:
+                self._leases.kill(slice)
+            elif not slice.dead:
+                for unit, amount in self._amounts.items():
+                    slice.free[unit] += amount - used.get(unit, 0)
+
+    def failed(self, error: BaseException) -> None:
+        with self._leases.lock:
+            self._slice.out -= 1
+            self._leases.kill(self._slice)
+
+
+class Parted:
+    """What of a slice the hold of a call has, until the call ends."""
+
+    __slots__ = ("_leases", "_settled", "_slice", "ending", "id", "locks", "over")
+
+    def __init__(self, leases: Leases, slice: Slice, id: str, rest: Sequence[Claim]) -> None:
+        self._leases = leases
+        self._slice = slice
+        self._settled: Mapping[str, int] = {}
+        self.id = id
+        self.locks = rest
+        self.over = self.ending = False
+
+    def put_back(self) -> bool:
+        """The call never left. False: its hold is the store's to drop."""
+        return False
+
+    def takes(self) -> tuple[str, ...]:
+        """The ids of the holds that its end changes."""
+        return (self.id, self._slice.id)
+
+    def settle(
+        self,
+        rows: Rows,
+        *,
+        entry: Entry,
+        amounts: Mapping[str, int],
+        claims: Sequence[Claim],
+        now: int,
+    ) -> Booked:
+        """Its end, in place of `book.settle`; whoever ran it calls `ended` when it is done."""
+        slice = self._slice
+        settled = settle_part(
+            rows,
+            lease=slice.id,
+            buckets=slice.buckets,
+            entry=entry,
+            amounts=amounts,
+            claims=claims,
+            rest=self.locks,
+            now=now,
+            keep=lambda unused: {} if slice.dead or slice.retired or slice.tight else unused,
+        )
+        if settled.kept is not None:
+            self._settled = settled.kept
+        return settled.booked._replace(drawn=self)
+
+    def ended(self) -> None:
+        """Its entry is written."""
+        slice = self._slice
+        with self._leases.lock:
+            if self.over:
+                return
+            self.over = True
+            if not slice.dead:
+                for unit, amount in self._settled.items():
+                    if unit in slice.free:
+                        slice.free[unit] += amount
+
+
 class Draw:
     """What a call has of a slice, from its admission to its end."""
 
     __slots__ = ("_leases", "_settled", "_slice", "_tried", "drawn", "ending", "over")
+
+    locks: Sequence[Claim] = ()
+    """The claims whose buckets its end locks."""
 
     def __init__(self, leases: Leases, slice: Slice, drawn: Drawn) -> None:
         self._leases = leases

@@ -26,10 +26,12 @@ from .book import (
     Rows,
     Standing,
     ThresholdEvent,
+    _end,
     _events_after,
     _flag,
     _reverse,
     _spent,
+    cancel,
     move_spent,
     settle,
 )
@@ -274,6 +276,79 @@ def settle_drawn(
     rows.add_entry(entry)
     unpriced = entry.cost is None or "unpriced" in entry.flags.split(",")
     return Settled(Booked(True, False, tuple(over), (), unpriced, entry.cost), hold is not None, kept)
+
+
+def hand_part(
+    rows: Rows, *, lease: str, call_id: str, amounts: Amounts, bookings: Sequence[tuple[int, str]]
+) -> bool:
+    """Have a call's own hold, which has just been written for the rest, hold a part of a slice as well.
+
+    What is held in the slice's buckets is the same before and after, so nobody has to lock them.
+
+    Args:
+        bookings: (bucket id, unit) of the slice.
+
+    Returns:
+        Whether there is so much in the slice. If not, the call has no hold any more.
+    """
+    slice = rows.take_hold(lease)
+    if slice is not None and any(slice.call["held"].get(unit, 0) < amounts[unit] for _, unit in bookings):
+        rows.add_hold(slice)
+        slice = None
+    if slice is None:
+        cancel(rows, call_id=call_id)
+        return False
+    rows.add_hold(_changed(rows, slice, {unit: -amount for unit, amount in amounts.items()}, {}))
+    hold = rows.take_hold(call_id)
+    assert hold is not None
+    for id, unit in bookings:
+        rows.add_to_bucket(id, 0, amounts[unit])
+    part = [(id, unit, amounts[unit], 0) for id, unit in bookings]
+    rows.add_hold(HoldRecord(call_id, hold.expires, [*hold.bookings, *part], hold.call, hold.owner))
+    return True
+
+
+def settle_part(
+    rows: Rows,
+    *,
+    lease: str,
+    buckets: Sequence[int],
+    entry: Entry,
+    amounts: Amounts,
+    claims: Sequence[Claim],
+    rest: Sequence[Claim],
+    now: int,
+    keep: Callable[[Amounts], Amounts],
+) -> Settled:
+    """Book the truth of a call whose hold has a part of a slice: it goes back there, as spent of it.
+
+    Args:
+        claims, rest: all of the call's, and those that the slice is not of.
+    """
+    hold = rows.take_hold(entry.call_id)
+    slice = rows.take_hold(lease) if hold is not None else None
+    if hold is None or slice is None:
+        if hold is not None:
+            rows.add_hold(hold)
+        booked = settle(rows, entry=entry, amounts=amounts, claims=claims, now=now)
+        return Settled(booked, hold is None, None)
+    own = [booking for booking in hold.bookings if booking[0] not in buckets]
+    part = [booking for booking in hold.bookings if booking[0] in buckets]
+    over = _end(rows, HoldRecord(hold.id, hold.expires, own, hold.call, hold.owner), entry, amounts, now)
+    for id, unit, held, _ in part:
+        rows.add_to_bucket(id, 0, -held)
+        entry.bookings.append((id, unit, amounts.get(unit, 0)))
+        if amounts.get(unit, 0) > held and unit not in over:
+            over.append(unit)
+    kept = keep({unit: max(0, held - amounts.get(unit, 0)) for unit, held in hold.call["held"].items()})
+    spent = {unit: amounts.get(unit, 0) for _, unit, _, _ in part}
+    rows.add_hold(_changed(rows, slice, kept, spent))
+    if over:
+        entry.flags = _flag(entry.flags, "over_bound")
+    rows.add_entry(entry)
+    unpriced = entry.cost is None or "unpriced" in entry.flags.split(",")
+    events = _events_after(rows, rest, now)
+    return Settled(Booked(True, False, tuple(over), events, unpriced, entry.cost), True, kept)
 
 
 def lacks(rows: Rows, claims: Sequence[Claim], ask: Ask, now: int) -> bool:

@@ -188,7 +188,7 @@ class PostgresRows(BucketsAtHand):
         if self._new_audit:
             said.append((sql.add_audit, (as_json(self._linked(self._new_audit)),)))
         said += [self._late[key] for key in sorted(self._late)]
-        if unread := self._unread:
+        if unread := {id: sums for id, sums in self._unread.items() if any(sums)}:
             # Last of all, so that they are locked for no trip, only until the commit. Somebody who has
             # them may wait for what is locked here: not for long, and then they are locked in order.
             self._wanted.ids.update(unread)
@@ -299,7 +299,7 @@ class PostgresRows(BucketsAtHand):
     def add_to_bucket(self, id: int, spent: int, held: int) -> None:
         if id in self._by_id:
             self.change_bucket(id, spent, held)
-        elif spent or held:
+        else:
             before = self._unread.get(id, (0, 0))
             self._unread[id] = (before[0] + spent, before[1] + held)
 

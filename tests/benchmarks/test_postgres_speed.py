@@ -61,7 +61,7 @@ def row_lock(uri: str, ready: Any, done: Any) -> None:
     done.put((sum(count), 0.0))
 
 
-def ours(url: str, ready: Any, done: Any, leases: bool = False, budget: str = HOT) -> None:
+def ours(url: str, ready: Any, done: Any, leases: bool = False, budgets: tuple[str, ...] = (HOT,)) -> None:
     """A reserve and a settle a call, by tasks."""
     waited: list[float] = []
 
@@ -82,7 +82,7 @@ def ours(url: str, ready: Any, done: Any, leases: bool = False, budget: str = HO
         until = time.monotonic() + SECONDS
         return sum(await asyncio.gather(*(caller() for _ in range(CALLERS))))
 
-    with Meter(url, budgets=[budget], thresholds=[], store_timeout=60, leases=leases) as meter:
+    with Meter(url, budgets=budgets, thresholds=[], store_timeout=60, leases=leases) as meter:
         with meter.session(str(os.getpid())):
             plan = meter.plan("chat", "gpt-4o", BOUND)
             meter.reserve(plan).settle(Usage(1))
@@ -96,7 +96,15 @@ def with_leases(url: str, ready: Any, done: Any) -> None:
 
 
 def nothing_shared(url: str, ready: Any, done: Any) -> None:
-    ours(url, ready, done, budget=f"{HOT} per session")
+    ours(url, ready, done, budgets=(f"{HOT} per session",))
+
+
+def both(url: str, ready: Any, done: Any) -> None:
+    ours(url, ready, done, budgets=(HOT, f"{HOT} per session"))
+
+
+def both_with_leases(url: str, ready: Any, done: Any) -> None:
+    ours(url, ready, done, leases=True, budgets=(HOT, f"{HOT} per session"))
 
 
 def rate(work: Any, where: str, processes: int) -> tuple[float, float]:
@@ -126,6 +134,8 @@ def test_a_hot_budget() -> None:
     leased, waited_c = rate(with_leases, url, PROCESSES)
     memory, waited_d = rate(ours, "memory://", 1)
     alone, waited_alone = rate(nothing_shared, url, PROCESSES)
+    mixed, waited_m = rate(both, url, PROCESSES)
+    parted, waited_p = rate(both_with_leases, url, PROCESSES)
     print(f"\n(a) row lock, 64 callers      {locked:8,.0f} calls/s")
     print(
         f"(b) ours, 4 x 32 callers      {batched:8,.0f} calls/s   {batched / locked:.1f} x (a); "
@@ -137,5 +147,10 @@ def test_a_hot_budget() -> None:
     )
     print(f"(d) memory, 1 x 32 callers    {memory:8,.0f} calls/s   reserve p50 {waited_d * 1000:.2f} ms")
     print(f"    nothing shared, 4 x 32    {alone:8,.0f} calls/s   reserve p50 {waited_alone * 1000:.2f} ms")
+    print(f"    with one of its own besides   {mixed:8,.0f} calls/s   reserve p50 {waited_m * 1000:.2f} ms")
+    print(
+        f"    the same, with leases         {parted:8,.0f} calls/s   {parted / mixed:.1f} x without   "
+        f"reserve p50 {waited_p * 1000:.2f} ms, {waited_p / waited_alone:.2f} x that with nothing shared"
+    )
     assert locked < batched < leased
     assert waited_c <= 1.2 * waited_alone
