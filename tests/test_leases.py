@@ -22,7 +22,7 @@ import pytest
 from store_suite import NOW, entry
 from support import HELLO, MODEL, assert_agrees, assert_sound, auntil_exhausted, until_exhausted
 
-from behest_integrations import BudgetExceeded, Meter, StoreError, Usage
+from behest_integrations import BudgetExceeded, ConfigError, Meter, StoreError, Usage
 from behest_integrations.engine.leases import Draw, Leases, Parted
 from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.ledger import Claim, Ledger, open_store
@@ -533,6 +533,28 @@ def test_a_part_is_assumed_with_its_call(mixed: Meter) -> None:
     )
     spent = {b.spent for b in mixed.spend("s", user="ada") if b.unit == "calls"}
     assert len(spent) == 1  # the session's, and that of all: what was assumed of the slice is taken off
+
+
+def test_no_slice_is_taken_of_what_only_warns(url: str) -> None:
+    with lending(url, "5 calls, warn only", "1000 calls/day") as meter:
+        part_of(meter).settle(Usage(1))
+        (slice,) = (hold for hold in meter.ledger.snapshot()[1] if hold.call["operation"] == LEASE)
+        assert len(slice.bookings) == 1
+        for _ in range(10):
+            meter.reserve(meter.plan("chat", MODEL, BOUND)).settle(Usage(1))
+        assert_sound(meter)
+        assert len({balance.spent for balance in meter.spend()}) == 1
+
+
+def test_a_file_says_it(tmp_path: Path) -> None:
+    file = tmp_path / "behest.toml"
+    file.write_text('store = "memory://"\nleases = true\n')
+    with Meter.from_toml(file) as meter:
+        assert leases(meter) is not None
+    with pytest.raises(ConfigError, match="leases"):
+        Meter("memory://", leases="yes")  # type: ignore[arg-type]
+    with Meter("memory://") as meter:
+        assert meter._leases is None
 
 
 @pytest.mark.parametrize(("budgets", "kind"), [(MIXED, Parted), (("1000 calls",), Draw)])
