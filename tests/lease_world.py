@@ -511,7 +511,8 @@ class World:
                 self.step()
                 self.check_truth()
             self.now = end
-            if not self.rows.holds and not any(len(h.leases) for h in self.hosts) and not self.events:
+            left = any(len(h.leases) or h.unwritten for h in self.hosts if h.alive)
+            if not self.rows.holds and not left and not self.events:
                 break
         while self.events:
             self.step()
