@@ -315,6 +315,21 @@ def test_an_outer_layer_gives_what_it_has_to_the_inner(meter: Meter) -> None:
     assert len({e.call_id for e in meter.ledger.snapshot()[2]}) == len(meter.ledger.snapshot()[2])
 
 
+def test_what_an_outer_layer_holds_in_the_store_ends_with_the_inner(meter: Meter) -> None:
+    plan = meter.plan("chat", MODEL, BOUND)
+    leases(meter)._often = 10**9
+    outer = meter.reserve(plan)
+    assert outer.draw is None
+    leases(meter)._often = 1
+    warm(meter, plan)
+    inner = meter.reserve(meter.plan("chat", MODEL, BOUND, outer=outer))
+    inner.settle(Usage(1))
+    outer.settle(Usage(1))
+    meter.flush()
+    assert outer.id not in {hold.id for hold in meter.ledger.snapshot()[1]}
+    assert_sound(meter)
+
+
 async def test_coroutines_that_are_cancelled(meter: Meter) -> None:
     plan = meter.plan("chat", MODEL, BOUND)
     warm(meter, plan)

@@ -364,7 +364,10 @@ class Engine:
             return result
         # The store writes what is written besides a hold, and sweeps now and then.
         audited = self.auditor is not None and plan.verdict is not None
-        if not (ask.sweep or ask.place or audited) and (drawn := leases.draw(ask.claims, plan.ask)):
+        # What the layer around holds in the store ends there, in one with what is held in its place.
+        around = ask.replaces
+        kept = around is not None and (around.reserved is None or around.reserved.drawn is None)
+        if not (ask.sweep or ask.place or audited or kept) and (drawn := leases.draw(ask.claims, plan.ask)):
             return drawn
         part = None
         if not ask.place:
