@@ -114,6 +114,15 @@ def provider_of(model: str, asked: dict[str, Any]) -> tuple[str, str, str]:
     return str(found[1] or ""), str(base or found[3] or ""), str(found[0] or model)
 
 
+def is_mocked(name: str, asked: dict[str, Any]) -> bool:
+    """Whether one of `ATTEMPTS` answers by itself, as LiteLLM decides it: not by whether a keyword is there.
+    A client of its proxy may put any of them into a request."""
+    mocked = asked.get("mock_response")
+    if name == "completion":
+        return bool(mocked or asked.get("mock_tool_calls") or asked.get("mock_timeout"))
+    return isinstance(mocked, str) and mocked != "" if name == "responses" else mocked is not None
+
+
 def tells_usage(model: str, provider: str) -> bool:
     """Whether LiteLLM takes `stream_options` for a provider; OpenAI's client is asked below."""
     if provider in ("openai", "azure", "custom_openai", "text-completion-openai", "azure_text"):

@@ -36,6 +36,7 @@ from .internals import (
     ROUTER,
     UNDECORATED,
     cell_of,
+    is_mocked,
     provider_of,
     swapped,
     tells_usage,
@@ -46,7 +47,6 @@ from .translate import COMPATIBLE, attribution_of, fold, hear, limited, price_pr
 
 _ASYNC = {"completion": "acompletion", "embedding": "aembedding", "responses": "aresponses"}
 """The flag by which the awaited function calls the blocking one."""
-_MOCKS = ("mock_response", "mock_tool_calls", "mock_timeout")
 
 
 class _Attempt:
@@ -100,7 +100,7 @@ def _metered(engine: Engine, name: str, own: Any) -> Any:
     @functools.wraps(own)
     def attempt(*args: Any, **kwargs: Any) -> Any:
         asked = _arguments(signature, args, kwargs)
-        if any(asked.get(mock) is not None for mock in _MOCKS):
+        if is_mocked(name, asked):
             return own(*args, **kwargs)
         if asked.get(flag) is True:
             return _amade(engine, name, own, args, kwargs, asked)
