@@ -145,6 +145,26 @@ def test_embeddings_responses_and_texts(sandbox: Sandbox) -> None:
         assert_sound(meter)
 
 
+def test_no_limit_that_is_put_into_a_request_is_above_the_one_that_is_held(sandbox: Sandbox) -> None:
+    to = {"api_base": sandbox.base_url, "api_key": "none", "messages": HELLO}
+    with Meter("memory://", budgets=["50 output tokens per session"]) as meter, meter.litellm():
+        completion(model="deepseek/deepseek-chat", max_tokens=400, extra_body={"max_tokens": 400}, **to)
+        assert [line.output_tokens for line in sandbox.bill.lines] == [50]
+        assert [e.flags for e in entries(meter)] == [""]
+
+
+def test_a_word_for_mocks_that_mocks_nothing_is_a_call(sandbox: Sandbox) -> None:
+    """LiteLLM's proxy passes on what a client puts there."""
+    for word in ({"mock_timeout": False}, {"mock_response": ""}):
+        with Meter("memory://", budgets=["1 call per session"]) as meter, meter.litellm():
+            before = len(sandbox.bill.lines)
+            completion(**claude(sandbox), **word)
+            with pytest.raises(BudgetExceeded):
+                completion(**claude(sandbox), **word)
+            assert len(sandbox.bill.lines) == before + 1
+            assert len(entries(meter)) == 1
+
+
 def test_what_is_not_billed_is_not_counted(sandbox: Sandbox) -> None:
     with Meter("memory://", budgets=["$1"]) as meter, meter.litellm():
         completion(**openai(sandbox), mock_response="hello")

@@ -237,6 +237,18 @@ def test_near_the_cap_answers_get_shorter(sandbox: Sandbox) -> None:
             assert [e.output_tokens for e in entries(meter)] == [64, 36], kind
 
 
+def test_no_limit_that_is_put_into_a_request_is_above_the_one_that_is_held(sandbox: Sandbox) -> None:
+    more = {"max_completion_tokens": 400}
+    for put in ({"extra_args": more}, {"extra_body": {"max_tokens": 400, "model": "gpt-4o"}}):
+        before = len(sandbox.bill.lines)
+        with Meter("memory://", budgets=["50 output tokens per session", "$1"]) as meter:
+            model = meter.openai_agents(Elsewhere(sandbox))
+            arun(Runner.run(Agent(name="a", model=model, model_settings=ModelSettings(**put)), "hello"))
+            (entry,), (line,) = entries(meter), sandbox.bill.lines[before:]
+            assert (line.output_tokens, entry.cost) == (50, int(line.cost * 10**9))
+            assert "over_bound" not in entry.flags
+
+
 def test_an_answer_that_the_caller_has_cut_off_is_the_sdks_own_affair(sandbox: Sandbox) -> None:
     with Meter("memory://", budgets=["$1"]) as meter:
         model = meter.openai_agents(KINDS["responses"](sandbox))

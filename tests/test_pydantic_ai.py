@@ -268,6 +268,18 @@ def test_near_the_cap_answers_get_shorter(sandbox: Sandbox) -> None:
         assert len(sandbox.bill.lines) == before + 2
 
 
+def test_no_limit_that_is_put_into_a_request_is_above_the_one_that_is_held(sandbox: Sandbox) -> None:
+    for put in ({"max_tokens": 400}, {"max_completion_tokens": 400, "model": "gpt-4o"}):
+        before = len(sandbox.bill.lines)
+        with Meter("memory://", budgets=["50 output tokens per session", "$1"]) as meter:
+            agent = Agent(meter.pydantic_ai(Elsewhere(sandbox)), model_settings={"extra_body": put})
+            arun(agent.run("hello"))
+            (entry,), (line,) = entries(meter), sandbox.bill.lines[before:]
+            assert (line.output_tokens, entry.cost) == (50, int(line.cost * 10**9))
+            assert entry.model.startswith(line.model)
+            assert "over_bound" not in entry.flags
+
+
 def test_instrumented(sandbox: Sandbox) -> None:
     with Meter("memory://", budgets=["$1"]) as meter:
         with meter.instrument():

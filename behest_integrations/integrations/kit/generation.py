@@ -27,7 +27,7 @@ from ...wire import RequestBound, bound_request
 from ...wire.fields import CONTAINERS
 from ...wire.standing_in import may_stand_in
 from ...wire.tool_calls import conversation_of
-from .settings import LIMIT_NAMES
+from .settings import LIMIT_NAMES, lowered
 
 if TYPE_CHECKING:
     from ...policy.placeholders import Restorer
@@ -215,12 +215,12 @@ class Generation:
             return model, kwargs
         names = {*LIMIT_NAMES, *self.bound.limit_fields}
         in_call = any(kwargs.get(name) is not None for name in LIMIT_NAMES)
-        kwargs = _lowered(kwargs, names, limit)
+        kwargs = lowered(kwargs, limit, names)
         changes: dict[str, Any] = {} if in_call else {str(field): limit}
         for name in CONTAINERS:
             extra = getattr(model, name, None)
-            if isinstance(extra, dict) and not names.isdisjoint(extra):
-                changes[name] = _lowered(extra, names, limit)
+            if isinstance(extra, dict) and (less := lowered(extra, limit, names)) != extra:
+                changes[name] = less
         return (model.model_copy(update=changes) if changes else model), kwargs
 
     def say_unlimited(self, instead: str) -> None:
@@ -295,17 +295,6 @@ class Generation:
     def _shows_all(self) -> bool:
         """Whether all that this model is billed for as output is seen by us."""
         return self.engine.pricing.shows_all_it_writes(self.plan.model, self.plan.provider)
-
-
-def _lowered(values: Mapping[str, Any], names: set[str], limit: int) -> dict[str, Any]:
-    """`values` with no limit in them above `limit`: a server may read any of them."""
-    return {k: _at_most(limit, v) if k in names and v is not None else v for k, v in values.items()}
-
-
-def _at_most(limit: int, own: Any) -> int:
-    """A limit of the caller's own that is lower stays; what says "no limit" does not."""
-    whole = isinstance(own, int) and not isinstance(own, bool)
-    return own if whole and 0 < own < limit else limit
 
 
 def _bound(

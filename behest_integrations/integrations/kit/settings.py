@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...prices import provider_for_url, provider_named
 from ...rules.errors import ConfigError
-from ...wire.fields import framework_fields, put_into_request
+from ...wire.fields import CONTAINERS, framework_fields, put_into_request
 
 LIMIT_NAMES = (
     "max_tokens",
@@ -108,6 +108,28 @@ def output_limit(*sources: Mapping[str, Any]) -> int | None:
         if isinstance(value := source[name], int) and not isinstance(value, bool) and value > 0
     ]
     return max(limits) if limits else None
+
+
+def lowered(values: Mapping[str, Any], limit: int, names: Collection[str] = _LIMIT_NAMES) -> dict[str, Any]:
+    """`values` with no output limit in them above `limit`, also in what goes into the request as it is: a
+    server may read any of them."""
+    changed = {}
+    for name, value in values.items():
+        if name in names and value is not None:
+            value = _at_most(limit, value)
+        elif name in _AS_IT_IS and isinstance(value, Mapping):
+            value = lowered(value, limit, names)
+        changed[name] = value
+    return changed
+
+
+_AS_IT_IS = frozenset((*CONTAINERS, "extra_args"))
+
+
+def _at_most(limit: int, own: Any) -> int:
+    """A limit of the caller's own that is lower stays; what says "no limit" does not."""
+    whole = isinstance(own, int) and not isinstance(own, bool)
+    return own if whole and 0 < own < limit else limit
 
 
 def limit_field_of(base: Any, said: str | None) -> str | None:

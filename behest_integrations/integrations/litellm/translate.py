@@ -11,7 +11,7 @@ from ...rules.usage import believable
 from ...wire.usage_shapes import find_usage, read_usage
 from ..kit.generation import Heard
 from ..kit.naming import id_in, said_in
-from ..kit.settings import ASKED, LIMIT_NAMES, output_limit
+from ..kit.settings import ASKED, LIMIT_NAMES, lowered, output_limit
 from .internals import OWN
 
 _NOT_SENT = OWN - frozenset(ASKED) | {
@@ -32,9 +32,9 @@ def request_as_wire(operation: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """
     wire = {n: v for n, v in asked.items() if v is not None and n not in _NOT_SENT and n not in _LIMITS}
     extra = wire.pop("extra_body", None)
-    if isinstance(extra, Mapping):
-        wire |= extra
     wire["model"] = str(asked.get("model") or "")
+    if isinstance(extra, Mapping):
+        wire |= extra  # it is put over the request, the model too
     if operation == "embedding":
         return {
             name: value for name, value in wire.items() if name in ("model", "input", "dimensions", "user")
@@ -55,9 +55,11 @@ def request_as_wire(operation: str, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def limited(operation: str, asked: Mapping[str, Any], limit: int) -> dict[str, Any]:
-    """The output limit to send in the place of the caller's own, by the names to send it under."""
-    own = {name: limit for name in _LIMITS if asked.get(name) is not None}
-    return own or {"max_output_tokens" if operation == "responses" else "max_tokens": limit}
+    """The keywords to send in the place of the caller's own, so that no limit in them is above this one."""
+    own = lowered({n: asked[n] for n in (*LIMIT_NAMES, "extra_body") if asked.get(n) is not None}, limit)
+    if not _LIMITS.isdisjoint(own):
+        return own
+    return {**own, "max_output_tokens" if operation == "responses" else "max_tokens": limit}
 
 
 COMPATIBLE = ("openai", "custom_openai", "text-completion-openai")

@@ -24,6 +24,7 @@ from ..kit.clients import keeps_metered_clients, meter_clients_of
 from ..kit.cutting import cut_off, noting
 from ..kit.generation import Generation
 from ..kit.metered import as_class, metered_class
+from ..kit.settings import lowered
 from ..kit.stainless import Making
 from ..kit.terms import Terms
 from ..kit.undo import Undo
@@ -64,9 +65,11 @@ def _call(model: Any, asked: dict[str, Any]) -> tuple[Call, Any]:
     )
 
     def limited(hold: Any) -> dict[str, Any]:
-        if hold.output_limit is None:
+        limit, settings = hold.output_limit, asked["model_settings"]
+        if limit is None:
             return asked
-        return {**asked, "model_settings": replace(asked["model_settings"], max_tokens=hold.output_limit)}
+        own = {name: getattr(settings, name) for name in ("extra_args", "extra_body")}
+        return {**asked, "model_settings": replace(settings, **lowered(own, limit), max_tokens=limit)}
 
     return Call(generation, type(model)), limited
 

@@ -34,10 +34,6 @@ def request_as_wire(model: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     settings = asked["model_settings"]
     held = {f.name: value for f in fields(settings) if (value := getattr(settings, f.name)) is not None}
     wire: dict[str, Any] = {name: value for name, value in held.items() if name not in _HARMLESS}
-    for name in ("extra_args", "extra_body"):
-        if isinstance(held.get(name), Mapping):
-            wire |= held[name]
-    limit = output_limit(held, wire)
     wire |= {"model": model, "messages": list(_messages(asked))}
     tools = [*map(_tool, asked["tools"] or ()), *map(_handoff, asked["handoffs"] or ())]
     if tools:
@@ -45,6 +41,10 @@ def request_as_wire(model: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     schema = asked["output_schema"]
     if schema is not None and not schema.is_plain_text():
         wire["response_format"] = {"type": "json_schema", "json_schema": schema.json_schema()}
+    for name in ("extra_args", "extra_body"):
+        if isinstance(held.get(name), Mapping):
+            wire |= held[name]  # it is put over the request, the model too
+    limit = output_limit(held, wire)
     if limit is not None:
         wire["max_tokens"] = limit
     if asked.get("previous_response_id"):

@@ -20,6 +20,7 @@ from ...rules.errors import ConfigError
 from ..kit.call import Call
 from ..kit.generation import Generation, Heard
 from ..kit.metered import as_class, metered_class
+from ..kit.settings import LIMIT_NAMES, lowered
 from ..kit.stainless import Making
 from ..kit.terms import Terms
 from ..kit.undo import Undo
@@ -39,6 +40,9 @@ class Metered:
     """What all metered models are."""
 
     _behest: Terms
+
+
+_LIMITING = frozenset((*LIMIT_NAMES, "extra_body"))
 
 
 def _own(model: Any, name: str) -> Any:
@@ -62,10 +66,12 @@ def _call(model: Any, messages: Any, settings: Any, params: Any, who: Any) -> tu
     )
 
     def limited(hold: Any) -> dict[str, Any]:
-        changed = {**(settings or {})}
-        if hold.output_limit is not None:
-            changed["max_tokens"] = hold.output_limit
-        return changed
+        limit = hold.output_limit
+        if limit is None:
+            return {**(settings or {})}
+        # The model's own settings may put a limit into the request, too.
+        own = {n: v for n, v in (merged or {}).items() if n in _LIMITING}
+        return {**(settings or {}), **lowered(own, limit), "max_tokens": limit}
 
     return Call(generation, type(model)), limited
 

@@ -52,9 +52,6 @@ def request_as_wire(
         params: Pydantic AI's `ModelRequestParameters`.
     """
     wire: dict[str, Any] = {n: v for n, v in settings.items() if n not in _HARMLESS and v is not None}
-    extra = settings.get("extra_body")
-    if isinstance(extra, Mapping):
-        wire |= extra
     if any(settings.get(name) for name in _THINKS):
         wire["thinking"] = True
     wire |= {"model": model, "messages": list(_messages(messages, params))}
@@ -66,6 +63,9 @@ def request_as_wire(
         wire["tools"] = tools
     if params.output_object is not None:
         wire["response_format"] = _plain(params.output_object)
+    extra = settings.get("extra_body")
+    if isinstance(extra, Mapping):
+        wire |= extra  # it is put over the request, the model too
     limit = output_limit(settings)
     if limit is not None:
         wire["max_tokens"] = limit
