@@ -208,6 +208,17 @@ def test_cheaper_comes_before_shorter(sandbox: Sandbox) -> None:
         assert (entry.output_limit, entry.lowered_from) == (490, None)
 
 
+def test_it_is_for_whom_the_request_names(sandbox: Sandbox) -> None:
+    with Meter("memory://", budgets=["$0.001 per user", "1 call per user"], downgrade=TO) as meter:
+        openai = meter.openai(client(sandbox))
+        ask(openai, user="ada")
+        ask(openai, user="bob")
+        with pytest.raises(BudgetExceeded, match="1 calls per user"):
+            ask(openai, user="ada")
+        assert served(sandbox) == [CHEAP, CHEAP]
+        assert [(e.user_id, e.asked_model) for e in entries(meter)] == [("ada", DEAR), ("bob", DEAR)]
+
+
 def test_at_100_only_what_does_not_fit(sandbox: Sandbox) -> None:
     with Meter("memory://", budgets=["$0.0102"], downgrade=TO, downgrade_at=100) as meter:
         metered = meter.openai(client(sandbox))

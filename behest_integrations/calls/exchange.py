@@ -98,6 +98,11 @@ class Exchange:
         body_names: bool = True,
         instead: Exchange | None = None,
     ) -> None:
+        # Of what stands in, nothing but the model is said; it is for whom the call was asked for.
+        named = NOBODY if not body_names else from_body(body) if instead is None else instead._named
+        self._named: Attribution = named
+        if instead is not None:
+            body = {**instead._original, "model": body["model"]}
         self.engine = engine
         self._on_abandoned = on_abandoned
         self.operation = operation
@@ -108,8 +113,7 @@ class Exchange:
         """Whether another request may continue what the provider has stored of this one."""
         self._terms = {name: body[name] for name in _TERMS if isinstance(body.get(name), str)}
         self._ask_usage = ask_usage and engine.stream_usage
-        if body_names:
-            fallback = fallback.over(from_body(body))
+        fallback = fallback.over(named)
         if engine.guarding is not None and instead is None:
             asks = str(body.get("model") or "")
             engine.guarding.look(
@@ -120,7 +124,6 @@ class Exchange:
         self._restorer: Restorer | None = None
         if instead is not None:
             # The texts are looked through already, and the hold of the layer around is taken.
-            body = self._original = {**instead._original, "model": body["model"]}
             around, asked, self._restorer = instead.plan.outer, instead.plan.model, instead._restorer
             outer = around if isinstance(around, Hold) else None
             if not may_stand_in(body, asked):

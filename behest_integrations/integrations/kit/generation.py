@@ -114,7 +114,8 @@ class Generation:
             outer = around if isinstance(around, Hold) else None
             if not may_stand_in(request, asked):
                 raise ConfigError(f"{request['model']!r} does not take what {asked!r} is sent")
-        fallback = fallback.over(from_body(request))
+        self._named: Attribution = from_body(request) if instead is None else instead._named
+        fallback = fallback.over(self._named)
         if engine.guarding is not None and instead is None:
             said = conversation or partial(conversation_of, request)
             engine.guarding.look(
