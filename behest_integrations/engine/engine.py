@@ -366,7 +366,7 @@ class Engine:
         audited = self.auditor is not None and plan.verdict is not None
         # What the layer around holds in the store ends there, in one with what is held in its place.
         around = ask.replaces
-        kept = around is not None and (around.reserved is None or around.reserved.drawn is None)
+        kept = isinstance(around, Hold) and (around.reserved is None or around.reserved.drawn is None)
         if not (ask.sweep or ask.place or audited or kept) and (drawn := leases.draw(ask.claims, plan.ask)):
             return drawn
         part = None
