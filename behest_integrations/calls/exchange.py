@@ -107,7 +107,7 @@ class Exchange:
         self._on_abandoned = on_abandoned
         self.operation = operation
         self.metered = operation in METERED_OPERATIONS
-        self._original = body
+        self._original: Mapping[str, Any] = body
         self._where = where
         self._continued = operation == "responses" or (operation == MESSAGES and "thread" in body)
         """Whether another request may continue what the provider has stored of this one."""
