@@ -36,6 +36,7 @@ class Gateway:
     Args:
         sandbox: the only provider, called "sandbox"; None: nothing is said of providers.
         more: what else `[gateway]` is to say, as TOML.
+        store: its ledger's URL; None: a file in `folder`.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class Gateway:
         workers: int = 1,
         keyless: bool = False,
         env: dict[str, str] | None = None,
+        store: str | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
-        self.store = f"sqlite:///{folder}/ledger.db"
+        self.store = store or f"sqlite:///{folder}/ledger.db"
         self._options = ["--workers", str(workers), *(["--keyless"] if keyless else [])]
         self._env = {**os.environ, "BEHEST_TOKEN_SECRET": SECRET, **(env or {})}
         text = f'store = "{self.store}"\nbudgets = {json.dumps(list(budgets))}\n{top}\n'
@@ -110,6 +112,12 @@ class Gateway:
             _out, said = self.process.communicate()
             raise AssertionError(f"the gateway did not end:\n{said}") from None
         return said
+
+    def kill(self) -> None:
+        """As a machine ends whose power is cut: none of its processes gets to do anything."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
     def workers(self) -> list[int]:
         """The processes that serve."""
