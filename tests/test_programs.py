@@ -16,6 +16,15 @@ from behest_integrations.sandbox import Sandbox
 
 # The quickstarts' plain versions: the same frameworks, asked on and on.
 PROGRAMS = {
+    "openai, looked for before": """
+        from importlib.util import find_spec
+        assert find_spec("openai") is not None
+        from openai import OpenAI
+        client = OpenAI(base_url=URL, api_key="none")
+        messages = [{"role": "user", "content": "Go on."}]
+        for _ in range(50):
+            client.chat.completions.create(model="gpt-4o-mini", messages=messages)
+    """,
     "google_genai": """
         import asyncio
         from google import genai

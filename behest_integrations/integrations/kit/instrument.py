@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.abc import MetaPathFinder
@@ -80,19 +79,28 @@ class _AfterImport(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        methods = self._waiting.pop(name, None)
-        if methods is None:
+        if name not in self._waiting:
             return None
-        spec = importlib.util.find_spec(name)  # by the finders after us
+        spec = self._spec(name, path, target)
         if spec is None or spec.loader is None:
-            self._waiting[name] = methods
             return None
         loader: Any = spec.loader
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            self._begun.extend(method() for method in methods)
+            # Only now: whoever asks for a spec may but want to know whether there is such a module.
+            if module.__name__ == name:
+                self._begun.extend(method() for method in self._waiting.pop(name, ()))
 
         loader.exec_module = exec_module
         return spec
+
+    def _spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+        """What the finders after this one find."""
+        finders = [*sys.meta_path]
+        for finder in finders[finders.index(self) + 1 :] if self in finders else ():
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                return spec
+        return None
