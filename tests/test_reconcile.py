@@ -16,6 +16,9 @@ from support import assert_sound, entries
 
 from behest_integrations import ConfigError, Meter, Price, Usage
 from behest_integrations.cli import main
+from behest_integrations.ledger.closing import close_blocks
+from behest_integrations.ledger.pruning import prune
+from behest_integrations.ledger.sql import SQLLedger
 from behest_integrations.prices import Pricing
 from behest_integrations.reports import report, verify
 from behest_integrations.reports.finance import (
@@ -238,6 +241,40 @@ def test_what_had_no_price_is_priced_later_and_what_had_one_stays(
         assert [e for e in entries(meter) if e.model == "old"] == before
         total = report(meter.ledger, ("model",)).total
         assert (total.cost, total.unpriced, total.calls) == (9_000_000 + 1_300_000, 1, 3)
+        assert verify(meter.ledger) == []
+
+
+def test_what_was_pruned_is_neither_corrected_nor_priced_again(
+    sqlite_store: str, tmp_path: Path, clock: Clock
+) -> None:
+    later = Pricing({"new-model": PRICES["exact"], "gone": PRICES["exact"]})
+    with Meter(sqlite_store, budgets=["9M tokens"], prices=PRICES, clock=clock) as meter:
+        for _ in range(2):
+            spend(meter, "exact")
+            clock.now += DAY
+        spend(meter, "new-model")
+        meter.flush()
+        path = invoice(
+            tmp_path / "i.csv",
+            ("2026-11-03", "exact", "0.0039", 3, 3000, 300),
+            ("2026-11-04", "exact", "0.0026", 2, 2000, 200),
+        )
+        assert book_differences(meter.ledger, compare(meter, path), now=clock()) == 2
+        assert reprice(meter.ledger, later, now=clock()).calls == 1
+        spend(meter, "gone")
+        meter.flush()
+        total = report(meter.ledger).total
+        assert isinstance(meter.ledger, SQLLedger)
+        clock.now += 9 * DAY
+        close_blocks(meter.ledger, clock())
+        assert prune(meter.ledger, clock(), 2).blocks == 1
+        again = compare(meter, path)
+        assert [(x.difference, x.tokens, x.calls) for x in again.lines if x.model == "exact"] == [
+            (0, 0, 0)
+        ] * 2
+        done = reprice(meter.ledger, later, now=clock())
+        assert (done.calls, done.unknown) == (0, {})
+        assert report(meter.ledger).total.cost == total.cost
         assert verify(meter.ledger) == []
 
 

@@ -1,7 +1,7 @@
 """`behest prune`: entries that are old are replaced by their sums, and nothing that adds them up is another.
 
 Of each half-hour, all entries become one that are for the same people, of the same model, operation, stage,
-status and tags: with the sum of their costs and tokens, booked in the same buckets. So reports, budgets and
+status and tags, and about the same quarter of an hour (invoices are compared by when calls began): with the sum of their costs and tokens, booked in the same buckets. So reports, budgets and
 proofs are as they were; single calls are gone, and tags that differ for each call (a trace). Only blocks that
 are old as a whole are pruned, each in a transaction of its own, and each is sealed again (`seals`).
 """
@@ -27,6 +27,8 @@ _SAME = (
     "service_tier", "reversal", "flags", "asked_model",
 )  # fmt: skip
 _SUMMED = (*ADDITIVE, "cost")
+_QUARTER = 900_000
+"""Time zones differ by no less."""
 
 
 class Pruned(NamedTuple):
@@ -108,7 +110,14 @@ def _sums(rows: Sequence[Row], untold: set[str], block: int) -> list[dict[str, A
     for row in rows:
         tags = {n: v for n, v in from_json(row[_PLACE["tags"]]).items() if n not in untold}
         at, cost = row[_PLACE["at"]], row[_PLACE["cost"]]
-        key = (at - at % SLOT, cost is None, to_json(tags), *(row[_PLACE[name]] for name in _SAME))
+        began = row[_PLACE["started"]] or at
+        key = (
+            at - at % SLOT,
+            began - began % _QUARTER,
+            cost is None,
+            to_json(tags),
+            *(row[_PLACE[name]] for name in _SAME),
+        )
         found = groups.get(key)
         if found is None:
             found = groups[key] = {

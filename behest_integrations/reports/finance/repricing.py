@@ -33,7 +33,8 @@ class Repriced:
 
 
 def reprice(ledger: Ledger, pricing: Pricing, *, now: int) -> Repriced:
-    """Price each call that was booked without a price. Those that had one are not touched.
+    """Price each call that was booked without a price. Those that had one are not touched, nor are sums of
+    calls that were pruned: what each of them used, and which have been priced since, is not known any more.
 
     A call is taken back and booked again with its cost, now: what was exported of a month that is over stays.
 
@@ -51,7 +52,7 @@ def reprice(ledger: Ledger, pricing: Pricing, *, now: int) -> Repriced:
         _e.c.call_id, _e.c.model, _e.c.provider, _e.c.service_tier, _e.c.input_tokens, _e.c.output_tokens,
         _e.c.cached_input_tokens, _e.c.cache_write_tokens, _e.c.reasoning_tokens, _e.c.input_audio_tokens,
         _e.c.output_audio_tokens,
-    ).where(_e.c.cost.is_(None), _e.c.reversal == 0, _e.c.call_id.not_in(taken))  # fmt: skip
+    ).where(_e.c.cost.is_(None), _e.c.reversal == 0, _e.c.call_id.not_in(taken), _e.c.lines.is_(None))  # fmt: skip
     with reading(ledger) as connection:
         found = connection.execute(statement).fetchall()
     for call_id, model, provider, tier, *tokens in found:
