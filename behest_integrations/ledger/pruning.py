@@ -1,8 +1,9 @@
 """`behest prune`: entries that are old are replaced by their sums, and nothing that adds them up is another.
 
 Of each half-hour, all entries become one that are for the same people, of the same model, operation, stage,
-status and tags, and about the same quarter of an hour (invoices are compared by when calls began): with the sum of their costs and tokens, booked in the same buckets. So reports, budgets and
-proofs are as they were; single calls are gone, and tags that differ for each call (a trace). Only blocks that
+status and tags, and began in the same quarter of an hour (by which invoices are compared): with the sum of
+their costs and tokens, booked in the same buckets. So reports, budgets and proofs are as they were; single
+calls are gone, and tags that differ for each call (a trace). Only blocks that
 are old as a whole are pruned, each in a transaction of its own, and each is sealed again (`seals`).
 """
 

@@ -52,7 +52,8 @@ def reprice(ledger: Ledger, pricing: Pricing, *, now: int) -> Repriced:
         _e.c.call_id, _e.c.model, _e.c.provider, _e.c.service_tier, _e.c.input_tokens, _e.c.output_tokens,
         _e.c.cached_input_tokens, _e.c.cache_write_tokens, _e.c.reasoning_tokens, _e.c.input_audio_tokens,
         _e.c.output_audio_tokens,
-    ).where(_e.c.cost.is_(None), _e.c.reversal == 0, _e.c.call_id.not_in(taken), _e.c.lines.is_(None))  # fmt: skip
+    ).where(_e.c.cost.is_(None), _e.c.reversal == 0, _e.c.call_id.not_in(taken))  # fmt: skip
+    statement = statement.where(_e.c.lines.is_(None))
     with reading(ledger) as connection:
         found = connection.execute(statement).fetchall()
     for call_id, model, provider, tier, *tokens in found:
