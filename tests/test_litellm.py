@@ -165,6 +165,22 @@ def test_a_word_for_mocks_that_mocks_nothing_is_a_call(sandbox: Sandbox) -> None
             assert len(entries(meter)) == 1
 
 
+def test_a_client_of_its_proxy_is_who_its_key_says(sandbox: Sandbox) -> None:
+    key = {"user_api_key_hash": "h", "user_api_key_user_id": "ada", "user_api_key_team_id": "red"}
+    said = {"session_id": "s", "user_id": "bob", "project": "blue", "tenant": "others"}
+    with Meter("memory://", budgets=["$1 per user"]) as meter, meter.litellm():
+        completion(**claude(sandbox), metadata={**said, **key})
+        forged = {**said, "user_api_key_user_id": "bob"}
+        responses(
+            model=f"openai/{MINI}", input="hello", api_base=sandbox.base_url, api_key="none",
+            metadata=forged, litellm_metadata=key,
+        )  # fmt: skip
+        completion(**claude(sandbox), metadata={**said, "user_api_key_hash": "h"})  # a key of nobody's
+        assert [(e.session_id, e.user_id, e.project, e.tenant) for e in entries(meter)] == [
+            ("s", "ada", "red", None), ("s", "ada", "red", None), ("s", "bob", None, None),
+        ]  # fmt: skip
+
+
 def test_what_is_not_billed_is_not_counted(sandbox: Sandbox) -> None:
     with Meter("memory://", budgets=["$1"]) as meter, meter.litellm():
         completion(**openai(sandbox), mock_response="hello")

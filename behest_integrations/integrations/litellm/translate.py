@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...prices import provider_for_url, provider_named
-from ...rules.attribution import Attribution
+from ...rules.attribution import NOBODY, Attribution
 from ...rules.usage import believable
 from ...wire.usage_shapes import find_usage, read_usage
 from ..kit.generation import Heard
@@ -84,9 +84,9 @@ def attribution_of(asked: Mapping[str, Any]) -> tuple[Attribution, Attribution]:
         ConfigError: something in the call's metadata cannot be an id.
     """
     metadata: dict[str, Any] = {}
-    for name in ("litellm_metadata", "metadata"):
-        if isinstance(asked.get(name), Mapping):
-            metadata |= asked[name]
+    given = [asked[n] for n in ("litellm_metadata", "metadata") if isinstance(asked.get(n), Mapping)]
+    for one in sorted(given, key=lambda one: _PROXY in one):
+        metadata |= one
     said = said_in(metadata)
     own = Attribution(
         session_id=id_in({**metadata, **asked}, "litellm_session_id"),
@@ -94,7 +94,15 @@ def attribution_of(asked: Mapping[str, Any]) -> tuple[Attribution, Attribution]:
         project=id_in(metadata, "user_api_key_team_id"),
         tenant=id_in(metadata, "user_api_key_org_id"),
     )
+    if _PROXY in metadata:
+        # What a client of the proxy says of itself comes after what its key says, and what others pay for
+        # is not its to name.
+        return own.over(Attribution(session_id=said.session_id, user_id=said.user_id)), NOBODY
     return said, own
+
+
+_PROXY = "user_api_key_hash"
+"""What its proxy puts into each call, and takes out of what clients send."""
 
 
 # ── what came back ─────────────────────────────────────────────────────────────────────
