@@ -175,9 +175,11 @@ def test_a_client_of_its_proxy_is_who_its_key_says(sandbox: Sandbox) -> None:
             model=f"openai/{MINI}", input="hello", api_base=sandbox.base_url, api_key="none",
             metadata=forged, litellm_metadata=key,
         )  # fmt: skip
+        completion(**openai(sandbox), metadata=key, extra_headers={"X-End-User-Id": "bob"})
         completion(**claude(sandbox), metadata={**said, "user_api_key_hash": "h"})  # a key of nobody's
         assert [(e.session_id, e.user_id, e.project, e.tenant) for e in entries(meter)] == [
-            ("s", "ada", "red", None), ("s", "ada", "red", None), ("s", "bob", None, None),
+            ("s", "ada", "red", None), ("s", "ada", "red", None), (None, "ada", "red", None),
+            ("s", "bob", None, None),
         ]  # fmt: skip
 
 

@@ -43,7 +43,16 @@ from .internals import (
 )
 from .refusing import arrived, sending_off
 from .streams import awatch, watch
-from .translate import COMPATIBLE, attribution_of, fold, hear, limited, price_provider, request_as_wire
+from .translate import (
+    COMPATIBLE,
+    attribution_of,
+    fold,
+    hear,
+    limited,
+    price_provider,
+    renamed,
+    request_as_wire,
+)
 
 _ASYNC = {"completion": "acompletion", "embedding": "aembedding", "responses": "aresponses"}
 """The flag by which the awaited function calls the blocking one."""
@@ -57,6 +66,7 @@ class _Attempt:
         self.name, self.asked = name, asked
         provider, url, plain = provider_of(model, asked)
         said, own = attribution_of(asked)
+        self.user = said.user_id
         prices = price_provider(provider, url)
         self.generation = Generation(
             engine,
@@ -83,10 +93,10 @@ class _Attempt:
 
     def changes(self, hold: Any) -> dict[str, Any]:
         """The keywords that are other than the caller's."""
-        changed: dict[str, Any] = {}
+        changed = renamed(self.asked, self.user)
         limit = hold.output_limit
         if limit is not None and limit != self.generation.bound.output_limit:
-            changed = limited(self.name, self.asked, limit)
+            changed |= limited(self.name, self.asked, limit)
         if self.asks_usage:
             changed["stream_options"] = {**(self.asked.get("stream_options") or {}), "include_usage": True}
         return changed

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...prices import provider_for_url, provider_named
-from ...rules.attribution import NOBODY, Attribution
+from ...rules.attribution import NOBODY, USER_HEADER, Attribution
 from ...rules.usage import believable
 from ...wire.usage_shapes import find_usage, read_usage
 from ..kit.generation import Heard
@@ -83,10 +83,7 @@ def attribution_of(asked: Mapping[str, Any]) -> tuple[Attribution, Attribution]:
     Raises:
         ConfigError: something in the call's metadata cannot be an id.
     """
-    metadata: dict[str, Any] = {}
-    given = [asked[n] for n in ("litellm_metadata", "metadata") if isinstance(asked.get(n), Mapping)]
-    for one in sorted(given, key=lambda one: _PROXY in one):
-        metadata |= one
+    metadata = _metadata(asked)
     said = said_in(metadata)
     own = Attribution(
         session_id=id_in({**metadata, **asked}, "litellm_session_id"),
@@ -99,6 +96,29 @@ def attribution_of(asked: Mapping[str, Any]) -> tuple[Attribution, Attribution]:
         # is not its to name.
         return own.over(Attribution(session_id=said.session_id, user_id=said.user_id)), NOBODY
     return said, own
+
+
+def renamed(asked: Mapping[str, Any], user: str | None) -> dict[str, Any]:
+    """Headers without those by which a client of the proxy names another end user than its key does.
+
+    Args:
+        user: whom the call is for, as `attribution_of` says it.
+    """
+    if user is None or _PROXY not in _metadata(asked):
+        return {}
+    return {
+        name: {n: v for n, v in asked[name].items() if str(n).lower() != USER_HEADER.lower()}
+        for name in ("extra_headers", "headers")
+        if isinstance(asked.get(name), Mapping)
+    }
+
+
+def _metadata(asked: Mapping[str, Any]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    given = [asked[n] for n in ("litellm_metadata", "metadata") if isinstance(asked.get(n), Mapping)]
+    for one in sorted(given, key=lambda one: _PROXY in one):
+        metadata |= one
+    return metadata
 
 
 _PROXY = "user_api_key_hash"
