@@ -253,6 +253,9 @@ def test_what_was_pruned_is_neither_corrected_nor_priced_again(
             spend(meter, "exact")
             clock.now += DAY
         spend(meter, "new-model")
+        with meter.session("s", user="u"):
+            late = meter.reserve(meter.plan("chat", "assumed", RequestBound(1000, output_limit=200)))
+        late.end(outcome("assumed"))
         meter.flush()
         path = invoice(
             tmp_path / "i.csv",
@@ -275,6 +278,9 @@ def test_what_was_pruned_is_neither_corrected_nor_priced_again(
         done = reprice(meter.ledger, later, now=clock())
         assert (done.calls, done.unknown) == (0, {})
         assert report(meter.ledger).total.cost == total.cost
+        late.settle(Usage(1000, 100))  # it is told after all, and once
+        meter.flush()
+        assert report(meter.ledger).total.cost == total.cost - 300_000
         assert verify(meter.ledger) == []
 
 

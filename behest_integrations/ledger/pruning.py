@@ -3,7 +3,7 @@
 Of each half-hour, all entries become one that are for the same people, of the same model, operation, stage,
 status and tags, and began in the same quarter of an hour (by which invoices are compared): with the sum of
 their costs and tokens, booked in the same buckets. So reports, budgets and proofs are as they were; single
-calls are gone, and tags that differ for each call (a trace). Only blocks that
+calls are gone, and tags that differ for each call (a trace). What is assumed stays as it is. Only blocks that
 are old as a whole are pruned, each in a transaction of its own, and each is sealed again (`seals`).
 """
 
@@ -85,12 +85,14 @@ def _prune(
         return None
     r = schema.rollups.c
     untold = set(connection.execute(sa.select(r.tag).where(r.kind == UNTOLD, r.block == block.id)).scalars())
-    sums = _sums(rows, untold, block.id)
+    open_ends = _may_be_told(rows)
+    sums = _sums([row for row in rows if row[_PLACE["id"]] not in open_ends], untold, block.id)
     was = additive(rolled(connection, members))
     count_change(connection)
-    ids = [row["id"] for row in sums]
-    connection.execute(sa.delete(_e).where(members))
-    connection.execute(sa.insert(_e), sums)
+    ids = sorted([*open_ends, *(row["id"] for row in sums)])
+    connection.execute(sa.delete(_e).where(members, _e.c.id.not_in(open_ends)))
+    if sums:
+        connection.execute(sa.insert(_e), sums)
     kept = _e.c.id.in_(ids)
     if additive(rolled(connection, kept)) != was:
         raise AssertionError(f"block {block.id} would not add up to what it did")
@@ -102,7 +104,20 @@ def _prune(
     )
     if found.spent != tally.spent:
         raise AssertionError(f"block {block.id} would not be booked as it was")
-    return len(sums)
+    return len(ids)
+
+
+def _may_be_told(rows: Sequence[Row]) -> set[int]:
+    """Assumptions that nothing has taken back: what became of such a call may be told yet, and is booked in
+    place of that entry, by its id."""
+    taken = {row[_PLACE["call_id"]] for row in rows if row[_PLACE["reversal"]]}
+    return {
+        row[_PLACE["id"]]
+        for row in rows
+        if row[_PLACE["status"]] == "assumed"
+        and row[_PLACE["lines"]] is None
+        and row[_PLACE["call_id"]] not in taken
+    }
 
 
 def _sums(rows: Sequence[Row], untold: set[str], block: int) -> list[dict[str, Any]]:
