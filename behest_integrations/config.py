@@ -121,6 +121,7 @@ class Config(_Strict):
     on_abandoned: OnAbandoned | dict[str, OnAbandoned] | None = None
     on_store_error: Literal["refuse", "allow"] | None = None
     store_timeout: float | None = None
+    store_slow: float | None = None
     durability: Literal["process", "power"] | None = None
     thresholds: list[int] | None = None
     stream_usage: bool | None = None

@@ -29,6 +29,7 @@ from .ledger.base import Durability, Ledger
 from .ledger.book import ThresholdEvent
 from .ledger.retention import prune
 from .ledger.stores import open_store, store_class, store_url
+from .ledger.watching import SLOW_SECONDS
 from .prices import Price, Pricing, named_hosts
 from .rules import attribution as who_module
 from .rules.attribution import NOBODY, Attribution, SessionScope, check_id, parse_required
@@ -86,6 +87,7 @@ class Meter(Doors):
         on_store_error: ``refuse`` calls while the store is out, or ``allow`` them (the
             budget can then be passed) and write them down later.
         store_timeout: seconds to wait for another process's write.
+        store_slow: seconds from which on a transaction of the store is logged as slow, once a minute.
         durability: see `SQLiteLedger`.
         thresholds: percentages of a limit at which `on_threshold` is called, once a bucket.
         on_threshold: called with a `ThresholdEvent`, on a thread of its own; it may be a coroutine
@@ -149,6 +151,7 @@ class Meter(Doors):
         on_abandoned: OnAbandoned | Mapping[str, OnAbandoned] = "auto",
         on_store_error: OnStoreError = "refuse",
         store_timeout: float = 5.0,
+        store_slow: float = SLOW_SECONDS,
         durability: Durability = "process",
         thresholds: Sequence[int] = (50, 80, 100),
         on_threshold: Callable[[ThresholdEvent], object] | None = None,
@@ -222,6 +225,7 @@ class Meter(Doors):
             downgrade=_downgrade(downgrade, downgrade_at, pricing),
             leases=one_of(leases, (True, False), "leases"),
         )
+        self._ledger.slow_after = not_negative(store_slow, "store_slow")
         self._begin()
         self._alerts.wake()
         register(self)

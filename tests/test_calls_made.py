@@ -27,3 +27,8 @@ def test_a_policy_that_there_is_not_costs_nothing() -> None:
     assert not [module for module in without if module.startswith(asked)]
     there = calls_made(policy={"models": ["gpt-4o*"], "max_output_tokens": 500})
     assert {"policy/policing.py", "engine/ruling.py"} <= set(there)
+
+
+def test_metrics_of_the_store_that_nobody_asked_for_cost_nothing(tmp_path: Path) -> None:
+    asked = ("engine/observing", "engine/telemetry", "ledger/watching")
+    assert not [module for module in calls_made(f"sqlite:///{tmp_path}/b.db") if module.startswith(asked)]

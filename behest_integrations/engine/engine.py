@@ -41,6 +41,7 @@ from .leases import Leases
 from .leases import Work as LeaseWork
 from .limits import BudgetChanges
 from .notices import Notices
+from .observing import StoreObserver, StoreWatcher
 from .outcomes import Outcome
 from .owners import has_died, this_process
 from .plan import Outer, Plan
@@ -154,6 +155,9 @@ class Engine:
                 write_events=alerts.write,
                 tell_events=alerts.tell,
             )
+        self._observer: StoreObserver | None = None
+        if telemetry is not None:
+            self.watch_store(telemetry.store)
 
     # ── planning ───────────────────────────────────────────────────────────────────────
 
@@ -280,7 +284,7 @@ class Engine:
                     sweep = swept = True
                 waiting = patience > 0 if deadline is None else time.monotonic() < deadline
                 claims = self._planner.claims(plan, now)
-                ask = _Asking(call_id, plan, claims, now, sweep, swept, waiting, replaces, place, trial)
+                ask = _Asking(call_id, plan, claims, now, sweep, swept, waiting, replaces, place, trial, [])
                 try:
                     result: Reserved | Refused = yield from self._admitting(ask)
                 except GeneratorExit:
@@ -295,6 +299,8 @@ class Engine:
                         "the call goes ahead unmetered for now, as you chose (on_store_error): %s", error
                     )
                     if replaces is not None:
+                        if self._observer is not None and _is_held(replaces):
+                            self._observer.held(-1)
                         replaces.hand_over()
                         self._unwritten.add(dropping(replaces.id))
                     return Hold(self, plan, call_id, now, claims, None)
@@ -302,11 +308,15 @@ class Engine:
                     hold = Hold(self, plan, call_id, now, claims, result)
                     if self._telemetry is not None:
                         hold.seen = self._telemetry.begun()
+                    if self._observer is not None and not _is_held(replaces):
+                        self._observer.held(1)
                     if replaces is not None:
                         replaces.hand_over(hold)
                         hold.lowered_from = hold.lowered_from or replaces.lowered_from
                     return hold
                 if replaces is not None:
+                    if self._observer is not None and _is_held(replaces):
+                        self._observer.held(-1)
                     replaces.hand_over()
                     replaces = None
                 if trial:
@@ -360,7 +370,10 @@ class Engine:
         leases, plan = self._leases, ask.plan
         result: Reserved | Refused
         if leases is None:
-            result = yield self._reserve_work(ask)
+            if self._observer is None:
+                result = yield self._reserve_work(ask)
+            else:
+                result = yield from self._ask_store(self._reserve_work(ask), ask)
             return result
         # The store writes what is written besides a hold, and sweeps now and then.
         audited = self.auditor is not None and plan.verdict is not None
@@ -374,11 +387,37 @@ class Engine:
             part = leases.part(
                 ask.claims, plan.ask, lambda claims: self._reserve_work(ask._replace(claims=claims))
             )
-        if part is not None and (found := (yield from _told(part))) is not None:
+        if part is not None and (found := (yield from self._ask_store(part, ask))) is not None:
             result = found
         else:
-            result = yield from _told(leases.asking(self._reserve_work(ask), plan.ask))
+            result = yield from self._ask_store(leases.asking(self._reserve_work(ask), plan.ask), ask)
         return result
+
+    def _ask_store(self, work: Operation[T], ask: _Asking) -> Steps[T]:
+        """Run it; what concerns leases is told how it ended, and who watches, how long that took."""
+        observer = self._observer
+        began = time.monotonic() if observer is not None else 0.0
+        try:
+            result: T = yield work
+        except BaseException as error:
+            if isinstance(work, LeaseWork):
+                work.failed(error)
+            raise
+        finally:
+            if observer is not None:
+                observer.asked("reserve", time.monotonic() - began)
+        if isinstance(work, LeaseWork):
+            work.done(result)
+        if ask.expired:
+            self._expired(len(ask.expired))
+        return result
+
+    def _expired(self, count: int) -> None:
+        """So many holds have been ended for others."""
+        if self._observer is not None and count:
+            self._observer.happened("expired", count)
+            if self.on_unknown != "release":
+                self._observer.happened("assumed", count)
 
     def _dropping(self, call_id: str, claims: Sequence[Claim]) -> Work[bool]:
         def work(rows: Rows) -> bool:
@@ -389,7 +428,7 @@ class Engine:
         return Operation(work, claims=claims, takes=(call_id,))
 
     def _reserve_work(self, ask: _Asking) -> Operation[Reserved | Refused]:
-        call_id, plan, claims, now, sweep, swept, waiting, replaces, place, trial = ask
+        call_id, plan, claims, now, sweep, swept, waiting, replaces, place, trial, expired = ask
         owner = this_process()
         decision = None
         if self.auditor is not None and plan.verdict is not None:
@@ -397,7 +436,7 @@ class Engine:
 
         def work(rows: Rows) -> Reserved | Refused:
             if sweep:
-                expire(rows, now=now, book=self.on_unknown != "release", has_died=has_died)
+                expired[:] = expire(rows, now=now, book=self.on_unknown != "release", has_died=has_died)
                 self._planner.lessons.recall(rows.lessons())
             result = reserve(
                 rows,
@@ -453,6 +492,9 @@ class Engine:
             self.auditor.refused(error, plan.who, plan.operation, plan.model)
         if self._telemetry is not None:
             self._telemetry.refused(error, plan)
+        if self._observer is not None:
+            unit = error.shortfall.unit if isinstance(error, BudgetExceeded) else "calls"
+            self._observer.refused(error.reason, unit)
         log.info("%s", error)
         return error
 
@@ -460,6 +502,8 @@ class Engine:
 
     def ending(self, hold: Hold, outcome: Outcome) -> Steps[None] | None:
         """The steps that end `hold`; None if nothing new was learnt."""
+        if self._observer is not None and _is_held(hold):
+            self._observer.held(-1)
         if not hold.takes(outcome) or self._put_back(hold, outcome):
             return None
         return self._unwritten.writing(self._end_work(hold, outcome))
@@ -474,11 +518,22 @@ class Engine:
 
     def post_end(self, hold: Hold, outcome: Outcome) -> None:
         """End `hold` soon, without waiting."""
+        observer = self._observer
+        if observer is not None and _is_held(hold):
+            observer.held(-1)
         if not hold.takes(outcome) or self._put_back(hold, outcome):
             return
         work = self._end_work(hold, outcome)
+        after = self._after
+        if observer is not None:
+            began = time.monotonic()
+
+            def after(booked: Booked) -> None:
+                observer.asked("settle", time.monotonic() - began)
+                self._after(booked)
+
         # Nobody waits for it: its events are told from the writer.
-        self._ledger.post(work, lambda error: self._unwritten.keep(work, error), self._after)
+        self._ledger.post(work, lambda error: self._unwritten.keep(work, error), after)
 
     def _end_work(self, hold: Hold, outcome: Outcome) -> Writing:
         release = self.on_unknown == "release"
@@ -491,7 +546,7 @@ class Engine:
                 self._lines.wake(hold.claims)
             if booked.events or booked.over or booked.unpriced:
                 self._alerts.write(rows, self._clock(), booked.events, booked, hold.plan.model)
-            if self._telemetry is None and self._counting is None:
+            if self._telemetry is None and self._counting is None and self._observer is None:
                 return booked
             return booked._replace(call=(hold, outcome))
 
@@ -510,7 +565,11 @@ class Engine:
                 self._telemetry.ended(booked, self._clock())
             if self._counting is not None:
                 self._counting(booked)
+            if self._observer is not None and booked.call[1].status == "assumed":
+                self._observer.happened("assumed")
         if booked.over:
+            if self._observer is not None:
+                self._observer.over(booked.over)
             log.error(
                 "the provider billed more than the worst case of the request (in %s): the truth is "
                 "booked and the budget admits no more than it has left; check the model's price",
@@ -522,6 +581,16 @@ class Engine:
     def count_calls(self, told: Callable[[Booked], None]) -> None:
         """Have each call's end told: its `call` is the hold, and the outcome. From whatever thread."""
         self._counting = told
+
+    def watch_store(self, watcher: StoreWatcher) -> None:
+        """Have it told what the store does; there may be several. From whatever thread."""
+        if self._observer is None:
+            leases = self._leases
+            self._observer = StoreObserver((lambda: 0) if leases is None else leases.__len__)
+            self._observer.watchers.append(watcher)
+            self._ledger.watcher = self._unwritten.observer = self._observer
+        else:
+            self._observer.watchers.append(watcher)
 
     def reads_on(self, provider: str | None, said: OnAbandoned | None = None) -> bool:
         """Whether a provider's stream is read on in the background when its reader has left.
@@ -584,6 +653,7 @@ class Engine:
                 )
             )
             total += len(ended)
+            self._expired(len(ended))
             if not ended:
                 return total
 
@@ -643,17 +713,9 @@ class Engine:
         return self._ledger
 
 
-def _told(work: Operation[T]) -> Steps[T]:
-    """Run it; what concerns leases is told how it ended."""
-    try:
-        result: T = yield work
-    except BaseException as error:
-        if isinstance(work, LeaseWork):
-            work.failed(error)
-        raise
-    if isinstance(work, LeaseWork):
-        work.done(result)
-    return result
+def _is_held(hold: Outer | None) -> bool:
+    """Whether it is counted as a call in flight for which something is held."""
+    return isinstance(hold, Hold) and hold.reserved is not None and hold.open
 
 
 def _log_failed(error: BaseException) -> None:
@@ -668,6 +730,7 @@ class _Asking(NamedTuple):
         waiting: whether a refusal that is only `busy` will be tried again.
         place: in the line of a bucket.
         trial: see `Engine.reserving`.
+        expired: which holds it has ended for others, once it is done.
     """
 
     call_id: str
@@ -680,3 +743,4 @@ class _Asking(NamedTuple):
     replaces: Outer | None
     place: Place | None
     trial: bool
+    expired: list[str]

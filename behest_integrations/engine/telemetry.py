@@ -16,10 +16,12 @@ from ..rules.errors import BudgetExceeded, LoopDetected, need
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.metrics import Counter, Histogram, Meter, UpDownCounter
     from opentelemetry.trace import Span
 
     from ..ledger.book import Booked
     from .holds import Hold
+    from .observing import Asked, Event, Level
     from .outcomes import Outcome
     from .plan import Plan
 
@@ -38,6 +40,7 @@ COST_CURRENCY = "gen_ai.usage.cost.currency"
 COST_SOURCE = "gen_ai.usage.cost.source"
 TOKEN_TYPE = "gen_ai.token.type"
 STATUS = "behest.status"
+STORE_OPERATION, RETRY_REASON = "behest.store.operation", "behest.store.retry.reason"
 USER, PROJECT, TENANT = "behest.user", "behest.project", "behest.tenant"
 REASON, UNIT = "behest.refusal.reason", "behest.unit"
 
@@ -53,6 +56,16 @@ METRICS = {
     "gen_ai.client.operation.duration": ("s", _MODELS | {STATUS}),
     "gen_ai.client.operation.cost": ("USD", _MODELS | {STATUS}),
     "behest.refusals": ("{call}", frozenset({OPERATION, REQUEST_MODEL, REASON, UNIT})),
+    "behest.store.operation.duration": ("s", frozenset({STORE_OPERATION})),
+    "behest.store.transaction.duration": ("s", frozenset()),
+    "behest.store.transaction.operations": ("{operation}", frozenset()),
+    "behest.store.queue": ("{operation}", frozenset()),
+    "behest.store.retries": ("{transaction}", frozenset({RETRY_REASON})),
+    "behest.holds": ("{call}", frozenset()),
+    "behest.slices": ("{slice}", frozenset()),
+    "behest.holds.expired": ("{hold}", frozenset()),
+    "behest.calls.assumed": ("{call}", frozenset()),
+    "behest.calls.over_bound": ("{call}", frozenset({UNIT})),
 }
 """By name: the unit, and the attributes that it may have."""
 
@@ -61,6 +74,9 @@ _BOUNDS = {
     "gen_ai.client.token.usage": [4**n for n in range(14)],
     "gen_ai.client.operation.duration": [0.01 * 2**n for n in range(14)],
     "gen_ai.client.operation.cost": [1e-5 * 4**n for n in range(12)],
+    "behest.store.operation.duration": [0.0005 * 2**n for n in range(15)],
+    "behest.store.transaction.duration": [0.0005 * 2**n for n in range(15)],
+    "behest.store.transaction.operations": [2**n for n in range(9)],
 }
 
 _MOST_MODELS = 100
@@ -85,7 +101,9 @@ class Telemetry:
             meter.create_histogram(name, METRICS[name][0], explicit_bucket_boundaries_advisory=bounds)
             for name, bounds in _BOUNDS.items()
         ]
-        self._tokens, self._seconds, self._cost = made
+        self._tokens, self._seconds, self._cost, *of_store = made
+        self.store = StoreTelemetry(meter, *of_store)
+        """Is told what the store does; see `observing.StoreWatcher`."""
         self._refusals = meter.create_counter("behest.refusals", METRICS["behest.refusals"][0])
         self._models: set[str] = set()
         self._lock = threading.Lock()
@@ -160,6 +178,54 @@ class Telemetry:
                 return OTHER
             self._models.add(model)
         return model
+
+
+class StoreTelemetry:
+    """What the store does, as metrics: no ids, and attributes of a few words."""
+
+    def __init__(
+        self, meter: Meter, asked: Histogram, transactions: Histogram, operations: Histogram
+    ) -> None:
+        def counter(name: str) -> Counter:
+            return meter.create_counter(name, METRICS[name][0])
+
+        def level(name: str) -> UpDownCounter:
+            return meter.create_up_down_counter(name, METRICS[name][0])
+
+        self._asked, self._transactions, self._operations = asked, transactions, operations
+        self._levels: dict[Level, UpDownCounter] = {
+            "holds": level("behest.holds"),
+            "slices": level("behest.slices"),
+            "queue": level("behest.store.queue"),
+        }
+        self._events: dict[Event, Counter] = {
+            "expired": counter("behest.holds.expired"),
+            "assumed": counter("behest.calls.assumed"),
+        }
+        self._retries = counter("behest.store.retries")
+        self._over = counter("behest.calls.over_bound")
+
+    def asked(self, what: Asked, seconds: float) -> None:
+        self._asked.record(seconds, {STORE_OPERATION: what})
+
+    def transacted(self, seconds: float, operations: int) -> None:
+        self._transactions.record(seconds)
+        self._operations.record(operations)
+
+    def changed(self, level: Level, by: int) -> None:
+        self._levels[level].add(by)
+
+    def retried(self, why: str) -> None:
+        self._retries.add(1, {RETRY_REASON: why})
+
+    def refused(self, reason: str, unit: str) -> None:
+        """Is counted with its call; see `Telemetry.refused`."""
+
+    def happened(self, event: Event, count: int) -> None:
+        self._events[event].add(count)
+
+    def over(self, unit: str) -> None:
+        self._over.add(1, {UNIT: unit})
 
 
 def _of_a_call(span: Span) -> bool:

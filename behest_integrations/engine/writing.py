@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ..ledger.book import Booked, Rows, cancel
 from ..ledger.operations import Operation
 from ..rules.errors import StoreError
+from .observing import StoreObserver
 from .steps import Steps
 
 log = logging.getLogger("behest")
@@ -33,6 +34,8 @@ class Unwritten:
         self._waiting: deque[Writing] = deque()
         self._retry_at = 0.0
         self._after = after
+        self.observer: StoreObserver | None = None
+        """Told how long it takes to write one."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -53,6 +56,8 @@ class Unwritten:
 
     def writing(self, work: Writing) -> Steps[None]:
         """Write `work`, or keep it."""
+        observer = self.observer
+        began = time.monotonic() if observer is not None else 0.0
         try:
             booked = yield work
         except GeneratorExit:
@@ -62,6 +67,9 @@ class Unwritten:
         except StoreError as error:
             self.keep(work, error)
             return
+        finally:
+            if observer is not None:
+                observer.asked("settle", time.monotonic() - began)
         self._after(booked)
 
     def retrying(self) -> Steps[None]:

@@ -78,6 +78,7 @@ def create_app(
     routes, metrics = Routes(settings), Metrics(meter)
     if settings.metrics:
         meter.count_calls(metrics.ended)
+        meter.watch_store(metrics.store)
     payers = Payers(stored, settings.byok)
     gate.on_change(payers.forget)
     relay = Relay(meter, gate, routes, settings.limits, metrics, payers)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..meter import Meter
+from .store_metrics import StoreMetrics
 
 if TYPE_CHECKING:
     from ..engine.holds import Hold
@@ -85,6 +86,7 @@ class Metrics:
             ["provider", "model", "operation", "type"],
             registry=registry,
         )
+        self.store = StoreMetrics(registry)
         # What is looked up for each call; there are few.
         self._attempted = lru_cache(maxsize=256)(self._attempts.labels)
         self._first_of = lru_cache(maxsize=16)(self._first.labels)

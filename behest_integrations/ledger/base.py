@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 from ..rules.errors import BehestError, ConfigError, StoreError
 from ..rules.usage import Usage
 from .book import Bucket, Entry, HoldRecord, KnownBudget, Rows
+from .watching import SLOW_SECONDS, Slowness, TransactionWatcher
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -87,9 +88,15 @@ class Ledger(ABC):
     """Operations of coroutines in one transaction."""
     contended: Container[tuple[str, str, int]] = frozenset()
     """The buckets that several processes write all the time: of those it is worth taking slices."""
+    slow_advice: ClassVar[str] = "Find out what keeps it busy."
+    """What is said to who reads that it is slow."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.slow_after = SLOW_SECONDS
+        """Seconds from which on a transaction is logged as slow."""
+        self.watcher: TransactionWatcher | None = None
+        self._slowness = Slowness(f"The ledger {url}", self.slow_advice)
         self._pid = os.getpid()
         self._reset_locks()
         if hasattr(os, "register_at_fork"):
@@ -146,6 +153,7 @@ class Ledger(ABC):
     def _run_alone(self, work: Work[T]) -> T:
         """Where a transaction costs next to nothing, nothing is gained by sharing one."""
         self._owner = threading.get_ident()
+        began = time.monotonic()
         try:
             rows = self._begin()
             try:
@@ -160,9 +168,19 @@ class Ledger(ABC):
             return result
         finally:
             self._owner = None
+            took = time.monotonic() - began
             self._lock.release()
+            if self.watcher is not None or took > self.slow_after:
+                self._transacted(took, 1)
             if self._waiting or self._queue:
                 self._hand_on()
+
+    def _transacted(self, seconds: float, operations: int) -> None:
+        """Tell of a transaction that was slow, or all of them to who counts them."""
+        if seconds > self.slow_after:
+            self._slowness.noticed(seconds, operations, self.slow_after)
+        if self.watcher is not None:
+            self.watcher.transacted(seconds, operations, len(self._queue))
 
     def _lead(self) -> bool:
         """Run what is queued in one transaction, if nobody is at it; False if somebody is."""
@@ -239,10 +257,11 @@ class Ledger(ABC):
             return False
         self._owner = threading.get_ident()
         try:
+            began = time.monotonic()
             rows = self._begin_now()
             if rows is None:
                 return False
-            self._run_batch([op], rows)
+            self._run_batch([op], rows, began)
             return True
         finally:
             self._owner = None
@@ -293,12 +312,14 @@ class Ledger(ABC):
             waiting = min(most, len(self._queue))
             if not waiting:
                 return
+            began = time.monotonic()
             try:
                 rows = self._begin()
             except BaseException as error:
                 self._fail([self._queue.popleft() for _ in range(waiting)], error)
+                self._transacted(time.monotonic() - began, waiting)
                 return
-            self._run_batch(self._queued(most), rows)
+            self._run_batch(self._queued(most), rows, began)
         finally:
             self._owner = None
 
@@ -307,8 +328,8 @@ class Ledger(ABC):
             most -= 1
             yield self._queue.popleft()
 
-    def _run_batch(self, ops: Iterable[_Op[Any]], rows: Rows) -> None:
-        """Run `ops` in the transaction that has been begun, and end it."""
+    def _run_batch(self, ops: Iterable[_Op[Any]], rows: Rows, began: float) -> None:
+        """Run `ops` in the transaction that has been begun (when, by the monotonic clock), and end it."""
         batch: list[_Op[Any]] = []
         try:
             for op in ops:
@@ -325,14 +346,18 @@ class Ledger(ABC):
                 self._fail(batch, error)
         else:
             self._finish(batch)
+        took = time.monotonic() - began
+        if self.watcher is not None or took > self.slow_after:
+            self._transacted(took, len(batch))
 
     def _run_again(self, op: _Op[Any]) -> None:
+        began = time.monotonic()
         try:
             rows = self._begin()
         except BaseException as error:
             self._fail([op], error)
         else:
-            self._run_batch([op], rows)
+            self._run_batch([op], rows, began)
 
     def _fail(self, batch: list[_Op[Any]], error: BaseException) -> None:
         for op in batch:

@@ -43,6 +43,14 @@ except ImportError as missing:
 
 _IN_THE_WAY = frozenset(("40001", "40P01", "23505", "55P03"))
 """Serialization failure, deadlock, a row that another has written first, a lock that was not to be had."""
+_WHY = {
+    "40001": "serialization",
+    "40P01": "deadlock",
+    "23505": "conflict",
+    "55P03": "lock",
+    "25006": "standby",
+}
+"""Why a transaction is run again, for who counts that; what is not here is `prepared`."""
 _NOT_PREPARED = frozenset(("26000", "42P05"))
 """A prepared statement that is not there, or is there already: a pooler gave us somebody else's session."""
 _OLDEST = 130_000
@@ -81,6 +89,10 @@ class PostgresLedger(SQLLedger):
     """
 
     most_for_loops = _MOST_AT_ONCE
+    slow_advice = (
+        "Look at the network between, at the server's disk and CPU, and for locks and long transactions "
+        "in pg_stat_activity."
+    )
 
     def __init__(self, url: str, *, timeout: float = 5.0, durability: Durability = "process") -> None:
         place = place_of(url)
@@ -299,7 +311,11 @@ class PostgresLedger(SQLLedger):
         try:
             self._gather()
             if batch := list(self._queued(max(most, _MOST_AT_ONCE))):
-                self._run_all(batch)
+                began = time.monotonic()
+                try:
+                    self._run_all(batch)
+                finally:
+                    self._transacted(time.monotonic() - began, len(batch))
         finally:
             self._owner = None
 
@@ -371,6 +387,8 @@ class PostgresLedger(SQLLedger):
                 self._rollback()
                 raise
             self.retries += 1
+            if self.watcher is not None:
+                self.watcher.retried(_why(problem))
             if time.monotonic() + pause > self._deadline:
                 raise self._explain(problem) from problem
             time.sleep(pause * random.uniform(0.5, 1.5))
@@ -525,3 +543,12 @@ def _dropping(id: str) -> Operation[bool]:
 
 def _nothing(_error: BaseException) -> None:
     """It ends by its lease."""
+
+
+def _why(problem: Exception) -> str:
+    """Why a transaction is run again, in a word."""
+    if isinstance(problem, Again):
+        return "rows"
+    if isinstance(problem, Said):
+        return _WHY.get(problem.state, "prepared")
+    return "lost"

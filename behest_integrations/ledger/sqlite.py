@@ -48,6 +48,11 @@ class SQLiteLedger(SQLLedger):
 
     statements = Statements(sqlite_dialect(paramstyle="qmark"), insert)
 
+    slow_advice = (
+        "Look at its disk, at whether it is on a network's file system, and at who else writes it or has it "
+        "locked. PostgreSQL takes more writers: 'behest db copy'."
+    )
+
     def __init__(
         self,
         url: str,
