@@ -1,9 +1,9 @@
 """HTTP libraries, and where each sends a request: nothing of theirs is touched elsewhere.
 
 Read with httpx 0.28, httpx2 2.16, aiohttp 3.14, requests 2.34, urllib3 1.26 and 2.8, botocore 1.44, DSPy 3.4
-(which has an HTTP client of its own, over sockets), and Python's own `http.client` (which `urllib.request` and
-`httplib2` send by). Public methods, but for aiohttp's `_request` and `_build_url`, DSPy's modules, and the host
-behind a tunnel of `http.client`. The outermost that a request passes is the one that names it.
+(whose HTTP client is its own, over sockets), and Python's own `http.client` (by which `urllib.request` and
+`httplib2` send). Public methods, but for aiohttp's `_request` and `_build_url`, DSPy's modules, and the
+host behind a tunnel of `http.client`. The outermost that a request passes is the one that names it.
 """
 
 from __future__ import annotations
