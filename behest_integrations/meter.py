@@ -618,6 +618,7 @@ class Meter(Doors):
             self.drains.give_up()
             self.flush()
         finally:
+            self.closed = True
             self._alerts.close()
             if self._leases is not None:
                 self._leases.stop()

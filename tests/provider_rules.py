@@ -432,7 +432,7 @@ RULES: tuple[Rules, ...] = (
     Rules("xAI", "x-ai", usage=beside_usage),
     Rules(
         # https://ai.google.dev/gemini-api/docs/thinking: budgets are beside the limit on Google's page
-        "Gemini's compatible endpoint",
+        "Gemini",
         "google",
         limits=(
             "max_tokens",

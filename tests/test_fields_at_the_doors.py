@@ -203,7 +203,7 @@ def test_thoughts_that_are_billed_beside_the_limit(door: Ask) -> None:
     """Gemini's budget for thoughts: https://ai.google.dev/gemini-api/docs/openai#thinking"""
     thinking = {"extra_body": {"google": {"thinking_config": {"thinking_budget": 300}}}}
     with (
-        Provider(BY_NAME["Gemini's compatible endpoint"], Draw(per=4, thought=10_000)) as to,
+        Provider(BY_NAME["Gemini"], Draw(per=4, thought=10_000)) as to,
         Meter(
             "memory://", budgets=["2000 tokens per session"], wait=20, prices={"house": Price(1, 1)}
         ) as meter,

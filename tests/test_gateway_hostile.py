@@ -353,7 +353,7 @@ def test_many_sessions_do_not_fill_the_memory(gateway: Gateway, sandbox: Sandbox
 NOW = int(time.time())
 CLAIMS: dict[str, Any] = {
     "tid": "acme", "pid": "support", "uid": "u-7", "sid": "conv-42", "role": "user", "scp": ["inference"],
-    "iss": "behest", "aud": "behest", "iat": NOW, "nbf": NOW, "exp": NOW + 600, "jti": "1",
+    "iss": "behest", "aud": "behest", "iat": NOW, "nbf": NOW, "exp": NOW + 3600, "jti": "1",
 }  # fmt: skip
 
 

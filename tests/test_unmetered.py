@@ -18,10 +18,12 @@ import pytest
 from support import HELLO, assert_agrees, client, entries
 
 from behest_integrations import ConfigError, Meter, Unmetered
+from behest_integrations.engine.layers import offer
 from behest_integrations.integrations.kit.instrument import instrumented
 from behest_integrations.integrations.seen.libraries import LIBRARIES, watched
 from behest_integrations.prices import model_host
 from behest_integrations.sandbox import Sandbox
+from behest_integrations.wire import RequestBound
 
 CHAT = {"model": "gpt-4o", "messages": HELLO, "max_tokens": 5}
 PATH = "/v1/chat/completions"
@@ -338,6 +340,13 @@ def test_behest_run_says_what_it_did_not_meter(strict: bool, tmp_path: Path, san
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("nothing has metered") == 1
         assert f"behest: not metered: {host(sandbox)}, 4 times, by requests at {program}:5" in done.stderr
+
+
+def test_what_a_closed_meter_has_left_open_covers_nothing(sandbox: Sandbox) -> None:
+    with watching(sandbox) as gone:
+        offer(gone.reserve(gone.plan("chat", "gpt-4o", RequestBound(1, output_limit=5))), "a callback")
+    with watching(sandbox) as meter, meter.instrument(strict=True), pytest.raises(Unmetered):
+        by_httpx(sandbox.url)
 
 
 def test_several_meters_watch_and_one_may_stop(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:

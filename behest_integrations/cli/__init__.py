@@ -14,7 +14,7 @@ from .group import Commands, Group
 
 COMMANDS = {
     "report": ("cli.ledger:report", "What was spent: by session, user, project, model, day, tag."),
-    "budgets": ("cli.budgets:budgets", "What is left of each; set, raise, grant, pause, add, remove …"),
+    "budgets": ("cli.budgets:budgets", "What is left of each, and how each is changed."),
     "statusline": ("cli.ledger:statusline", "Today's spending and the fullest budget, in a line."),
     "dashboard": ("cli.dashboard:dashboard", "Spending and limits in a browser, live."),
     "verify": ("cli.ledger:verify", "Prove the books: costs, counters, reports, seals."),

@@ -133,6 +133,8 @@ class Engine:
             everything = policy is not None and policy.policy.audit.allowed
             self.auditor = Auditor(ledger, everything, self._clock)
         self.notices = Notices()
+        self.closed = False
+        """Whether it is let go of: what has not ended then, nobody makes any more."""
         self.kept: dict[Any, Any] = {}
         """What doors keep with this engine; see `PerEngine`."""
         self.finalizers: set[Callable[[], None]] = set()

@@ -89,7 +89,9 @@ def seen() -> Iterator[None]:
 
 def is_seen() -> bool:
     """Whether a layer around has looked at what is sent here, of whichever engine."""
-    return _seen.get() or any(hold.open and made.open for hold, made in _offers.get())
+    if _seen.get():
+        return True
+    return any(hold.open and made.open and not hold.keeper.closed for hold, made in _offers.get())
 
 
 _within: ContextVar[tuple[Hold, ...]] = ContextVar("behest_within", default=())
