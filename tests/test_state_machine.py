@@ -288,15 +288,16 @@ class PostgresBooks(Books):
 
 
 _quick = settings(
-    max_examples=200,
+    max_examples=100,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestMemory = MemoryBooks.TestCase
-TestMemory.settings = _quick
+# To verify books in memory makes a database of them, and that is done after each step.
+TestMemory.settings = settings(_quick, max_examples=40)
 TestSQLite = SQLiteBooks.TestCase
-TestSQLite.settings = settings(_quick, max_examples=100)
+TestSQLite.settings = _quick
 TestPostgres = PostgresBooks.TestCase
 TestPostgres.settings = settings(_quick, max_examples=4)
 
