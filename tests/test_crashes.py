@@ -302,8 +302,8 @@ def test_one_of_two_workers_is_killed_under_load(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert_sound(meter)
         found = entries(meter)
-        assert killed
-        assert sum(e.flags == "process_died" for e in found) >= killed
+        # By the time that they were looked at, the other may have ended them all.
+        assert sum(e.flags == "process_died" for e in found) >= max(1, killed)
         billed = Counter(line.session_id for line in sandbox.bill.lines)
         booked = Counter(e.session_id for e in found)
         assert set(booked.values()) == set(billed.values()) == {1}

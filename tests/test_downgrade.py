@@ -132,6 +132,7 @@ def langchain_stream(meter: Meter, sandbox: Sandbox) -> Callable[[], Any]:
 
 
 def llama_index(meter: Meter, sandbox: Sandbox) -> Callable[[], Any]:
+    pytest.importorskip("llama_index.llms.openai")
     from llama_index.llms.openai import OpenAI
 
     model = meter.llama_index(
@@ -281,6 +282,7 @@ def test_what_a_policy_forbids_does_not_stand_in(
 
 
 def test_what_is_masked_stays_masked(sandbox: Sandbox) -> None:
+    pytest.importorskip("presidio_analyzer")
     policy = {"pii": {"entities": {"EMAIL_ADDRESS": "mask"}, "timeout": 30.0}}
     with Meter("memory://", budgets=["$0.02"], downgrade=TO, downgrade_at=1, policy=policy) as meter:
         metered = meter.openai(client(sandbox))

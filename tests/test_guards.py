@@ -295,6 +295,7 @@ def test_langchain(way: str, sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("way", ["model", "callback"])
 def test_llama_index(way: str, sandbox: Sandbox) -> None:
+    pytest.importorskip("llama_index.llms.openai")
     from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
     from llama_index.core.callbacks import CallbackManager
     from llama_index.llms.openai import OpenAI
@@ -322,6 +323,7 @@ def test_llama_index(way: str, sandbox: Sandbox) -> None:
 
 def test_llama_indexs_agent(sandbox: Sandbox) -> None:
     """It ends with the guard's error, as it is."""
+    pytest.importorskip("llama_index.llms.openai")
     from llama_index.core.agent.workflow import FunctionAgent
     from llama_index.llms.openai import OpenAI
 

@@ -31,7 +31,7 @@ def show(found: RenderableType, file: TextIO | None = None) -> None:
 def _least(table: Table, out: Console) -> int:
     """The width below which something is cut that does not fold."""
     wide = out.options.update(width=10_000)
-    width = 2 * (len(table.columns) - 1)
+    width = 2 * len(table.columns)  # rich 13 pads the last one as well
     for column in table.columns:
         if column.no_wrap:
             cells = (column.header, *column.cells, column.footer)
