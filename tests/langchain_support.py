@@ -124,8 +124,8 @@ HANDED_ON = sys.version_info >= (3, 11)
 
 def skip_unless_handed_on(way: str) -> None:
     """For tests of an asynchronous graph."""
-    if way == "agent's callback" and not HANDED_ON:
-        pytest.skip("before Python 3.11, LangGraph does not hand callbacks on in asynchronous nodes")
+    if way in ("agent's callback", "middleware") and not HANDED_ON:
+        pytest.skip("before Python 3.11, LangGraph hands neither callbacks nor ids on in asynchronous nodes")
 
 
 LOWERS = ("wrapper", "both", "middleware")

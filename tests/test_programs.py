@@ -202,8 +202,10 @@ def test_a_program_is_ended_by_its_budget(name: str, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr.split("the program was ended")[1]
         asked = "gemini-2.5-flash" if name.startswith("google") else "gpt-4o-mini"
         assert asked in done.stderr.split("the program was ended")[1]
-        # Callbacks hold a call's worst case before the client below may lower it.
-        assert CAP * 80 / 100 <= sandbox.bill.total() <= CAP
+        # Callbacks hold a call's worst case before the client below may lower it; older versions of
+        # Pydantic AI end at an answer that was cut off.
+        least = 50 if name == "pydantic_ai" else 80
+        assert CAP * least / 100 <= sandbox.bill.total() <= CAP
 
 
 def test_a_program_is_run_as_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any, Literal, TypeVar
@@ -58,6 +59,8 @@ class BudgetMiddleware(AgentMiddleware):
             return self._ended(error)
 
     async def awrap_model_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        self._say_untold()
+
         async def attempt() -> Any:
             return await handler(self._metered(request, await self.engine.arun(self._is_late())))
 
@@ -65,6 +68,16 @@ class BudgetMiddleware(AgentMiddleware):
             return await self._atried(attempt)
         except (BudgetExceeded, LoopDetected) as error:
             return self._ended(error)
+
+    def _say_untold(self) -> None:
+        """Before Python 3.11 a task cannot be given a context: LangGraph tells nobody in it of the run."""
+        if sys.version_info < (3, 11) and not _run_metadata():
+            self.engine.notices.once(
+                "middleware on python 3.10",
+                "on Python 3.10, LangGraph tells an agent's middleware neither the thread_id nor the metadata "
+                "of a run that is awaited: its calls count for whom `with meter.session(...)` around it says, "
+                "or for nobody. Say it there, or use Python 3.11.",
+            )
 
     def _tried(self, attempt: Callable[[], T]) -> T:
         """What `attempt` returns; where somebody is to be asked, tried again with what was granted."""
