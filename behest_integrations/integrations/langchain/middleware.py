@@ -74,9 +74,9 @@ class BudgetMiddleware(AgentMiddleware):
         if sys.version_info < (3, 11) and not _run_metadata():
             self.engine.notices.once(
                 "middleware on python 3.10",
-                "on Python 3.10, LangGraph tells an agent's middleware neither the thread_id nor the metadata "
-                "of a run that is awaited: its calls count for whom `with meter.session(...)` around it says, "
-                "or for nobody. Say it there, or use Python 3.11.",
+                "on Python 3.10, LangGraph tells an agent's middleware neither the thread_id nor the "
+                "metadata of a run that is awaited: its calls count for whom `with meter.session(...)` "
+                "around it says, or for nobody. Say it there, or use Python 3.11.",
             )
 
     def _tried(self, attempt: Callable[[], T]) -> T:
