@@ -104,6 +104,12 @@ class Slice:
             before = typical.get(unit)
             typical[unit] = amount if before is None else before + (amount - before) // 16
 
+    def gets(self, amounts: Mapping[str, int]) -> None:
+        """What a call or an operation had of it is free again; of a dead one nothing. The lock is held."""
+        for unit, amount in amounts.items():
+            if unit in self.free:
+                self.free[unit] += amount
+
     def die(self) -> None:
         """It is not known what of it is there: nobody draws from it any more."""
         self.free, self.retired, self.dead = {}, True, True
@@ -419,9 +425,7 @@ class Work(Operation[T], Generic[T]):
     def _again(self) -> None:
         """It is begun, or begun anew, after nothing of it was done. The lock is held."""
         for slice, less in self._aside.values():
-            if not slice.dead:
-                for unit, amount in less.items():
-                    slice.free[unit] += amount
+            slice.gets(less)
         self._aside.clear()
 
     def _set_aside(self, slice: Slice, less: Mapping[str, int]) -> Mapping[str, int]:
@@ -673,10 +677,7 @@ class Parted:
             if self.over:
                 return
             self.over = True
-            if not slice.dead:
-                for unit, amount in self._settled.items():
-                    if unit in slice.free:
-                        slice.free[unit] += amount
+            slice.gets(self._settled)
 
 
 class Draw:
@@ -711,9 +712,7 @@ class Draw:
                 return False
             self.over = True
             slice.out -= 1
-            if not slice.dead:
-                for unit, amount in self.drawn.amounts.items():
-                    slice.free[unit] += amount
+            slice.gets(self.drawn.amounts)
             return True
 
     def takes(self) -> tuple[str, ...]:
@@ -762,6 +761,5 @@ class Draw:
             slice.out -= 1
             if not there:
                 leases.kill(slice)
-            elif not slice.dead:
-                for unit, amount in kept.items():
-                    slice.free[unit] += amount
+            else:
+                slice.gets(kept)

@@ -8,7 +8,7 @@ HTTP exchange itself, `calls.exchange` knows more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from ...engine.ruling import rule
 from ...engine.steps import Steps
 from ...rules.attribution import NOBODY, Attribution, from_body
 from ...rules.errors import ConfigError
-from ...rules.usage import Usage
+from ...rules.usage import Usage, believable
 from ...wire import RequestBound, bound_request
 from ...wire.fields import CONTAINERS
 from ...wire.standing_in import may_stand_in
@@ -55,6 +55,26 @@ class Heard:
     service_tier: str | None = None
     provider_id: str | None = None
     counted: bool = False
+
+    @classmethod
+    def of(cls, usage: Usage | None, text: str, **said: Any) -> Heard:
+        """What came back, by its usage if that can be true of such a text, else by the text itself."""
+        if usage is not None and not believable(usage, text=len(text)):
+            usage = None
+        return cls(usage, "" if usage is not None else text, **said)
+
+
+def texts_in(value: Any, but: Collection[str]) -> str:
+    """Everything that was generated, in an answer as JSON.
+
+    Args:
+        but: names whose values are none of it.
+    """
+    if isinstance(value, Mapping):
+        return "".join(texts_in(inner, but) for name, inner in value.items() if name not in but)
+    if isinstance(value, (list, tuple)):
+        return "".join(texts_in(inner, but) for inner in value)
+    return value if isinstance(value, str) else ""
 
 
 class Generation:

@@ -7,9 +7,8 @@ from typing import Any
 
 from ...prices import provider_for_url, provider_named
 from ...rules.attribution import NOBODY, USER_HEADER, Attribution
-from ...rules.usage import believable
 from ...wire.usage_shapes import find_usage, read_usage
-from ..kit.generation import Heard
+from ..kit.generation import Heard, texts_in
 from ..kit.naming import id_in, said_in
 from ..kit.settings import ASKED, LIMIT_NAMES, lowered, output_limit
 from .internals import OWN
@@ -133,12 +132,10 @@ def hear(response: Any) -> Heard:
     body = _plain(response)
     if not body:
         return Heard()
-    usage, text = read_usage(find_usage(body)), _texts(body.get("choices") or body.get("output"))
-    if usage is not None and not believable(usage, text=len(text)):
-        usage = None
-    return Heard(
+    usage, text = read_usage(find_usage(body)), texts_in(body.get("choices") or body.get("output"), _NO_TEXT)
+    return Heard.of(
         usage,
-        "" if usage is not None else text,
+        text,
         model=_str(body, "model"),
         service_tier=_str(body, "service_tier"),
         provider_id=_str(body, "id"),
@@ -161,7 +158,7 @@ class Chunks:
                 if source.get(name) is not None:
                     self.said[name] = source[name]
         delta = body.get("delta")
-        self.text.append(delta if isinstance(delta, str) else _texts(body.get("choices")))
+        self.text.append(delta if isinstance(delta, str) else texts_in(body.get("choices"), _NO_TEXT))
 
     def heard(self, usage: Any) -> Heard:
         """What they say of its cost; `usage` is what LiteLLM was told beside them."""
@@ -183,15 +180,6 @@ def _plain(value: Any) -> Mapping[str, Any]:
     dump = getattr(value, "model_dump", None)
     found = dump(warnings=False) if callable(dump) else None
     return found if isinstance(found, Mapping) else {}
-
-
-def _texts(value: Any) -> str:
-    """Everything that was generated in an answer's choices, as text."""
-    if isinstance(value, Mapping):
-        return "".join(_texts(v) for name, v in value.items() if name not in _NO_TEXT)
-    if isinstance(value, (list, tuple)):
-        return "".join(map(_texts, value))
-    return value if isinstance(value, str) else ""
 
 
 _NO_TEXT = (

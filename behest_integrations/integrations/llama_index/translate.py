@@ -10,7 +10,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags
 from pydantic import BaseModel
 
 from ...rules.attribution import NOBODY, Attribution
-from ...rules.usage import Usage, believable
+from ...rules.usage import Usage
 from ...wire.usage_shapes import as_mapping, find_usage, read_usage
 from ..kit.generation import Heard
 from ..kit.settings import fields_asked, model_in, output_limit, provider_of
@@ -157,11 +157,9 @@ def hear(response: Any) -> Heard:
     raw = as_mapping(response.raw)
     text = _text(response)
     usage = usage_of(raw, response.additional_kwargs)
-    if usage is not None and not believable(usage, text=len(text)):
-        usage = None
-    return Heard(
+    return Heard.of(
         usage,
-        "" if usage is not None else text,
+        text,
         model=_str(raw, "model"),
         service_tier=_str(raw, "service_tier"),
         provider_id=_str(raw, "id"),

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from ...rules.usage import Usage, believable
+from ...rules.usage import Usage
 from ...wire.usage_shapes import read_usage
-from ..kit.generation import Heard
+from ..kit.generation import Heard, texts_in
 from ..kit.settings import output_limit, url_in
 
 _HARMLESS = frozenset(
@@ -146,10 +146,8 @@ def hear_events(events: Events | None) -> Heard:
 
 
 def _heard(usage: Usage | None, text: str, response_id: Any) -> Heard:
-    if usage is not None and not believable(usage, text=len(text)):
-        usage = None
     given = isinstance(response_id, str) and response_id
-    return Heard(usage, "" if usage is not None else text, provider_id=response_id if given else None)
+    return Heard.of(usage, text, provider_id=response_id if given else None)
 
 
 def _usage(said: Any) -> Usage | None:
@@ -170,20 +168,12 @@ def _usage(said: Any) -> Usage | None:
 
 def _written(output: Sequence[Any] | None) -> str:
     """Everything that was generated, as text."""
-    return "".join(_texts(to_plain(item)) for item in output or ())
+    return "".join(texts_in(to_plain(item), _NO_TEXT) for item in output or ())
 
 
 def to_plain(item: Any) -> Any:
     """An item of an answer as JSON."""
     return item.model_dump() if hasattr(item, "model_dump") else item
-
-
-def _texts(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "".join(_texts(v) for name, v in value.items() if name not in _NO_TEXT)
-    if isinstance(value, (list, tuple)):
-        return "".join(map(_texts, value))
-    return value if isinstance(value, str) else ""
 
 
 _NO_TEXT = ("id", "type", "role", "status", "call_id", "provider_data", "logprobs", "annotations", "phase")

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from ...prices import provider_for_url, provider_named
 from ...rules.attribution import NOBODY, Attribution
-from ...rules.usage import Usage, believable
+from ...rules.usage import Usage
 from ..kit.generation import Heard
 from ..kit.naming import id_in, ids_of, said_in
 from ..kit.settings import output_limit
@@ -210,13 +210,11 @@ def hear(response: Any) -> Heard:
         return Heard()
     text = "".join(_written(part) for part in response.parts)
     usage = usage_of(response.usage)
-    if usage is not None and not believable(usage, text=len(text)):
-        usage = None
     details = response.provider_details or {}
     tier = details.get("service_tier")
-    return Heard(
+    return Heard.of(
         usage,
-        "" if usage is not None else text,
+        text,
         model=response.model_name or None,
         service_tier=tier if isinstance(tier, str) else None,
         provider_id=response.provider_response_id or None,
