@@ -66,7 +66,7 @@ def _counter(
 
 
 _KEY = os.urandom(32)  # digests say nothing to another process
-_SHORT = 32
+_SHORT = 12
 _MOST_KNOWN = 50_000
 
 
