@@ -36,6 +36,7 @@ from ..wire import (
     without_stream_usage,
 )
 from ..wire.anthropic import MESSAGES
+from ..wire.changes import TELL_UNASKED
 from ..wire.hangups import OnAbandoned
 from ..wire.replies import looks_like_events, parse_json
 from ..wire.standing_in import may_stand_in
@@ -113,6 +114,7 @@ class Exchange:
         """Whether another request may continue what the provider has stored of this one."""
         self._terms = {name: body[name] for name in _TERMS if isinstance(body.get(name), str)}
         self._ask_usage = ask_usage and engine.stream_usage
+        self._tells_anyway = provider in TELL_UNASKED
         fallback = fallback.over(named)
         if engine.guarding is not None and instead is None:
             asks = str(body.get("model") or "")
@@ -202,10 +204,10 @@ class Exchange:
         ):
             body = with_output_limit(body, self._bound, hold.output_limit)
         if self.operation in ("chat", "completions") and body.get("stream") and not asks_stream_usage(body):
-            if self._ask_usage and _TELLS.of(self.engine).get(self._where, True):
+            if not self._tells_anyway and self._ask_usage and _TELLS.of(self.engine).get(self._where, True):
                 self._hide_usage = True
                 body = with_stream_usage(body)
-            else:
+            elif not self._tells_anyway:
                 self._not_told()
         return body
 

@@ -24,6 +24,14 @@ _DEARER_HOSTS: tuple[tuple[str, tuple[str, ...], Multiplier], ...] = (
     # https://docs.together.ai/docs/serverless/geo-specific-inference#pricing
     ("us-api.together.ai", ("*",), (5, 4)),
     ("ca-api.together.ai", ("*",), (5, 4)),
+    # https://docs.mistral.ai/studio/regional-inference
+    ("api.eu.mistral.ai", ("*",), (11, 10)),
+    ("api.us.mistral.ai", ("*",), (11, 10)),
+)
+# Addresses that the price list does not know for a provider's.
+_ADDRESSES = (
+    # https://docs.mistral.ai/studio/regional-inference, https://docs.mistral.ai/capabilities/code_generation
+    (re.compile(r"https://(?:api\.(?:eu|us)|codestral)\.mistral\.ai(?=[:/]|$)"), "mistral"),
 )
 _NO_REGIONAL_PRICE = re.compile(r"^claude-(?:v?[123]|instant|(?:sonnet|opus)-4$|opus-4-1|4-(?:sonnet|opus)$)")
 
@@ -36,7 +44,7 @@ def provider_for_url(url: str) -> str | None:
     try:
         return get_snapshot().find_provider(None, None, url).id
     except LookupError:
-        return None
+        return next((provider for address, provider in _ADDRESSES if address.match(url)), None)
 
 
 def provider_named(name: str) -> str | None:

@@ -1,5 +1,5 @@
 """The sandbox's HTTP side: OpenAI's wire, faults on demand, and a thread to run it in. Anthropic's is in
-`anthropic`, Gemini's in `gemini`.
+`anthropic`, Gemini's in `gemini`, Mistral's in `mistral`.
 
 Over 500 lines: one provider, whose faults are on its way everywhere.
 """
@@ -32,6 +32,7 @@ try:
     from .anthropic import MODELS as CLAUDES
     from .anthropic import Messages
     from .gemini import Gemini
+    from .mistral import Mistral
     from .parts import FAULTS, Fault, FaultKind, Job, account_of, header, json_of, sse, text_in
 except ImportError:
     raise MissingExtra("The sandbox provider's HTTP server", "sandbox") from None
@@ -113,6 +114,7 @@ class Sandbox:
                 Route("/v1/models", self._models),
                 *Messages(self).routes,
                 *Gemini(self).routes,
+                *Mistral(self).routes,
                 Route("/openai/deployments/{deployment}/chat/completions", self._chat, methods=["POST"]),
                 Route("/sandbox/bill", self._show_bill),
                 Route("/sandbox/faults", self._add_fault, methods=["POST"]),

@@ -7,6 +7,10 @@ from typing import Any
 
 from .bounds import RequestBound
 
+TELL_UNASKED = frozenset({"mistral", "mistralai"})
+"""Providers whose streams tell their usage by themselves, and who refuse to be asked for it:
+https://github.com/mistralai/client-python (no `stream_options`; `usage` is in the last chunk)."""
+
 
 def with_output_limit(body: Mapping[str, Any], bound: RequestBound, limit: int) -> dict[str, Any]:
     """`body` with an output limit of at most `limit` tokens, in every field that carries one.

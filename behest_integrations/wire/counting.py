@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from .sizes import SAID
 from .tokens import bound_json, byte_length, exact_counter
 
 
@@ -142,7 +143,7 @@ class InputCounter:
         else:
             self.tokens += self.around
             self.json(part)
-            if kind is not None and not isinstance(part.get("text"), str):
+            if kind is not None and kind not in SAID and not isinstance(part.get("text"), str):
                 self.refuse(f"part:{kind}", f"Content of the unknown type {kind!r} may be billed as anything")
 
     def item(self, item: Any) -> None:

@@ -89,8 +89,8 @@ PLUGINS = {"web": "web_search", "web-fetch": "web_fetch", "file-parser": "file"}
 which are a feature that has a name already; another one is `plugin:ID`."""
 
 SAFETY_PROMPT = 256
-"""Most tokens of Mistral's `safe_prompt`, a paragraph:
-https://docs.mistral.ai/capabilities/guardrailing"""
+"""Most tokens of Mistral's `safe_prompt`, a paragraph, and of the prompt that `prompt_mode` puts before:
+https://docs.mistral.ai/capabilities/guardrailing, https://docs.mistral.ai/capabilities/reasoning"""
 """Models that do more than they are asked: pattern, the feature that allows them ("" where a fee
 for each request is known), the fee. The first that matches counts."""
 
@@ -419,9 +419,9 @@ nothing: stop_server_tools_when reasoning.enabled safety_identifier prompt_cache
         + """
 limit: max_tokens
 floor: min_tokens
-safety: safe_prompt
+safety: safe_prompt prompt_mode
 fee guardrails: guardrails
-nothing: random_seed metadata prompt_mode repetition_penalty top_k prompt_logprobs top_prompt_logprobs
+nothing: random_seed metadata repetition_penalty top_k prompt_logprobs top_prompt_logprobs
 nothing: prompt_cache_key
 tier: service_tier
 prediction: prediction

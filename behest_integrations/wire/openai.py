@@ -55,10 +55,13 @@ def operation_of(method: str, path: str) -> str | None:
         return PATHS[path]
     if _FREE.match(path):
         return None
-    return ".".join(path.strip("/").split("/")[:2]) if path.startswith("/responses/") else path.split("/")[1]
+    family = path.strip("/").split("/")
+    return ".".join(family[:2]) if family[0] in _OF_TWO else family[0]
 
 
 METERED_OPERATIONS = frozenset(PATHS.values())
+_OF_TWO = METERED_OPERATIONS
+"""What is beside these, and is none of them, is known by two parts of its path (``chat.moderations``)."""
 _LEGACY_MAX_TOKENS = 16  # https://platform.openai.com/docs/api-reference/completions/create
 
 

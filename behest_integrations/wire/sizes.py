@@ -153,6 +153,11 @@ def _canonical(value: Any) -> bytes:
     return marshal.dumps(value, 0)  # 0: without references, which depend on who else holds a value
 
 
+SAID = ("thinking", "reference")
+"""Parts of earlier answers whose whole content is in the request, and is counted as JSON (Mistral's):
+https://docs.mistral.ai/capabilities/reasoning, https://docs.mistral.ai/capabilities/citations"""
+
+
 def _all_text(message: Any) -> bool:
     if not isinstance(message, Mapping):
         return False
@@ -162,7 +167,8 @@ def _all_text(message: Any) -> bool:
     if content is None:
         return message.get("audio") is None
     return isinstance(content, (list, tuple)) and all(
-        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
+        isinstance(part, Mapping) and (isinstance(part.get("text"), str) or part.get("type") in SAID)
+        for part in content
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from . import anthropic, gemini, openai
+from . import anthropic, gemini, mistral, openai
 from .bounds import RequestBound
 from .fields import NO_FIELDS
 
@@ -19,6 +19,8 @@ METERED_OPERATIONS = openai.METERED_OPERATIONS | {anthropic.MESSAGES} | gemini.O
 EMBEDDINGS = frozenset({"embeddings", gemini.EMBED})
 """Those that embed."""
 
+UNBILLED = ("GET", "DELETE", "HEAD", "OPTIONS")
+"""Methods by which nothing is asked of a model."""
 
 # https://learn.microsoft.com/azure/ai-services/openai/reference: Azure has the model in the path.
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
@@ -55,13 +57,14 @@ class Found(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def find(method: str, path: str) -> Found | None:
+def find(method: str, path: str, provider: str | None = None) -> Found | None:
     """What a request to a host of models does; None: nothing that is billed.
 
     Args:
         path: the URL's, whatever comes before the wire's own part of it (`/v1`, `/openai/deployments/…`).
+        provider: the price list's id of whose host it is, if known: some paths mean other things at some.
     """
-    if method.upper() in ("GET", "DELETE", "HEAD", "OPTIONS"):
+    if method.upper() in UNBILLED:
         return None
     path = "/" + path.strip("/")
     if _FILES.fullmatch(path):
@@ -72,8 +75,13 @@ def find(method: str, path: str) -> Found | None:
     of_gemini = gemini.in_path(path)
     if of_gemini is not None:
         return Found(*of_gemini)
+    version = _VERSION.search(path)
+    own = path[version.end() :] if version is not None else path
+    if provider == mistral.PROVIDER:
+        theirs = mistral.operation_of(own)
+        return None if theirs is None else Found(theirs)
     for end, operation in openai.PATHS.items():
-        if path.endswith(end):
+        if path.endswith(end) and not path.endswith(mistral.AGENTS):
             deployment = _DEPLOYMENT.search(path)
             return Found(operation, deployment[1] if deployment else None)
     if path.endswith("/messages"):
@@ -82,8 +90,6 @@ def find(method: str, path: str) -> Found | None:
     if ":" in last or "/model/" in path:  # Google's verbs, Bedrock's
         verb = last.rpartition(":")[2]
         return None if verb in _COUNTING else Found(verb or "post")
-    version = _VERSION.search(path)
-    own = path[version.end() :] if version is not None else path
     family = openai.operation_of(method, own)
     return None if family is None or anthropic.operation_of(method, own) is None else Found(family)
 

@@ -18,13 +18,15 @@ class HTTPDoor(Engine):
         """A client like `client`, of its own class, whose calls of models are metered.
 
         Those are requests to hosts of models, and to those named here, of OpenAI's wire (chat, completions,
-        responses, embeddings), Anthropic's (messages; also as Bedrock and Vertex have it) or Gemini's
-        (generateContent, embedContent). Whatever else is posted to such a host is a call that needs a price
-        of its own (`Meter(allow=...)`). Requests to other hosts are none of ours.
+        responses, embeddings; Mistral's, too, and its completions in the middle), Anthropic's (messages; also
+        as Bedrock and Vertex have it) or Gemini's (generateContent, embedContent). Whatever else is posted to
+        such a host is a call that needs a price of its own (`Meter(allow=...)`). Requests to other hosts are
+        none of ours.
 
         Args:
             client: a `Client` or `AsyncClient` of httpx or httpx2, or a subclass.
-            provider: whose prices apply; default: by the address.
+            provider: whose wire and prices it is, by the price list's id (``mistral``); default: by the
+                address.
             hosts: further hosts that serve models, as ``localhost:8000`` or ``models.example.com``; besides
                 those of `Meter(hosts=...)`.
 

@@ -48,11 +48,12 @@ class _Metered:
         served = self._served(request.url)
         if served is None:
             return None
-        found = find(request.method, request.url.path)
+        provider = self._behest.provider or served.provider
+        found = find(request.method, request.url.path, provider)
         if found is None or is_sending():
             return None
         call = _Call(self._behest, found, asynchronous=self._asynchronous)
-        call.where, call.provider = _where(request.url), self._behest.provider or served.provider
+        call.where, call.provider = _where(request.url), provider
         own: Any = self
         call.fallback, call.who = _who(request.headers, own.headers, self._behest_headers)
         return call

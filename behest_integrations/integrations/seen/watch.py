@@ -12,7 +12,7 @@ from ...engine.layers import is_seen
 from ...engine.per_engine import PerEngine
 from ...prices import model_host
 from ...rules.errors import Unmetered
-from ...wire.wires import find, is_of_a_model
+from ...wire.wires import UNBILLED, find, is_of_a_model
 from ..kit.stainless import is_doing
 
 
@@ -92,15 +92,17 @@ def look(library: str, method: str, url: str) -> None:
     """
     if not WATCHES or is_seen() or is_doing():
         return
-    parts = urlsplit(url)
-    found = find(method, parts.path)
-    if found is None:
+    if method.upper() in UNBILLED:
         return
+    parts = urlsplit(url)
     where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     watches = tuple(WATCHES)
     hosts = frozenset().union(*(watch.engine.hosts for watch in watches))
     served = model_host(where + parts.path, hosts)
-    if served is None or (served.shared and not is_of_a_model(found)):
+    if served is None:
+        return
+    found = find(method, parts.path, served.provider)
+    if found is None or (served.shared and not is_of_a_model(found)):
         return
     host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
     told = next((watch for watch in reversed(watches) if watch.strict), watches[-1])

@@ -1,0 +1,378 @@
+"""Wires of single providers by `meter.httpx`: entry = bill, limits that hold, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from support import HELLO, assert_agrees, assert_sound, auntil_exhausted, entries, until_exhausted
+
+from behest_integrations import BudgetExceeded, Meter, Unbounded
+from behest_integrations.sandbox import Sandbox
+from behest_integrations.wire import bound_request
+from behest_integrations.wire.wires import Found, find
+
+
+class Wire(NamedTuple):
+    """One wire, as it is called.
+
+    Attributes:
+        provider: whose prices apply, by the price list's id.
+        path: where answers are asked for, and where streams are.
+        body: a request with an output limit of so many tokens; None: without one.
+        streamed: what a request for a stream has besides.
+    """
+
+    provider: str
+    path: str
+    streams: str
+    body: Callable[[int | None], dict[str, Any]]
+    streamed: dict[str, Any]
+
+
+def _mistral(limit: int | None) -> dict[str, Any]:
+    body = {"model": "mistral-medium-latest", "messages": HELLO}
+    return body if limit is None else {**body, "max_tokens": limit}
+
+
+def _fim(limit: int | None) -> dict[str, Any]:
+    body = {"model": "codestral-latest", "prompt": "def f(", "suffix": "return 1"}
+    return body if limit is None else {**body, "max_tokens": limit}
+
+
+CHAT = "/mistral/v1/chat/completions"
+FIM = "/mistral/v1/fim/completions"
+WIRES = {
+    "mistral": Wire("mistral", CHAT, CHAT, _mistral, {"stream": True}),
+    "mistral fim": Wire("mistral", FIM, FIM, _fim, {"stream": True}),
+}
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mistral embeddings": (
+        "mistral",
+        "/mistral/v1/embeddings",
+        {"model": "mistral-embed", "input": ["hello", "there"]},
+    ),
+}
+"""Calls that answer in other things than text: whose prices, the path, the request."""
+
+
+@pytest.fixture
+def meter() -> Iterator[Meter]:
+    with Meter("memory://", budgets=["$1 per session"]) as made:
+        yield made
+
+
+def host(sandbox: Sandbox) -> str:
+    return f"{sandbox.host}:{sandbox.port}"
+
+
+def metered(meter: Meter, sandbox: Sandbox, provider: str, library: Any = httpx) -> Any:
+    return meter.httpx(library.Client(), provider=provider, hosts=[host(sandbox)])
+
+
+def ametered(meter: Meter, sandbox: Sandbox, provider: str, library: Any = httpx) -> Any:
+    return meter.httpx(library.AsyncClient(), provider=provider, hosts=[host(sandbox)])
+
+
+# ── entry = bill ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+@pytest.mark.parametrize("name", WIRES)
+def test_an_entry_is_the_bill_streamed_or_not(library: str, name: str, meter: Meter) -> None:
+    http, wire = pytest.importorskip(library), WIRES[name]
+    with Sandbox(chunk_tokens=7) as sandbox:
+        client = metered(meter, sandbox, wire.provider, http)
+        streamed = {**wire.body(40), **wire.streamed}
+        with meter.session("s", user="u"):
+            assert client.post(sandbox.url + wire.path, json=wire.body(40)).status_code == 200
+            with client.stream("POST", sandbox.url + wire.streams, json=streamed) as response:
+                assert response.status_code == 200
+                plain = response.read()
+
+        async def run() -> None:
+            async with ametered(meter, sandbox, wire.provider, http) as other:
+                assert (await other.post(sandbox.url + wire.path, json=wire.body(None))).status_code == 200
+                async with other.stream("POST", sandbox.url + wire.streams, json=streamed) as response:
+                    assert len(b"".join([part async for part in response.aiter_bytes()])) > 400
+
+        asyncio.run(run())
+        assert len(plain) > 400
+        found = [(e.status, e.session_id, e.output_tokens, e.provider) for e in entries(meter)]
+        assert found == [
+            ("settled", "s", 40, wire.provider),
+            ("settled", "s", 40, wire.provider),
+            ("settled", None, 64, wire.provider),
+            ("settled", None, 40, wire.provider),
+        ]
+        # Asked once each: nothing was put into a request that the provider refuses.
+        assert sandbox.requests == 4
+        assert_agrees(meter, sandbox)
+        assert_sound(meter)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_answers_in_other_things_than_text(name: str, meter: Meter) -> None:
+    provider, path, body = OTHERS[name]
+    with Sandbox() as sandbox:
+        assert metered(meter, sandbox, provider).post(sandbox.url + path, json=body).status_code == 200
+        (entry,) = entries(meter)
+        assert (entry.status, entry.output_tokens) == ("settled", 0)
+        assert_agrees(meter, sandbox)
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_what_goes_wrong_is_booked_as_it_is_billed_or_more(name: str, meter: Meter) -> None:
+    wire = WIRES[name]
+    with Sandbox(chunk_tokens=4) as sandbox:
+        client = metered(meter, sandbox, wire.provider)
+        streamed = {**wire.body(60), **wire.streamed}
+        sandbox.fault("status", status=429)
+        assert client.post(sandbox.url + wire.path, json=wire.body(60)).status_code == 429
+        sandbox.fault("no_usage")
+        client.post(sandbox.url + wire.path, json=wire.body(60))
+        sandbox.fault("cut")
+        with (
+            pytest.raises(httpx.RemoteProtocolError),
+            client.stream("POST", sandbox.url + wire.streams, json=streamed) as response,
+        ):
+            response.read()
+        with client.stream("POST", sandbox.url + wire.streams, json=streamed) as response:
+            next(response.iter_bytes(16))  # and is left
+        meter.flush()
+        assert [e.status for e in entries(meter)][:3] == ["failed", "assumed", "assumed"]
+        assert entries(meter)[3].status in ("settled", "assumed")
+        booked = sum(e.cost or 0 for e in entries(meter))
+        assert booked >= sandbox.bill.total() * 10**9
+        assert_sound(meter)
+
+
+# ── limits ─────────────────────────────────────────────────────────────────────────────
+
+CAP = Decimal("0.05")
+
+
+def provider() -> Sandbox:
+    return Sandbox(latency=0.01, output_tokens=400, chunk_tokens=50)
+
+
+def check(sandbox: Sandbox, meter: Meter) -> None:
+    spent = sandbox.bill.total()
+    assert spent <= CAP, f"the budget was passed: {spent}"
+    assert spent >= CAP * 99 / 100, f"only {spent} was used"
+    assert_sound(meter)
+
+
+@pytest.mark.parametrize("name", [name for name in WIRES if name != "mistral fim"])
+def test_threads_use_up_a_budget_and_pass_it_never(name: str) -> None:
+    wire = WIRES[name]
+    with provider() as sandbox, Meter("memory://", budgets=[f"${CAP}"]) as meter:
+        client, number = metered(meter, sandbox, wire.provider), iter(range(10**6))
+        lock = threading.Lock()
+
+        def call() -> None:
+            with lock:
+                kind = next(number) % 3
+            if kind == 0:
+                reply = client.post(sandbox.url + wire.path, json=wire.body(400))
+                assert reply.status_code == 200
+                return
+            streamed = {**wire.body(None if kind == 1 else 400), **wire.streamed}
+            with client.stream("POST", sandbox.url + wire.streams, json=streamed) as response:
+                assert response.status_code == 200
+                if kind == 1:
+                    next(response.iter_bytes(16))  # and is broken off
+                else:
+                    response.read()
+
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(lambda _: until_exhausted(call), range(32)))
+        check(sandbox, meter)
+
+
+@pytest.mark.parametrize("name", [name for name in WIRES if name != "mistral fim"])
+def test_tasks_use_up_a_budget_and_pass_it_never(name: str) -> None:
+    wire = WIRES[name]
+    with provider() as sandbox, Meter("memory://", budgets=[f"${CAP}"]) as meter:
+
+        async def run() -> None:
+            async with ametered(meter, sandbox, wire.provider) as client:
+                turn = 0
+
+                async def call() -> None:
+                    nonlocal turn
+                    turn += 1
+                    if turn % 2:
+                        await client.post(sandbox.url + wire.path, json=wire.body(400))
+                        return
+                    streamed = {**wire.body(400), **wire.streamed}
+                    async with client.stream("POST", sandbox.url + wire.streams, json=streamed) as response:
+                        async for _ in response.aiter_bytes(16):
+                            if turn % 4 == 0:
+                                break
+
+                async def cancelled() -> None:
+                    with suppress(asyncio.TimeoutError, BudgetExceeded):
+                        await asyncio.wait_for(call(), 0.005)
+
+                await asyncio.gather(*(cancelled() for _ in range(4)))
+                await asyncio.gather(*(auntil_exhausted(call) for _ in range(32)))
+
+        asyncio.run(run())
+        spent = sandbox.bill.total()
+        assert spent <= CAP
+        # What was cancelled is booked at the worst: it may have been billed.
+        meter.flush()
+        assert sum(e.cost or 0 for e in entries(meter)) >= CAP * 10**9 * 99 / 100
+        assert_sound(meter)
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_what_is_not_known_is_refused_before_it_is_sent(name: str, meter: Meter) -> None:
+    wire = WIRES[name]
+    with Sandbox() as sandbox:
+        client = metered(meter, sandbox, wire.provider)
+        with pytest.raises(Unbounded, match="brandNew"):
+            client.post(sandbox.url + wire.path, json={**wire.body(10), "brandNew": 1})
+        assert sandbox.requests == 0
+        assert entries(meter) == []
+
+
+# ── Mistral ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/v1/chat/completions", Found("chat")),
+        ("/v1/fim/completions", Found("completions")),
+        ("/v1/embeddings", Found("embeddings")),
+        ("/v1/responses", Found("responses")),
+        ("/v1/agents/completions", Found("agents.completions")),
+        ("/v1/chat/moderations", Found("chat.moderations")),
+        ("/v1/chat/classifications", Found("chat.classifications")),
+        ("/v1/moderations", Found("moderations")),
+        ("/v1/conversations", Found("conversations")),
+        ("/v1/conversations/c1", Found("conversations")),
+        ("/v1/ocr", Found("ocr")),
+        ("/v1/audio/transcriptions", Found("audio")),
+        ("/v1/batch/jobs", Found("batch.jobs")),
+        ("/v1/libraries/l1/documents", Found("libraries")),
+        ("/v1/batch/jobs/j1/cancel", None),
+        ("/v1/agents", None),
+        ("/v1/agents/a1", None),
+        ("/v1/files", None),
+    ],
+)
+def test_what_mistrals_paths_do(path: str, found: Found | None) -> None:
+    assert find("POST", path, "mistral") == found
+
+
+def test_at_any_other_host_an_agent_is_no_chat_of_a_model() -> None:
+    assert find("POST", "/v1/agents/completions") == Found("agents")
+    assert find("POST", "/v1/chat/moderations") == Found("chat.moderations")
+    assert find("POST", "/v1/moderations") is None  # OpenAI's are free
+    assert find("POST", "/v1/fim/completions") == Found("completions")
+
+
+def test_what_mistral_answers_besides_needs_a_price_of_its_own(meter: Meter) -> None:
+    with Sandbox() as sandbox:
+        client = metered(meter, sandbox, "mistral")
+        for path, name in (("ocr", "ocr"), ("agents/completions", "agents.completions")):
+            with pytest.raises(Unbounded, match=name):
+                client.post(f"{sandbox.url}/mistral/v1/{path}", json={"agent_id": "a", "messages": HELLO})
+        assert sandbox.requests == 0
+
+
+def test_mistrals_addresses_and_what_they_cost() -> None:
+    from behest_integrations.prices import provider_for_url
+    from behest_integrations.prices.providers import multiplier_for_url
+
+    for address in (
+        "https://api.mistral.ai/v1",
+        "https://api.eu.mistral.ai",
+        "https://codestral.mistral.ai/v1",
+    ):
+        assert provider_for_url(address) == "mistral"
+    assert provider_for_url("https://api.eu.mistral.ai.example.com") is None
+    assert multiplier_for_url("https://api.eu.mistral.ai/v1", "mistral-medium-latest") == (11, 10)
+    assert multiplier_for_url("https://api.mistral.ai/v1", "mistral-medium-latest") is None
+
+
+def test_what_mistral_thought_is_sent_back_and_counted() -> None:
+    thought = "a long thought " * 40
+    said = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": thought}]},
+        {"type": "text", "text": "so"},
+        {"type": "reference", "reference_ids": [1]},
+    ]
+    body = {"model": "magistral-medium-latest", "messages": [*HELLO, {"role": "assistant", "content": said}]}
+    bound = bound_request("chat", body, provider="mistral", prefer_max_tokens=True)
+    plain = bound_request("chat", {**body, "messages": HELLO}, provider="mistral", prefer_max_tokens=True)
+    assert bound.features == {}
+    assert (bound.input_tokens or 0) >= (plain.input_tokens or 0) + len(thought)
+    page = [{"type": "document_url", "document_url": "https://example.com/a.pdf"}]
+    asked = bound_request(
+        "chat", {**body, "messages": [{"role": "user", "content": page}]}, provider="mistral"
+    )
+    assert list(asked.features) == ["part:document_url"]
+    thinking = bound_request(
+        "chat", {**body, "messages": HELLO, "prompt_mode": "reasoning"}, provider="mistral"
+    )
+    assert (thinking.input_tokens or 0) >= (plain.input_tokens or 0) + 256
+
+
+# ── SDKs over a metered client ─────────────────────────────────────────────────────────
+
+
+def _mistral_sdk(sandbox: Sandbox, http: Any) -> Iterator[Callable[[], Any]]:
+    sdk = pytest.importorskip("mistralai.client").Mistral(
+        api_key="none", server_url=f"{sandbox.url}/mistral", client=http
+    )
+    ask: Any = {"model": "mistral-medium-latest", "messages": HELLO, "max_tokens": 30}
+    yield lambda: sdk.chat.complete(**ask)
+    yield lambda: list(sdk.chat.stream(**ask))
+    yield lambda: sdk.fim.complete(model="codestral-latest", prompt="a", suffix="b", max_tokens=30)
+    yield lambda: sdk.embeddings.create(model="mistral-embed", inputs=["hello"])
+
+
+def _groq_sdk(sandbox: Sandbox, http: Any) -> Iterator[Callable[[], Any]]:
+    """Of the generator that made those of Together, Fireworks and Cerebras as well."""
+    sdk = pytest.importorskip("groq").Groq(
+        api_key="none", base_url=sandbox.url, http_client=http, max_retries=1
+    )
+    url, ask = "/v1/chat/completions", {"model": "gpt-4o", "messages": HELLO, "max_tokens": 30}
+    yield lambda: sdk.post(url, body=ask, cast_to=object)
+
+
+SDKS: dict[str, tuple[Any, str | None, bool]] = {
+    "mistralai": (_mistral_sdk, "mistral", True),
+    "groq": (_groq_sdk, None, False),
+}
+"""Its calls, whose prices apply, and whether a refusal comes out as it is, and at once."""
+
+
+@pytest.mark.parametrize("name", SDKS)
+def test_an_sdk_over_a_metered_client(name: str, meter: Meter) -> None:
+    calls, whose, plain = SDKS[name]
+    with Sandbox() as sandbox:
+        made = [call() for call in calls(sandbox, metered(meter, sandbox, whose))]
+        assert all(made)
+        assert [e.status for e in entries(meter)] == ["settled"] * len(made)
+        assert_agrees(meter, sandbox)
+    with Sandbox() as sandbox, Meter("memory://", budgets=["1 tokens"]) as poor:
+        for call in calls(sandbox, metered(poor, sandbox, whose)):
+            with pytest.raises(Exception, match=r"Budget|Connection error") as refused:
+                call()
+            cause = refused.value if plain else refused.value.__cause__
+            assert isinstance(cause, BudgetExceeded)
+            assert cause.budget == "1 tokens"
+        assert sandbox.requests == 0
+        assert entries(poor) == []
