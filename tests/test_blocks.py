@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import postgres
 import pytest
 import sqlalchemy as sa
-from big_ledger import fill
+from big_ledger import BUDGETS, fill
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +30,7 @@ from behest_integrations.ledger.sql import SQLLedger
 from behest_integrations.prices import Price, Pricing
 from behest_integrations.prices.terms import named, read_named, terms_of
 from behest_integrations.reports import Asked, prove, verify
-from behest_integrations.reports.ranking import ranking
+from behest_integrations.reports.ranking import ORDERS, Ranked, ranking
 from behest_integrations.reports.series import DAY, series
 from behest_integrations.reports.spending import report_of
 from behest_integrations.sandbox import Sandbox
@@ -221,6 +221,27 @@ def test_blocks_change_no_report(ledger: SQLLedger) -> None:
     assert verify(ledger) == []
 
 
+def test_a_ranking_by_pages_is_the_report_in_its_order(ledger: SQLLedger) -> None:
+    run(ledger, "UPDATE entries SET session_id = 'shared' WHERE id BETWEEN 20 AND 90")  # by several tenants
+    run(ledger, "UPDATE entries SET session_id = NULL WHERE id BETWEEN 100 AND 130")
+    closing.close_blocks(ledger, NOW)
+    for by, order in (*(("session", order) for order in ORDERS), ("user", "cost"), ("tag:feature", "calls")):
+        groups = (by,) if by.startswith("tag") else (by, "tenant")
+        lines = {line.key: line for line in report_of(ledger, groups, Asked()).lines}
+        found = list[Ranked]()
+        for offset in range(0, len(lines), 5):
+            page = ranking(ledger, by, Asked(), order=order, limit=5, offset=offset)
+            found += page.lines
+            assert page.more == (offset + 5 < len(lines))
+        told = {line.key[: len(groups)]: line for line in found}
+        assert len(told) == len(found) == len(lines)
+        for key, line in told.items():
+            numbers = {n: v for n, v in vars(lines[key]).items() if n != "key"}
+            assert numbers == {n: getattr(line, n) for n in numbers}
+        places = [line.last if order == "recent" else getattr(line, order) for line in found]
+        assert places == sorted(places, reverse=True)
+
+
 def test_entries_that_turn_up_late_are_in_reports_at_once(ledger: SQLLedger) -> None:
     """A host that is slow, or whose clock is: its entry comes before others that are closed already."""
     if ledger._engine.dialect.name != "postgresql":
@@ -231,7 +252,7 @@ def test_entries_that_turn_up_late_are_in_reports_at_once(ledger: SQLLedger) -> 
         ledger,
         f"INSERT INTO entries (id, call_id, {names}) SELECT -5, 'late', {names} FROM entries WHERE id = 7",
     )
-    run(ledger, "UPDATE entries SET bookings = '[]', cost = 0 WHERE id = -5")
+    run(ledger, "UPDATE entries SET bookings = '[]', cost = 0, rates = NULL WHERE id = -5")
     assert next(str(f) for f in verify(ledger)).startswith("call: there are 231 entries, and were 230")
     run(ledger, "INSERT INTO unclosed VALUES (-5)")
     assert report_of(ledger, ("user",), Asked()).total.calls == sum(e.calls for e in ledger.snapshot()[2])
@@ -258,6 +279,31 @@ def test_calls_are_made_while_blocks_are_closed(tmp_path: Path, monkeypatch: pyt
             time.sleep(0.05)
         assert blocks == 4
         assert verify(meter.ledger) == []
+
+
+def test_what_is_measured_over_is_what_settles_write(tmp_path: Path) -> None:
+    fill(tmp_path / "made.db", 200, days=1)
+    with (
+        Sandbox() as sandbox,
+        Meter(f"sqlite:///{tmp_path}/real.db", budgets=BUDGETS) as meter,
+        meter.session("s", user="u", project="p", tenant="t", tags={"feature": "f"}),
+    ):
+        metered = meter.openai(client(sandbox))
+        metered.chat.completions.create(model="gpt-4o", messages=HELLO, max_tokens=20)
+    shapes = []
+    for name in ("made", "real"):
+        opened = open_store(f"sqlite:///{tmp_path}/{name}.db")
+        proof = prove(opened)
+        assert (proof.flaws, proof.findings, dict(proof.unproven)) == ([], [], {})
+        _, _, entries = opened.snapshot()
+        e = next(e for e in entries if (e.model, e.status, e.stage) == ("gpt-4o", "settled", None))
+        shapes.append(
+            {n: (type(v := getattr(e, n)), v == 0) for n in e.__slots__ if n != "cached_input_tokens"}
+        )
+        shapes[-1]["bookings"] = [(unit, amount == e.cost) for _, unit, amount in e.bookings]
+        shapes[-1]["call_id"] = len(e.call_id)
+        opened.close()
+    assert shapes[0] == shapes[1]
 
 
 # ── what is noticed ────────────────────────────────────────────────────────────────────
@@ -368,7 +414,7 @@ def test_a_session_that_is_forgotten_leaves_the_seals_whole(ledger: SQLLedger) -
 def test_what_is_touched_is_not_made_good(ledger: SQLLedger) -> None:
     closing.close_blocks(ledger, NOW)
     run(ledger, "UPDATE entries SET stage = 'another' WHERE id = 5")
-    (entry,) = [e for e in ledger.snapshot()[2] if e.call_id == "call-5"]
+    entry = ledger.snapshot()[2][4]
     ledger.forget_session(entry.session_id or "", tenant=entry.tenant, project=entry.project)
     assert any("it was not as sealed before" in str(found) for found in verify(ledger))
 
@@ -488,6 +534,9 @@ def test_rates_that_were_changed_are_found(tmp_path: Path) -> None:
 
 def test_what_cannot_be_proved_is_said(tmp_path: Path) -> None:
     fill(tmp_path / "b.db", 60, days=1)
+    with sqlite3.connect(tmp_path / "b.db") as file:
+        file.execute("UPDATE entries SET rates = NULL")
+    file.close()
     said = CliRunner().invoke(main, ["verify", "--store", str(tmp_path / "b.db")])
     assert said.exit_code == 0, said.output
     assert "costs: booked before rates were kept" in said.output

@@ -23,6 +23,9 @@ from support import HELLO, assert_agrees, assert_sound, client, entries
 from behest_integrations import ConfigError, Meter, Price, Usage
 from behest_integrations.cli import main
 from behest_integrations.ledger import Ledger, open_store, schema
+from behest_integrations.ledger.closing import close_blocks
+from behest_integrations.ledger.pruning import prune
+from behest_integrations.ledger.sql import SQLLedger
 from behest_integrations.prices import Pricing
 from behest_integrations.reports import Asked, report
 from behest_integrations.reports.finance import CostCentres, chargeback, export
@@ -173,6 +176,31 @@ def test_the_truth_about_a_closed_month_is_a_correction_in_the_next_one(
     assert tokens == sum(e.input_tokens + e.output_tokens for e in entries(meter))
     unknown.settle(Usage(1, 1))
     assert_sound(meter)
+
+
+def test_a_month_that_was_pruned_is_exported_as_before(
+    sqlite_store: str, clock: Clock, tmp_path: Path
+) -> None:
+    with Meter(sqlite_store, budgets=["$100"], prices=PRICES, clock=clock, lease=60) as meter:
+        late = [meter.reserve(meter.plan("chat", "m", RequestBound(1000, output_limit=n))) for n in (9, 10)]
+        spend(meter, Usage(100, 100))
+        clock.now += 61_000
+        assert meter.sweep() == 2
+        assert isinstance(meter.ledger, SQLLedger)
+        close_blocks(meter.ledger, clock.now + 86_400_000)  # what came of them is in another block
+        clock.now += 3_600_000  # December
+        for tokens in (7, 9):
+            spend(meter, Usage(tokens, 5))
+        late[0].settle(Usage(900, 20))
+        late[1].settle(Usage(800, 20))
+        before = [focus(meter, month, tmp_path / "before.csv") for month in (NOVEMBER, DECEMBER)]
+        assert sum(row["ChargeClass"] == "Correction" for row in before[1]) == 4
+        clock.now += 9 * 86_400_000
+        close_blocks(meter.ledger, clock.now)
+        done = prune(meter.ledger, clock.now, 2)
+        assert (done.blocks, done.after) == (2, done.before - 1)
+        assert [focus(meter, month, tmp_path / "after.csv") for month in (NOVEMBER, DECEMBER)] == before
+        assert_sound(meter)
 
 
 def test_what_has_no_price_is_shown_with_its_tokens(sqlite_store: str, tmp_path: Path) -> None:

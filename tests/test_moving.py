@@ -20,6 +20,8 @@ from behest_integrations.sandbox import Sandbox
 from behest_integrations.wire import RequestBound
 
 BUDGETS = ["$0.01 per session", "5 calls/day per user", "9k tokens per 24h rolling"]
+ODD = "a\\b\tc\nd\re\x01\x0b\\N"
+"""What the lines of a COPY say in other ways."""
 
 
 @pytest.fixture
@@ -38,6 +40,9 @@ def old(tmp_path: Path) -> str:
         meter.set_limit("9k tokens per 24h rolling", "8k tokens")
         meter.reserve(meter.plan("chat", "gpt-4o", RequestBound(100, output_limit=0)))  # in flight
         KeyStore(meter.ledger).create(tenant="t", project="p", name="one")
+    with sqlite3.connect(tmp_path / "old.db") as file:
+        file.execute("UPDATE entries SET note = ?, stage = ? WHERE id = 1", (ODD, "a\\N"))
+    file.close()
     return url
 
 
@@ -100,6 +105,12 @@ def test_what_cannot_be_written_whole_is_not_written_at_all(old: str) -> None:
     ledger = open_store(there)
     assert ledger.snapshot() == ([], [], [])
     ledger.close()
+    with sqlite3.connect(old.removeprefix("sqlite:///")) as file:
+        file.execute("UPDATE entries SET input_tokens = 8 WHERE input_tokens = 'many'")
+    file.close()
+    said = behest("db", "copy", old, there)  # and again, when it can be
+    assert said.exit_code == 0, said.output
+    assert books(there) == books(old)
 
 
 def test_a_ledger_that_is_not_there(tmp_path: Path) -> None:

@@ -59,9 +59,10 @@ def overview(books: Books, viewer: Viewer, params: Mapping[str, str]) -> dict[st
     # Of each budget two, so that a thousand sessions do not hide the month.
     fullest = sorted((s for rule in rules for s in rule.standings[:2]), key=lambda s: -s.permille)
     compared = _compared(look, found.total)
-    tags = [name for name in _values(look) if name.startswith("tag:") and name != "tag:key"][:1]
+    values = _values(look)
+    tags = [name for name in values if name.startswith("tag:") and name != "tag:key"][:1]
     lists = ["session"] if viewer.is_end_user else ["session", "user", "project", *tags]
-    if not viewer.is_bounded and len(_values(look)["tenant"]) > 1:
+    if not viewer.is_bounded and len(values["tenant"]) > 1:
         lists.insert(2, "tenant")
     return {
         "look": look,
@@ -74,7 +75,7 @@ def overview(books: Books, viewer: Viewer, params: Mapping[str, str]) -> dict[st
         "attention": attention(look, found.total, rules),
         "tops": [(name, ranking(books.ledger, name, look.asked, limit=6)) for name in lists],
         "refusals": _refusals(look, 8),
-        "values": _values(look),
+        "values": values,
     }
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from . import schema
-from .book import REFUSED, Books, encode
+from .book import REFUSED, Books, Bucket, Entry, encode
 
 
 def copy_into_database(books: Books) -> sa.Engine:
     """A database in memory with these rows."""
-    engine = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-    schema.metadata.create_all(engine)
+    there = sqlite3.connect(":memory:", check_same_thread=False)
+    with _MAKING:
+        _empty().backup(there)
+    engine = sa.create_engine("sqlite://", creator=lambda: there, poolclass=StaticPool)
     holds = [
         {
             "id": h.id,
@@ -28,9 +32,9 @@ def copy_into_database(books: Books) -> sa.Engine:
         for h in books.holds
     ]
     rows: list[tuple[sa.Table, list[dict[str, Any]]]] = [
-        (schema.buckets, [asdict(b) for b in books.buckets]),
+        (schema.buckets, [*map(_fields, books.buckets)]),
         (schema.holds, holds),
-        (schema.entries, [asdict(e) for e in books.entries]),
+        (schema.entries, [*map(_fields, books.entries)]),
         (schema.refusals, list(_refusals(books.refusals))),
         (schema.limits, [{"text": text, "amount": amount} for text, amount in books.limits.items()]),
         (schema.budgets, [b._asdict() for b in books.budgets]),
@@ -45,6 +49,21 @@ def copy_into_database(books: Books) -> sa.Engine:
             if values:
                 connection.execute(sa.insert(table), values)
     return engine
+
+
+_MAKING = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _empty() -> sqlite3.Connection:
+    """A database with the tables, to be copied: that takes a tenth of the time of making them."""
+    made = sqlite3.connect(":memory:", check_same_thread=False)
+    schema.metadata.create_all(sa.create_engine("sqlite://", creator=lambda: made, poolclass=StaticPool))
+    return made
+
+
+def _fields(row: Bucket | Entry) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__slots__}
 
 
 def _own_limits(limits: Mapping[tuple[str, str], int]) -> Iterable[dict[str, Any]]:

@@ -192,20 +192,19 @@ class _MemoryRows:
         return dict(self.priced)
 
     def everything(self) -> Books:
-        return deepcopy(
-            Books(
-                list(self.by_id.values()),
-                list(self.holds.values()),
-                self.entries,
-                list(self.refusals.values()),
-                self.limits,
-                list(self.budgets.values()),
-                self.taught,
-                self.own,
-                self.decided,
-                [grant for granted in self.granted.values() for grant in granted],
-                self.priced,
-            )
+        # Nobody changes what is in a row, but for its own fields.
+        return Books(
+            [*map(copy, self.by_id.values())],
+            deepcopy(list(self.holds.values())),
+            [*map(copy, self.entries)],
+            [dict(row) for row in self.refusals.values()],
+            dict(self.limits),
+            list(self.budgets.values()),
+            dict(self.taught),
+            dict(self.own),
+            list(self.decided),
+            [grant for granted in self.granted.values() for grant in granted],
+            dict(self.priced),
         )
 
     def set_sums(self, id: int, spent: int, held: int) -> None:

@@ -1,11 +1,13 @@
 """`behest db copy`: a ledger's books, all of them, into another database.
 
-It is done in one transaction of the target, or not at all, and is read back before it is committed.
+It is done in one transaction of the target, or not at all, and is read back before it is committed. Rows
+stream, whatever their number; into PostgreSQL as the lines of a COPY, and these are what is compared.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -48,12 +50,9 @@ def copy_books(source: SQLLedger, target: SQLLedger, tell: Callable[[str, int], 
                     f"{target.url} has books of its own already (in {table.name}), and two ledgers cannot be "
                     "made one. Name an empty one."
                 )
+        writing = _Lines(new) if new.dialect.name == "postgresql" else _Tuples(new)
         for table in tables:
-            ours = _Digest()
-            _write(new, table, ours.seen(_rows(old, table)))
-            theirs = _Digest()
-            for _ in theirs.seen(_rows(new, table)):
-                pass
+            ours, theirs = writing.write(table, _rows(old, table)), writing.read_back(table)
             if ours != theirs:
                 raise StoreError(
                     f"what {target.url} gives back of {table.name} is not what was written to it "
@@ -62,6 +61,7 @@ def copy_books(source: SQLLedger, target: SQLLedger, tell: Callable[[str, int], 
                 )
             copied[table.name] = ours.count
             tell(table.name, ours.count)
+        writing.end(tables)
         # The snapshot is of its beginning: what came since would be missing.
         with source.reading().connect() as now:
             if _marks(now) != _marks(old):
@@ -80,32 +80,93 @@ def _rows(connection: sa.Connection, table: sa.Table) -> Iterator[Row]:
     """A table's rows, with text where a column is JSON: it goes on as it is."""
     columns = [sa.cast(c, sa.Text()) if isinstance(c.type, sa.JSON) else c for c in table.columns]
     options: dict[str, Any] = {"yield_per": _AT_ONCE}
-    for row in connection.execute(
-        sa.select(*columns).order_by(*table.primary_key), execution_options=options
-    ):
-        yield tuple(_storable(value) for value in row)
+    statement = sa.select(*columns).order_by(*table.primary_key)
+    return map(tuple, connection.execute(statement, execution_options=options))
 
 
-def _storable(value: Any) -> Any:
+class _Lines:
+    """Into PostgreSQL.
+
+    https://www.postgresql.org/docs/current/sql-copy.html: "Text Format". What is written is written as it
+    comes back, so that nothing needs to be read into values to be compared.
+    """
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._driver: Any = connection.connection.driver_connection
+
+    def write(self, table: sa.Table, rows: Iterator[Row]) -> _Digest:
+        digest = _Digest()
+        with self._driver.cursor() as cursor, cursor.copy(f"COPY {self._of(table)} FROM STDIN") as copy:
+            while some := [_line(row) for row in islice(rows, _AT_ONCE)]:
+                copy.write(b"".join(some))
+                digest.add(some)
+        return digest
+
+    def read_back(self, table: sa.Table) -> _Digest:
+        digest = _Digest()
+        with self._driver.cursor() as cursor, cursor.copy(f"COPY {self._of(table)} TO STDOUT") as copy:
+            digest.add(copy)  # it gives them one by one
+        return digest
+
+    def end(self, tables: Iterable[sa.Table]) -> None:
+        # Whoever asks for a report at once is not to wait for an autovacuum to have looked at it.
+        for table in tables:
+            self._connection.exec_driver_sql(f"ANALYZE {_name(self._connection, table)}")
+
+    def _of(self, table: sa.Table) -> str:
+        return f"{_name(self._connection, table)} ({_columns(table)})"
+
+
+_NULL = "\x01"
+_ESCAPED = re.compile("[\x00\\\\\b\f\n\r\v]")
+_ESCAPES = str.maketrans(
+    {"\\": r"\\", "\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v"}
     # PostgreSQL's text has no character 0.
-    return value.replace("\x00", "\ufffd") if isinstance(value, str) and "\x00" in value else value
+    | {"\x00": "\ufffd"}
+)
 
 
-def _write(connection: sa.Connection, table: sa.Table, rows: Iterator[Row]) -> None:
-    if connection.dialect.name == "postgresql":
-        driver: Any = connection.connection.driver_connection
-        columns = ", ".join(f'"{c.name}"' for c in table.columns)
-        with (
-            driver.cursor() as cursor,
-            cursor.copy(f"COPY {_name(connection, table)} ({columns}) FROM STDIN") as copy,
-        ):
-            for row in rows:
-                copy.write_row(row)
-        return
-    places = ", ".join("?" * len(table.columns))
-    columns = ", ".join(f'"{c.name}"' for c in table.columns)
-    while some := list(islice(rows, _AT_ONCE)):
-        connection.exec_driver_sql(f"INSERT INTO {table.name} ({columns}) VALUES ({places})", some)
+def _line(row: Row) -> bytes:
+    line = "\t".join([_NULL if v is None else v if v.__class__ is str else str(v) for v in row])
+    is_plain = _ESCAPED.search(line) is None and line.count("\t") == len(row) - 1
+    if is_plain and line.count(_NULL) == row.count(None):
+        return line.replace(_NULL, r"\N").encode() + b"\n"
+    told = (r"\N" if v is None else v.translate(_ESCAPES) if isinstance(v, str) else str(v) for v in row)
+    return "\t".join(told).encode() + b"\n"
+
+
+class _Tuples:
+    """Into SQLite."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def write(self, table: sa.Table, rows: Iterator[Row]) -> _Digest:
+        digest = _Digest()
+        insert = (
+            f"INSERT INTO {table.name} ({_columns(table)}) VALUES ({', '.join('?' * len(table.columns))})"
+        )
+        while some := [*islice(rows, _AT_ONCE)]:
+            self._connection.exec_driver_sql(insert, some)
+            digest.add(map(_told, some))
+        return digest
+
+    def read_back(self, table: sa.Table) -> _Digest:
+        digest = _Digest()
+        digest.add(map(_told, _rows(self._connection, table)))
+        return digest
+
+    def end(self, tables: Iterable[sa.Table]) -> None:
+        pass
+
+
+def _told(row: Row) -> bytes:
+    return repr(row).encode("utf-8", "surrogatepass")
+
+
+def _columns(table: sa.Table) -> str:
+    return ", ".join(f'"{c.name}"' for c in table.columns)
 
 
 def _name(connection: sa.Connection, table: sa.Table) -> str:
@@ -135,12 +196,12 @@ class _Digest:
         self.count = 0
         self._sum = 0
 
-    def seen(self, rows: Iterable[Row]) -> Iterator[Row]:
-        for row in rows:
-            self.count += 1
-            digest = hashlib.blake2b(repr(row).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            self._sum = (self._sum + int.from_bytes(digest, "big")) % 2**128
-            yield row
+    def add(self, rows: Iterable[bytes | memoryview]) -> None:
+        """Count in some rows, as they are told."""
+        rows = iter(rows)
+        while some := [hashlib.blake2b(row, digest_size=16).digest() for row in islice(rows, _AT_ONCE)]:
+            self.count += len(some)
+            self._sum = (self._sum + sum([int.from_bytes(hash, "big") for hash in some])) % 2**128
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Digest) and (self.count, self._sum) == (other.count, other._sum)

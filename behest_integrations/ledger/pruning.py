@@ -3,7 +3,8 @@
 Of each half-hour, all entries become one that are for the same people, of the same model, operation, stage,
 status and tags, and began in the same quarter of an hour (by which invoices are compared): with the sum of
 their costs and tokens, booked in the same buckets. So reports, budgets and proofs are as they were; single
-calls are gone, and tags that differ for each call (a trace). What is assumed stays as it is. Only blocks that
+calls are gone, and tags that differ for each call (a trace). What is assumed stays as it is, and so does a
+call of which something was taken back: what is a correction is told from its first entry. Only blocks that
 are old as a whole are pruned, each in a transaction of its own, and each is sealed again (`seals`).
 """
 
@@ -28,6 +29,7 @@ _SAME = (
     "service_tier", "reversal", "flags", "asked_model",
 )  # fmt: skip
 _SUMMED = (*ADDITIVE, "cost")
+_AT_ONCE = 1000
 _QUARTER = 900_000
 """Time zones differ by no less."""
 
@@ -85,12 +87,12 @@ def _prune(
         return None
     r = schema.rollups.c
     untold = set(connection.execute(sa.select(r.tag).where(r.kind == UNTOLD, r.block == block.id)).scalars())
-    open_ends = _may_be_told(rows)
-    sums = _sums([row for row in rows if row[_PLACE["id"]] not in open_ends], untold, block.id)
+    staying = _staying(connection, rows)
+    sums = _sums([row for row in rows if row[_PLACE["id"]] not in staying], untold, block.id)
     was = additive(rolled(connection, members))
     count_change(connection)
-    ids = sorted([*open_ends, *(row["id"] for row in sums)])
-    connection.execute(sa.delete(_e).where(members, _e.c.id.not_in(open_ends)))
+    ids = sorted([*staying, *(row["id"] for row in sums)])
+    connection.execute(sa.delete(_e).where(members, _e.c.id.not_in(staying)))
     if sums:
         connection.execute(sa.insert(_e), sums)
     kept = _e.c.id.in_(ids)
@@ -107,16 +109,21 @@ def _prune(
     return len(ids)
 
 
-def _may_be_told(rows: Sequence[Row]) -> set[int]:
-    """Assumptions that nothing has taken back: what became of such a call may be told yet, and is booked in
-    place of that entry, by its id."""
-    taken = {row[_PLACE["call_id"]] for row in rows if row[_PLACE["reversal"]]}
+def _staying(connection: sa.Connection, rows: Sequence[Row]) -> set[int]:
+    """Assumptions: what became of such a call may be told yet, and is booked in place of that entry, by its
+    id. And all of the calls of which something was taken back, in whatever block."""
+    calls = [row[_PLACE["call_id"]] for row in rows]
+    taken: set[str] = set()
+    for first in range(0, len(calls), _AT_ONCE):
+        back = sa.select(_e.c.call_id).where(
+            _e.c.call_id.in_(calls[first : first + _AT_ONCE]), _e.c.reversal == 1
+        )
+        taken.update(connection.execute(back).scalars())
     return {
         row[_PLACE["id"]]
         for row in rows
-        if row[_PLACE["status"]] == "assumed"
-        and row[_PLACE["lines"]] is None
-        and row[_PLACE["call_id"]] not in taken
+        if row[_PLACE["lines"]] is None
+        and (row[_PLACE["status"]] == "assumed" or row[_PLACE["call_id"]] in taken)
     }
 
 

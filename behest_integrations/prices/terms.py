@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import fields
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..rules.usage import Usage
@@ -43,11 +44,16 @@ class Terms(NamedTuple):
         Raises:
             ValueError: these are no terms, or are not those that their id names.
         """
-        over, under, there = json.loads(self.text)
-        rates = Rates(**there)
-        if self.id != _hash(self.text):
-            raise ValueError("the rates are not those that the id was made of")
+        over, under, rates = _read(self)
         return round_nano((rates.cost(usage) - rates.request) * over + rates.request * under, under)
+
+
+@lru_cache(maxsize=1000)
+def _read(terms: Terms) -> tuple[int, int, Rates]:
+    over, under, there = json.loads(terms.text)
+    if terms.id != _hash(terms.text):
+        raise ValueError("the rates are not those that the id was made of")
+    return over, under, Rates(**there)
 
 
 def _hash(text: str) -> str:

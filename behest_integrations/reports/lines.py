@@ -55,17 +55,26 @@ class Wanted:
         names: columns of entries that it groups by.
         tags: names of tags that it groups by; their values are ``tag0``, ``tag1``, ….
         step: the steps of time that it groups by, in ms, counted from 1970. 0: it groups by no time.
+        sums: of `schema.MEASURES`, where it needs no more: databases sort what they are given.
     """
 
-    def __init__(self, names: Iterable[str] = (), *, tags: Sequence[str] = (), step: int = 0) -> None:
+    def __init__(
+        self,
+        names: Iterable[str] = (),
+        *,
+        tags: Sequence[str] = (),
+        step: int = 0,
+        sums: Collection[str] = schema.MEASURES,
+    ) -> None:
         self.names = tuple(dict.fromkeys(names))
         self.tags = tuple(tags)
         self.step = step
+        self.sums = tuple(sums)
 
 
 def lines(connection: sa.Connection, wanted: Wanted, asked: Asked) -> sa.FromClause:
     """Lines to be added up: a table with the columns that are wanted (``at`` for the time), ``status``, and
-    `schema.MEASURES`. Only those that are asked for are in it."""
+    sums. Only those that are asked for are in it."""
     blocks = read_blocks(connection)
     whole, parts = _divided(blocks, asked)
     kind = _kind(wanted, asked)
@@ -238,7 +247,8 @@ def _entries(wanted: Wanted, asked: Asked, which: Column) -> sa.Select[Any]:
     if wanted.step:
         columns.append((_e.c.at - _e.c.at % min(wanted.step, QUARTER)).label("at"))
     columns.append(_e.c.status.label("status"))
-    columns += [column.label(name) for name, column in measures().items()]
+    sums = measures()
+    columns += [sums[name].label(name) for name in wanted.sums]
     return narrowed(sa.select(*columns).where(which), asked)
 
 
@@ -288,7 +298,7 @@ def _of_kind(kind: Kind, wanted: Wanted, asked: Asked, which: Column) -> sa.Sele
     if wanted.step:
         columns.append(_r.c.slot.label("at"))
     columns.append(_r.c.status.label("status"))
-    columns += [_r.c[name].label(name) for name in schema.MEASURES]
+    columns += [_r.c[name].label(name) for name in wanted.sums]
     statement = sa.select(*columns).where(_r.c.kind == kind.number, which)
     for name, column in FILTERS.items():
         value = getattr(asked, name)

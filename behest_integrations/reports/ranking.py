@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -54,35 +54,51 @@ def ranking(
     """
     if by not in _COLUMNS and not by.startswith("tag:"):
         raise ConfigError(f"cannot rank by {by!r}{say_near(by, _COLUMNS)}: one of {', '.join(_COLUMNS)}")
-    whose = by in ("session", "user", "project")
     with reading(ledger) as connection:
-        names = [*([_COLUMNS[by]] if by in _COLUMNS else []), *(["tenant"] if whose else [])]
-        wanted = Wanted(names, tags=() if by in _COLUMNS else (by[4:],))
-        source = lines(connection, wanted, asked)
-        name = source.c[_COLUMNS.get(by, "tag0")].label("name")
-        tenant = (source.c.tenant if whose else sa.null()).label("tenant")
-        sums = {label: sum_.label(label) for label, sum_ in totals(source).items()}
-        last = sa.func.max(source.c.last_at).label("last")
-        by_order = {"cost": sums["cost"], "calls": sums["calls"], "recent": last}[order]
-        ranked = (
-            sa.select(name, tenant, sa.func.min(source.c.first_at).label("first"), last, *sums.values())
-            .group_by(*([name, tenant] if whose else [name]))
-            .order_by(by_order.desc(), last.desc(), name)
-            .limit(limit + 1)
-            .offset(offset)
-        )
-        found = [
-            Ranked(
-                (row.name, row.tenant),
-                first=row.first,
-                last=row.last,
-                **{label: int(getattr(row, label) or 0) for label in sums},
-            )
-            for row in connection.execute(ranked)
-        ]
+        found = _ranked(connection, by, asked, order, limit + 1, offset)
         first = found[:limit]
         _add_refusals(connection, by, asked, first)
     return Ranking(by, first, len(found) > limit)
+
+
+def _ranked(
+    connection: sa.Connection, by: str, asked: Asked, order: Order, limit: int, offset: int
+) -> list[Ranked]:
+    """The whole lines of those who come first."""
+    named = _COLUMNS.get(by, "tag0")
+    whose = ["tenant"] if by in ("session", "user", "project") else []
+
+    def those(of: Sequence[str]) -> tuple[sa.FromClause, sa.Select[Any]]:
+        names = whose if named == "tag0" else [named, *whose]
+        tags = [by[4:]] if named == "tag0" else []
+        source = lines(connection, Wanted(names, tags=tags, sums=of), asked)
+        keys = [source.c[name] for name in (named, *whose)]
+        last = sa.func.max(source.c.last_at).desc()
+        first = [] if order == "recent" else [sa.func.sum(source.c[order]).desc()]
+        return source, sa.select(*keys).group_by(*keys).order_by(*first, last, keys[0])
+
+    # Of sessions there are many: first who is in it, by as little as that takes.
+    few: list[tuple[Any, ...]] | None = None
+    if by == "session":
+        _, statement = those(("last_at", *({order} - {"recent"})))
+        few = [tuple(row) for row in connection.execute(statement.limit(limit).offset(offset))]
+    source, statement = those(schema.MEASURES)
+    if few is not None:
+        ids = {id for id, _ in few}
+        among = source.c[named].in_(ids - {None})
+        statement = statement.where(sa.or_(among, source.c[named].is_(None)) if None in ids else among)
+    else:
+        statement = statement.limit(limit).offset(offset)
+    sums = totals(source)
+    times = (sa.func.min(source.c.first_at), sa.func.max(source.c.last_at))
+    width = 1 + len(whose)
+    ranked = []
+    for row in connection.execute(statement.add_columns(*times, *sums.values())):
+        if few is None or tuple(row[:width]) in few:
+            began, ended, *amounts = row[width:]
+            numbers = dict(zip(sums, map(int, amounts), strict=True))
+            ranked.append(Ranked((row[0], row[1] if whose else None), first=began, last=ended, **numbers))
+    return ranked
 
 
 def _add_refusals(connection: sa.Connection, by: str, asked: Asked, lines: Sequence[Ranked]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
+from operator import add
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -82,13 +83,18 @@ def series(ledger: Ledger, asked: Asked, step: int) -> Series:
         unit = clock.step(step * 1000) if clock else min(step * 1000, QUARTER)
         source = lines(connection, Wanted(("model",), step=unit), asked)
         sums = _detailed(source)
-        at = clock.floor(source.c.at, min(step, DAY) * 1000) if clock else source.c.at
-        keys = (at.label("t"), source.c.model)
-        for row in connection.execute(sa.select(*keys, *sums.values()).group_by(*keys)):
-            detail = Detail((row[1],), **dict(zip(sums, map(int, row[2:]), strict=True)))
-            start = _start(row[0], step, zone)
-            cells.setdefault(row[1], {}).setdefault(start, Detail((row[1],))).add(detail)
-            models.setdefault(row[1], Detail((row[1],))).add(detail)
+        begin = clock.floor(source.c.at, min(step, DAY) * 1000) if clock else source.c.at
+        keys = (begin.label("t"), source.c.model)
+        found: dict[tuple[int, str], list[int]] = {}
+        for at, model, *amounts in connection.execute(sa.select(*keys, *sums.values()).group_by(*keys)):
+            start = _start(at, step, zone)
+            before = found.get((start, model))
+            found[start, model] = amounts if before is None else [*map(add, before, amounts)]
+        for (start, model), amounts in found.items():
+            # PostgreSQL's sums of whole numbers come as decimals.
+            detail = Detail((model,), **dict(zip(sums, map(int, amounts), strict=True)))
+            cells.setdefault(model, {})[start] = detail
+            models.setdefault(model, Detail((model,))).add(detail)
             total.add(detail)
         if not asked.tags:
             refused = sa.select(sa.func.coalesce(sa.func.sum(_r.c.count), 0))

@@ -148,27 +148,29 @@ class _Reader:
         self._lately = lately
         self._end: int | None = None
         self._since: int | None = None
-        spent: sa.ColumnElement[Any] = _b.c.spent
-        in_window: sa.ColumnElement[bool] = _b.c.start == 0
+        of_shape = sa.select(_b.c.scope.label("scope")).where(_b.c.budget == shape)
         if budget.rolling_ms:
             after = now - budget.rolling_ms - budget.slot_ms
-            in_window = sa.or_(_b.c.start == 0, _b.c.start > after)
             # The line of the window itself holds; its slots have what was spent.
             spent = sa.case((_b.c.start > 0, _b.c.spent), else_=0)
-        elif budget.window:
-            window = budget.window_at(now, zone)
-            in_window = _b.c.start == window.start
-            self._since, self._end = window.start, window.end
-        self._rows = (
-            sa.select(
-                _b.c.scope.label("scope"),
-                sa.func.sum(spent).label("spent"),
-                sa.func.sum(_b.c.held).label("held"),
-                sa.func.max(_b.c.id).label("last"),
+            self._rows = (
+                of_shape.add_columns(
+                    sa.func.sum(spent).label("spent"),
+                    sa.func.sum(_b.c.held).label("held"),
+                    sa.func.max(_b.c.id).label("last"),
+                )
+                .where(sa.or_(_b.c.start == 0, _b.c.start > after))
+                .group_by(_b.c.scope)
             )
-            .where(_b.c.budget == shape, in_window)
-            .group_by(_b.c.scope)
-        )
+            return
+        start = 0
+        if budget.window:
+            window = budget.window_at(now, zone)
+            start = self._since = window.start
+            self._end = window.end
+        # There is one of each scope.
+        columns = (_b.c.spent.label("spent"), _b.c.held.label("held"), _b.c.id.label("last"))
+        self._rows = of_shape.add_columns(*columns).where(_b.c.start == start)
 
     def rule(
         self, own: Mapping[str, int], asked: Asked, top: int, *, strict: bool, shared: bool
@@ -181,19 +183,12 @@ class _Reader:
         rows = self._rows
         for value in wanted:
             rows = rows.where(_b.c.scope.contains(json.dumps(value, ensure_ascii=False), autoescape=True))
-        full = budget.amount
-        counted = rows.subquery()
-        spent = counted.c.spent
-        of_all = sa.select(
-            sa.func.count(),
-            sa.func.sum(sa.case((spent >= full, 1), else_=0)),
-            sa.func.sum(sa.case((sa.and_(spent < full, spent * 5 >= full * 4), 1), else_=0)),
-        )
         ranked = list(
             self._connection.execute(
                 rows.order_by(sa.desc("spent"), sa.desc("last")).limit(_MOST if wanted or own else top)
             )
         )
+        first = [int(row.spent) for row in ranked]
         seen = {row.scope for row in ranked}
         if others := [scope for scope in own if scope not in seen][:_MOST]:
             ranked += self._connection.execute(rows.where(_b.c.scope.in_(others)))
@@ -203,7 +198,8 @@ class _Reader:
             mine = self._seen(mine, asked)
         if not mine:
             return None
-        count, is_full, near = self._connection.execute(of_all).one()
+        full = budget.amount
+        count, is_full, near = self._counted(rows, full, first)
         if any((asked.session, asked.user, asked.project, asked.tenant)):  # told from what is theirs
             sums = [row.spent for row in mine]
             count = len(sums)
@@ -212,9 +208,28 @@ class _Reader:
         refused = self._refused([row.scope for row in mine])
         lines = [self._standing(row, own, refused) for row in mine]
         lines.sort(key=lambda s: -s.permille)
-        return Rule(
-            str(budget), budget.unit, budget.per, count, int(is_full or 0), int(near or 0), lines[:top]
+        return Rule(str(budget), budget.unit, budget.per, count, is_full, near, lines[:top])
+
+    def _counted(self, rows: sa.Select[Any], full: int, first: Sequence[int]) -> tuple[int, int, int]:
+        """How many there are, how many of them are used up, and how many of the others to 80 %.
+
+        Args:
+            first: what was spent of the fullest of them, the fullest first.
+        """
+        there = rows.subquery().c
+        if full and first and first[-1] * 5 < full * 4:  # none of the others is
+            many = int(self._connection.execute(sa.select(sa.func.count(there.scope))).scalar_one())
+            return many, sum(n >= full for n in first), sum(n < full and n * 5 >= full * 4 for n in first)
+        is_near = sa.and_(there.spent < full, there.spent * 5 >= full * 4)
+        of_all = sa.select(
+            sa.func.count(),
+            *(
+                sa.func.coalesce(sa.func.sum(sa.case((c, 1), else_=0)), 0)
+                for c in (there.spent >= full, is_near)
+            ),
         )
+        many, is_full, near = map(int, self._connection.execute(of_all).one())
+        return many, is_full, near
 
     def _seen(self, rows: Sequence[Any], asked: Asked) -> list[Any]:
         """Of the buckets of users and sessions those that the project has seen: others are the
