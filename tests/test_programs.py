@@ -149,6 +149,15 @@ PROGRAMS = {
                     pass
         asyncio.run(work())
     """,
+    "dspy": """
+        import dspy
+        to = {"api_base": URL, "api_key": "none", "cache": False, "max_tokens": 100}
+        dspy.configure(lm=dspy.LM("openai/gpt-4o-mini", **to))
+        asked = [dspy.Example(question=str(number)).with_inputs("question") for number in range(4)]
+        for _ in range(50):
+            dspy.settings.lm("Go on.")
+            dspy.Predict("question -> answer").batch(asked, max_errors=1, disable_progress_bar=True)
+    """,
     "litellm": """
         import os
         os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -164,6 +173,7 @@ PROGRAMS = {
 }
 NEEDS = {
     "google_genai": "google.genai",
+    "dspy": "dspy.clients.execution",
     "litellm": "litellm",
     "openai_agents": "agents",
     "langchain": "langchain_openai",

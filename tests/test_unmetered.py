@@ -9,8 +9,7 @@ import logging
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,30 +95,6 @@ def by_boto3(url: str) -> None:
     bedrock.invoke_model(modelId="anthropic.claude-3-haiku-20240307-v1:0", body=body)
 
 
-@contextmanager
-def as_it_was_raised(dspy: Any) -> Iterator[None]:
-    """DSPy raises an error of its own, whose cause is ours."""
-    try:
-        yield
-    except dspy.utils.exceptions.LMUnexpectedError as error:
-        assert error.__cause__ is not None
-        raise error.__cause__ from None
-
-
-def by_dspy(url: str) -> None:
-    dspy = pytest.importorskip("dspy")
-    model = dspy.LM("openai/gpt-4o", api_base=f"{url}/v1", api_key="none", cache=False, num_retries=0)
-    with as_it_was_raised(dspy):
-        model("Hello")
-
-
-def by_dspy_awaited(url: str) -> None:
-    dspy = pytest.importorskip("dspy")
-    model = dspy.LM("openai/gpt-4o", api_base=f"{url}/v1", api_key="none", cache=False, num_retries=0)
-    with as_it_was_raised(dspy):
-        asyncio.run(model.acall("Hello"))
-
-
 CALLS: dict[str, tuple[str, Callable[[str], None]]] = {
     "httpx": ("httpx", by_httpx),
     "httpx, awaited": ("httpx", by_httpx_awaited),
@@ -129,8 +104,6 @@ CALLS: dict[str, tuple[str, Callable[[str], None]]] = {
     "urllib3": ("urllib3", by_urllib3),
     "urllib.request": ("http.client", by_urllib),
     "boto3": ("boto3 (botocore)", by_boto3),
-    "DSPy": ("DSPy", by_dspy),
-    "DSPy, awaited": ("DSPy", by_dspy_awaited),
 }
 
 
@@ -310,9 +283,7 @@ def test_where_libraries_send(library: Any) -> None:
         arguments = list(inspect.signature(method).parameters)[1:3]
         assert arguments[0] in ("request", "method"), f"{library.module}.{cls}.{name} has moved"
         assert arguments[0] == "request" or "url" in arguments[1]
-        # DSPy's opens a context that is awaited.
-        awaited = inspect.iscoroutinefunction(method) or cls == "StdlibAsyncTransport"
-        assert awaited != (cls in library.blocking)
+        assert inspect.iscoroutinefunction(method) != (cls in library.blocking)
 
 
 PROGRAM = """

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from ..integrations.kit.refusals import refusal_in
 from ..meter import Meter
 from ..rules.errors import CallRefused
 
@@ -36,17 +37,6 @@ def run_program(meter: Meter, program: str, args: Sequence[str]) -> tuple[int, C
     finally:
         sys.argv, sys.path = argv, path
     return 0, None
-
-
-def refusal_in(error: BaseException | None) -> CallRefused | None:
-    """The refusal that an error is, or was caused by, however a framework has wrapped it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, CallRefused):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _code(said: object) -> int:

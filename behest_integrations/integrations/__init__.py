@@ -8,6 +8,7 @@ can publish one of its own under the entry point `behest_integrations.doors`; se
 from __future__ import annotations
 
 from .anthropic import AnthropicDoor
+from .dspy import DSPyDoor
 from .google_genai import GoogleGenAIDoor
 from .http import HTTPDoor
 from .langchain import LangChainDoor
@@ -28,5 +29,6 @@ class Doors(
     PydanticAIDoor,
     OpenAIAgentsDoor,
     LiteLLMDoor,
+    DSPyDoor,
 ):
     """Every framework that a meter can be put into."""

@@ -1,10 +1,12 @@
-"""Methods of classes of others, replaced for the process while somebody needs them to be."""
+"""Methods of classes, and functions of modules, of others, replaced for the process while somebody needs them
+to be."""
 
 from __future__ import annotations
 
 import functools
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 Method = Callable[..., Any]
@@ -22,7 +24,7 @@ class Hook:
         make: what is called instead, of what was there before.
     """
 
-    def __init__(self, owner: type, name: str, make: Callable[[Method], Method]) -> None:
+    def __init__(self, owner: type | ModuleType, name: str, make: Callable[[Method], Method]) -> None:
         self._owner = owner
         self._name = name
         self._make = make

@@ -9,7 +9,7 @@ and repeat it. What a metered SDK sends through it is that SDK's own, and is cou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
@@ -43,7 +43,7 @@ class _Metered:
     """What it sends with every request, in lower case."""
     _asynchronous: bool
 
-    def _begin(self, request: Any) -> _Call | None:
+    def _begin(self, request: Any) -> HTTPCall | None:
         """The call that a request is; None: none of ours, or counted by an SDK's door."""
         served = self._served(request.url)
         if served is None:
@@ -52,7 +52,7 @@ class _Metered:
         found = find(request.method, request.url.path, provider)
         if found is None or is_sending():
             return None
-        call = _Call(self._behest, found, asynchronous=self._asynchronous)
+        call = HTTPCall(self._behest, found, asynchronous=self._asynchronous)
         call.where, call.provider = _where(request.url), provider
         own: Any = self
         call.fallback, call.who = _who(request.headers, own.headers, self._behest_headers)
@@ -110,13 +110,26 @@ class _MeteredAsync(_Metered):
             return await asend_reserved(engine, call, send, request, stream=stream, **kwargs)
 
 
-class _Call(Call):
-    """One request, and its reply."""
+class HTTPCall(Call):
+    """One request, and its reply.
+
+    Attributes:
+        where, provider, who, fallback: see `Exchange`.
+    """
 
     where: str
     provider: str | None
     who: Attribution
     fallback: Attribution
+
+    @staticmethod
+    def content_of(request: Any) -> bytes:
+        """A request's body."""
+        content: bytes = request.content
+        return content
+
+    with_content = staticmethod(with_content)
+    """A request like one with another body."""
 
     def __init__(self, terms: Terms, found: Found, *, asynchronous: bool) -> None:
         super().__init__(terms, found.operation, None, asynchronous=asynchronous)
@@ -126,7 +139,7 @@ class _Call(Call):
         """Reserve it; the request to send under its hold."""
         found = self._found
         try:
-            said = parse_json(request.content)
+            said = parse_json(self.content_of(request))
         except ValueError:
             said = {}
         body: dict[str, Any] = dict(said) if isinstance(said, Mapping) else {}
@@ -156,24 +169,32 @@ class _Call(Call):
         sent = {n: v for n, v in changed.items() if n not in in_path} | {
             n: body[n] for n in in_path if n in body
         }
-        return request if sent == body else with_content(request, to_json(sent))
+        return request if sent == body else self.with_content(request, to_json(sent))
 
 
-def _looked_through(engine: Engine, request: Any) -> Steps[Any]:
-    """The request to send, with its texts looked through.
+def looked_through(
+    engine: Engine, request: Any, content: bytes, who: Attribution, rebuilt: Callable[[Any, bytes], Any]
+) -> Steps[Any]:
+    """The request to send, of those that are not billed, with its texts looked through.
+
+    Args:
+        rebuilt: makes a request like one with another body.
 
     Raises:
         PolicyRefused: something in them blocks them.
     """
     try:
-        said = parse_json(request.content)
+        said = parse_json(content)
     except ValueError:
         said = None
     body = dict(said) if isinstance(said, Mapping) else {}
-    unread = ("file",) if request.content and not isinstance(said, Mapping) else ()
-    who = from_headers(request.headers)
+    unread = ("file",) if content and not isinstance(said, Mapping) else ()
     sent = yield Aside(partial(screened, engine, body, who=who, unread=unread))
-    return request if sent is body else with_content(request, to_json(sent))
+    return request if sent is body else rebuilt(request, to_json(sent))
+
+
+def _looked_through(engine: Engine, request: Any) -> Steps[Any]:
+    return looked_through(engine, request, request.content, from_headers(request.headers), with_content)
 
 
 def _who(sent: Mapping[str, str], *own: Mapping[str, str]) -> tuple[Attribution, Attribution]:

@@ -132,6 +132,28 @@ def _at_most(limit: int, own: Any) -> int:
     return own if whole and 0 < own < limit else limit
 
 
+def schema_sent(asked: Any) -> Any:
+    """What goes into a request for a `response_format` that is a pydantic class: its schema, made strict.
+
+    https://platform.openai.com/docs/guides/structured-outputs
+    """
+    if not (isinstance(asked, type) and hasattr(asked, "model_json_schema")):
+        return asked
+    schema = {"name": asked.__name__, "schema": _strict(asked.model_json_schema()), "strict": True}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _strict(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_strict(inner) for inner in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    made = {name: _strict(inner) for name, inner in schema.items()}
+    if isinstance(made.get("properties"), dict):
+        made |= {"additionalProperties": False, "required": [*made["properties"]]}
+    return made
+
+
 def limit_field_of(base: Any, said: str | None) -> str | None:
     """The field of a pydantic class for its output limit; None if it has none.
 

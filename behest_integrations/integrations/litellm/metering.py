@@ -22,6 +22,7 @@ from ...engine.layers import seen
 from ...engine.steps import in_loop
 from ...rules.errors import ConfigError
 from ..kit import stainless
+from ..kit.beneath import metering
 from ..kit.call import Call
 from ..kit.clients import metered_clients
 from ..kit.generation import Generation
@@ -236,6 +237,7 @@ def meter_litellm(engine: Engine) -> Undo:
         _times += 1
         if _times == 1:
             _put(engine)
+            metering("litellm", engine)
 
     def undo() -> None:
         global _metering, _times
@@ -243,6 +245,7 @@ def meter_litellm(engine: Engine) -> Undo:
             _times -= 1
             if not _times:
                 _metering = None
+                metering("litellm", None)
                 while _undoing:
                     _undoing.pop()()
 

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from ...rules.errors import CallRefused
+from ..kit.refusals import refusal_in
 
 _travelling: ContextVar[bool] = ContextVar("behest_litellm", default=False)
 
@@ -23,19 +24,6 @@ class _Refusal(BaseException):
     def __init__(self, refusal: CallRefused) -> None:
         super().__init__(str(refusal))
         self.refusal = refusal
-
-
-def refusal_in(error: BaseException | None) -> CallRefused | None:
-    """The refusal of a door below that an error was made of."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, CallRefused):
-            return error
-        if isinstance(error, _Refusal):
-            return error.refusal
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__ or getattr(error, "original_exception", None)
-    return None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from ...rules.attribution import NOBODY, USER_HEADER, Attribution
 from ...wire.usage_shapes import find_usage, read_usage
 from ..kit.generation import Heard, texts_in
 from ..kit.naming import id_in, said_in
-from ..kit.settings import ASKED, LIMIT_NAMES, lowered, output_limit
+from ..kit.settings import ASKED, LIMIT_NAMES, lowered, output_limit, schema_sent
 from .internals import OWN
 
 _NOT_SENT = OWN - frozenset(ASKED) | {
@@ -31,6 +31,8 @@ def request_as_wire(operation: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """
     wire = {n: v for n, v in asked.items() if v is not None and n not in _NOT_SENT and n not in _LIMITS}
     extra = wire.pop("extra_body", None)
+    if "response_format" in wire:
+        wire["response_format"] = schema_sent(wire["response_format"])
     wire["model"] = str(asked.get("model") or "")
     if isinstance(extra, Mapping):
         wire |= extra  # it is put over the request, the model too

@@ -1,9 +1,9 @@
 """HTTP libraries, and where each sends a request: nothing of theirs is touched elsewhere.
 
-Read with httpx 0.28, httpx2 2.16, aiohttp 3.14, requests 2.34, urllib3 1.26 and 2.8, botocore 1.44, DSPy 3.4
-(whose HTTP client is its own, over sockets), and Python's own `http.client` (by which `urllib.request` and
-`httplib2` send). Public methods, but for aiohttp's `_request` and `_build_url`, DSPy's modules, and the
-host behind a tunnel of `http.client`. The outermost that a request passes is the one that names it.
+Read with httpx 0.28, httpx2 2.16, aiohttp 3.14, requests 2.34, urllib3 1.26 and 2.8, botocore 1.44, and
+Python's own `http.client` (by which `urllib.request` and `httplib2` send). Public methods, but for aiohttp's
+`_request` and `_build_url`, and the host behind a tunnel of `http.client`. The outermost that a request
+passes is the one that names it.
 """
 
 from __future__ import annotations
@@ -71,11 +71,6 @@ def _httpx(name: str) -> Library:
     return Library(name, name, senders, ("Client",))
 
 
-def _dspy(module: str, name: str, *, blocking: bool) -> Library:
-    module = f"dspy._vendor.lm15.transports.{module}"
-    return Library("DSPy", module, ((name, "stream", _of_request),), (name,) if blocking else ())
-
-
 LIBRARIES = (
     _httpx("httpx"),
     _httpx("httpx2"),
@@ -93,8 +88,6 @@ LIBRARIES = (
         (("HTTPConnectionPool", "urlopen", _of_pool),),
         ("HTTPConnectionPool",),
     ),
-    _dspy("_sync", "StdlibTransport", blocking=True),
-    _dspy("_async", "StdlibAsyncTransport", blocking=False),
     Library(
         "http.client", "http.client", (("HTTPConnection", "putrequest", _of_connection),), ("HTTPConnection",)
     ),
