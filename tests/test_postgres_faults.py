@@ -26,6 +26,7 @@ import psutil
 import psycopg
 import pytest
 from proxy import Proxy
+from sqlalchemy.engine import make_url
 from support import ANSWER, HELLO, MODEL, client, holds
 from test_postgres import ended, held
 
@@ -298,5 +299,5 @@ def test_a_server_that_only_reads_is_no_ledger() -> None:
         other.execute(f"CREATE ROLE {role} LOGIN SUPERUSER")
         other.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on")
         with pytest.raises(StoreError, match="only reads"):
-            open_store(url.replace("postgres:@", f"{role}:@"))
+            open_store(make_url(url).set(username=role).render_as_string(hide_password=False))
         other.execute(f"DROP ROLE {role}")

@@ -109,8 +109,9 @@ class PostgresLedger(SQLLedger):
         idle = max(1, int(timeout * 500))
         settings = {
             "idle_in_transaction_session_timeout": str(idle),
-            # Plans for a few rows by their keys, also while a new table has no statistics.
-            **dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin"), "off"),
+            # Plans for a few rows by their keys, also while a new table has no statistics. To be off is to
+            # be dear, in servers before 18: so dear that each statement would be compiled, for 100 ms.
+            **dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"), "off"),
         }
         self._settings = settings
         self._power = durability == "power"
