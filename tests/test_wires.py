@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,16 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import HELLO, assert_agrees, assert_sound, auntil_exhausted, entries, until_exhausted
 
 from behest_integrations import BudgetExceeded, Meter, Unbounded
+from behest_integrations.calls.restoring import RestoringReader
 from behest_integrations.sandbox import Sandbox
-from behest_integrations.wire import bound_request
+from behest_integrations.wire import Reply, ReplyReader, RequestBound, bound_request
+from behest_integrations.wire.cohere import searches
+from behest_integrations.wire.hangups import bills_on
 from behest_integrations.wire.wires import Found, find
 
 
@@ -47,17 +53,33 @@ def _fim(limit: int | None) -> dict[str, Any]:
     return body if limit is None else {**body, "max_tokens": limit}
 
 
+def _cohere(limit: int | None) -> dict[str, Any]:
+    body = {"model": "command-a-03-2025", "messages": HELLO}
+    return body if limit is None else {**body, "max_tokens": limit}
+
+
 CHAT = "/mistral/v1/chat/completions"
 FIM = "/mistral/v1/fim/completions"
 WIRES = {
     "mistral": Wire("mistral", CHAT, CHAT, _mistral, {"stream": True}),
     "mistral fim": Wire("mistral", FIM, FIM, _fim, {"stream": True}),
+    "cohere": Wire("cohere", "/cohere/v2/chat", "/cohere/v2/chat", _cohere, {"stream": True}),
 }
 OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral embeddings": (
         "mistral",
         "/mistral/v1/embeddings",
         {"model": "mistral-embed", "input": ["hello", "there"]},
+    ),
+    "cohere embeddings": (
+        "cohere",
+        "/cohere/v2/embed",
+        {"model": "embed-v4.0", "texts": ["hello", "there"], "input_type": "search_query"},
+    ),
+    "cohere embeddings of inputs": (
+        "cohere",
+        "/cohere/v2/embed",
+        {"model": "embed-v4.0", "inputs": [{"content": [{"type": "text", "text": "hello"}]}]},
     ),
 }
 """Calls that answer in other things than text: whose prices, the path, the request."""
@@ -187,8 +209,8 @@ def test_threads_use_up_a_budget_and_pass_it_never(name: str) -> None:
             streamed = {**wire.body(None if kind == 1 else 400), **wire.streamed}
             with client.stream("POST", sandbox.url + wire.streams, json=streamed) as response:
                 assert response.status_code == 200
-                if kind == 1:
-                    next(response.iter_bytes(16))  # and is broken off
+                if kind == 1 and bills_on(wire.provider):
+                    next(response.iter_bytes(16))  # and is broken off: the rest is read for its usage
                 else:
                     response.read()
 
@@ -329,6 +351,135 @@ def test_what_mistral_thought_is_sent_back_and_counted() -> None:
     assert (thinking.input_tokens or 0) >= (plain.input_tokens or 0) + 256
 
 
+# ── Cohere ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/v2/chat", Found("chat_v2")),
+        ("/v2/embed", Found("embed_v2")),
+        ("/v2/rerank", Found("rerank")),
+        ("/v1/rerank", Found("rerank")),
+        ("/v1/chat", Found("chat_v1")),
+        ("/v1/embed", Found("embed")),
+        ("/v1/generate", Found("generate")),
+        ("/v1/embed-jobs", Found("embed-jobs")),
+        ("/v2/batches", Found("batches")),
+        ("/v2/audio/transcriptions", Found("audio")),
+        ("/compatibility/v1/chat/completions", Found("chat")),
+        ("/compatibility/v1/embeddings", Found("embeddings")),
+        ("/v1/tokenize", None),
+        ("/v1/check-api-key", None),
+        ("/v1/embed-jobs/j/cancel", None),
+        ("/v2/batches/b:cancel", None),
+    ],
+)
+def test_what_coheres_paths_do(path: str, found: Found | None) -> None:
+    assert find("POST", path, "cohere") == found
+
+
+def test_what_cohere_is_asked_at_another_host() -> None:
+    assert find("POST", "/v2/chat") == Found("chat_v2")
+    assert find("POST", "/v1/chat") == Found("chat_v1")  # no chat of OpenAI's
+    assert find("POST", "/v1/tokenize") == Found("tokenize")
+
+
+def test_what_coheres_model_reads_is_counted() -> None:
+    def bound(**more: Any) -> RequestBound:
+        return bound_request("chat_v2", {**_cohere(50), **more}, provider="cohere")
+
+    plain, words = bound(), "a word " * 60
+    assert plain.features == {}
+    assert plain.output_limit == 50
+    found = {"type": "document", "document": {"id": "1", "data": {"text": words}}}
+    tool = {"role": "tool", "tool_call_id": "c", "content": [found]}
+    thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": words}], "tool_plan": "so"}
+    for more in (
+        {"documents": [words]},
+        {"documents": [{"id": "d", "data": {"snippet": words}}]},
+        {"messages": [*HELLO, tool]},
+        {"messages": [*HELLO, thought]},
+        {"tools": [{"type": "function", "function": {"name": "f", "description": words}}]},
+        {"response_format": {"type": "json_object", "json_schema": {"title": words}}},
+    ):
+        more_of_it = bound(**more)
+        assert more_of_it.features == {}, more
+        assert (more_of_it.input_tokens or 0) >= (plain.input_tokens or 0) + len(words), more
+    asked = bound(thinking={"type": "enabled", "token_budget": 900})
+    assert asked.below_limit == ("thinking.token_budget",)
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]}
+    assert list(bound(messages=[image]).features) == ["image"]
+    assert list(bound(connectors=[{"id": "web-search"}]).features) == ["field:connectors"]
+    seen = bound_request("embed_v2", {"model": "embed-v4.0", "images": ["data:x"]}, provider="cohere")
+    assert list(seen.features) == ["image"]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.text(max_size=900), min_size=1, max_size=9), st.text(max_size=80), st.integers(1, 600))
+def test_searches_are_never_more_than_was_held_for(documents: list[str], query: str, longest: int) -> None:
+    """Against a count of its own: the tokens are at most the bytes, and each 500 of them are a document."""
+    held = searches({"query": query, "documents": documents, "max_tokens_per_doc": longest})
+    chunks = 0
+    for document in documents:
+        left, room = min(len(document.split()), longest), 500 - len(query.split())
+        chunks += max(1, -(-left // room))
+    assert held >= -(-chunks // 100)
+
+
+def test_ranking_has_a_price_of_its_own(meter: Meter) -> None:
+    few = {"model": "rerank-v4.0-fast", "query": "which?", "documents": ["one", "two"]}
+    many = {**few, "documents": ["a document"] * 101}
+    with Sandbox() as sandbox, Meter("memory://", budgets=["$1"], allow={"rerank": "$0.002"}) as ranking:
+        path = f"{sandbox.url}/cohere/v2/rerank"
+        with pytest.raises(Unbounded, match="rerank"):
+            metered(meter, sandbox, "cohere").post(path, json=few)
+        client = metered(ranking, sandbox, "cohere")
+        assert client.post(path, json=few).status_code == 200
+        with pytest.raises(Unbounded, match="as 2 searches"):
+            client.post(path, json=many)
+        assert sandbox.requests == 1
+        assert [(e.operation, e.cost) for e in entries(ranking)] == [("rerank", 2_000_000)]
+        # Counting tokens is free.
+        assert client.post(f"{sandbox.url}/cohere/v1/tokenize", json={"text": "a b"}).status_code == 200
+        assert len(entries(ranking)) == 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_what_was_masked_is_put_back_into_coheres_streams(size: int) -> None:
+    pytest.importorskip("presidio_analyzer")
+    from behest_integrations.policy.placeholders import Placeholders, Restorer
+
+    said = "write to ada@example.com, or to bob@example.com"
+    hidden, marked = Placeholders([said]), said
+    for address in ("ada@example.com", "bob@example.com"):
+        marked = marked.replace(address, hidden.of("EMAIL_ADDRESS", address))
+    pieces = [marked[at : at + size] for at in range(0, len(marked), size)]
+    events: list[dict[str, Any]] = [
+        {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": piece}}}}
+        for piece in pieces
+    ]
+    events += [{"type": "content-end", "index": 0}, {"type": "message-end", "delta": {}}]
+    raw = "".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n" for e in events).encode()
+    reader = RestoringReader(ReplyReader(Reply(), events=True, hide_usage=False), Restorer(hidden.texts))
+    out = b"".join(reader.feed(raw[at : at + 11]) for at in range(0, len(raw), 11)) + reader.finish()
+    shown = [json.loads(line[6:]) for line in out.splitlines() if line.startswith(b"data: ")]
+    deltas = [e["delta"]["message"]["content"]["text"] for e in shown if e["type"] == "content-delta"]
+    assert "".join(deltas) == said
+    assert [e["type"] for e in shown][-2:] == ["content-end", "message-end"]
+
+
+def test_a_tool_of_coheres_is_streamed_and_booked(meter: Meter) -> None:
+    tools = [{"type": "function", "function": {"name": "price", "parameters": {"type": "object"}}}]
+    with Sandbox() as sandbox:
+        client = metered(meter, sandbox, "cohere")
+        for more in ({}, {"stream": True}):
+            body = {**_cohere(60), "tools": tools, **more}
+            assert client.post(f"{sandbox.url}/cohere/v2/chat", json=body).status_code == 200
+        assert [e.status for e in entries(meter)] == ["settled", "settled"]
+        assert_agrees(meter, sandbox)
+
+
 # ── SDKs over a metered client ─────────────────────────────────────────────────────────
 
 
@@ -352,8 +503,19 @@ def _groq_sdk(sandbox: Sandbox, http: Any) -> Iterator[Callable[[], Any]]:
     yield lambda: sdk.post(url, body=ask, cast_to=object)
 
 
+def _cohere_sdk(sandbox: Sandbox, http: Any) -> Iterator[Callable[[], Any]]:
+    sdk = pytest.importorskip("cohere").ClientV2("none", base_url=f"{sandbox.url}/cohere", httpx_client=http)
+    ask: Any = {"model": "command-a-03-2025", "messages": HELLO, "max_tokens": 30}
+    yield lambda: sdk.chat(**ask)
+    yield lambda: list(sdk.chat_stream(**ask))
+    yield lambda: sdk.embed(
+        model="embed-v4.0", texts=["hello"], input_type="search_query", embedding_types=["float"]
+    )
+
+
 SDKS: dict[str, tuple[Any, str | None, bool]] = {
     "mistralai": (_mistral_sdk, "mistral", True),
+    "cohere": (_cohere_sdk, "cohere", True),
     "groq": (_groq_sdk, None, False),
 }
 """Its calls, whose prices apply, and whether a refusal comes out as it is, and at once."""

@@ -27,7 +27,6 @@ from ..wire import (
     METERED_OPERATIONS,
     Reply,
     ReplyReader,
-    RequestBound,
     asks_stream_usage,
     bound_request,
     read_whole,
@@ -42,6 +41,7 @@ from ..wire.replies import looks_like_events, parse_json
 from ..wire.standing_in import may_stand_in
 from ..wire.tokens import estimate_tokens
 from ..wire.tool_calls import conversation_of
+from ..wire.wires import bound_others
 from .restoring import RestoringReader, restored_body
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ _TELLS: PerEngine[dict[str, bool]] = PerEngine(lambda engine: {})
 _REFUSED = (400, 422)
 """What servers answer to a field that they do not take."""
 _MOST_SERVERS = 1000
-_UNMETERED = RequestBound(0, output_limit=0)
 _TERMS = ("speed", "inference_geo")
 """Fields of Anthropic's requests, and of its usage, on which the price depends."""
 
@@ -140,7 +139,9 @@ class Exchange:
                 engine,
                 operation,
                 body,
-                partial(bound_request, operation, **options) if self.metered else lambda _body: _UNMETERED,
+                partial(bound_request, operation, **options)
+                if self.metered
+                else partial(bound_others, operation, provider=provider),
                 who=who,
                 fallback=fallback,
                 provider=provider,
@@ -158,7 +159,7 @@ class Exchange:
         elif self.metered:
             self._bound = bound_request(operation, body, **options)
         else:
-            self._bound = _UNMETERED
+            self._bound = bound_others(operation, body, provider)
         if service_tier is not None and self.metered and self._bound.service_tier is None:
             self._bound = self._bound._replace(service_tier=service_tier)
         self.plan: Plan = engine.plan(

@@ -157,6 +157,22 @@ def _pieces(body: dict[str, Any]) -> Iterator[tuple[Any, tuple[dict[str, Any], s
         for name in ("text", "partial_json", "thinking"):
             if isinstance(delta.get(name), str):
                 yield (body.get("index"), name), (delta, name)
+        if isinstance(delta.get("message"), dict):
+            yield from _cohere_pieces(delta["message"], body.get("index"))
+
+
+def _cohere_pieces(message: dict[str, Any], index: Any) -> Iterator[tuple[Any, tuple[dict[str, Any], str]]]:
+    """Those of a message that Cohere streams: https://docs.cohere.com/v2/docs/streaming"""
+    call = message.get("tool_calls")
+    function = call.get("function") if isinstance(call, dict) else None
+    for holder, name in (
+        (message.get("content"), "text"),
+        (message.get("content"), "thinking"),
+        (message, "tool_plan"),
+        (function, "arguments"),
+    ):
+        if isinstance(holder, dict) and isinstance(holder.get(name), str):
+            yield (index, name), (holder, name)
 
 
 def _pieces_in(delta: dict[str, Any], index: Any) -> Iterator[tuple[Any, tuple[dict[str, Any], str]]]:
@@ -198,13 +214,13 @@ def _ends(channel: Any, body: Mapping[str, Any]) -> bool:
             for c in choices
         )
     kind = str(body.get("type"))
-    if kind.endswith((".delta", "_delta")):
+    if kind.endswith((".delta", "_delta", "-delta")):
         return False
     if isinstance(channel[0], str) and body.get("item_id") is not None:
         return channel[1] == body.get("item_id") and channel[0].removesuffix(".delta") == kind.removesuffix(
             ".done"
         )
-    return kind.endswith(("_stop", ".completed", ".incomplete", ".failed", ".done"))
+    return kind.endswith(("_stop", "-end", ".completed", ".incomplete", ".failed", ".done"))
 
 
 def _with_piece(last: dict[str, Any] | None, channel: Any, text: str) -> bytes:

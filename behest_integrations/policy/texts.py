@@ -20,7 +20,7 @@ _NO_TEXT = frozenset(
         "reasoning_effort", "effort", "modalities", "format", "voice", "truncation", "$ref", "$schema",
     }
 )  # fmt: skip
-_IN_CONTENT = ("messages", "input", "prompt", "contents", "content", "requests")
+_IN_CONTENT = ("messages", "input", "inputs", "prompt", "contents", "content", "requests", "texts")
 _WORDLESS = ("image", "audio", "file", "video", "document", "media")
 _CARRIERS = (
     "image_url",

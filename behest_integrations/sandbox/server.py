@@ -1,5 +1,5 @@
 """The sandbox's HTTP side: OpenAI's wire, faults on demand, and a thread to run it in. Anthropic's is in
-`anthropic`, Gemini's in `gemini`, Mistral's in `mistral`.
+`anthropic`, Gemini's in `gemini`, Mistral's in `mistral`, Cohere's in `cohere`.
 
 Over 500 lines: one provider, whose faults are on its way everywhere.
 """
@@ -31,6 +31,7 @@ try:
 
     from .anthropic import MODELS as CLAUDES
     from .anthropic import Messages
+    from .cohere import Cohere
     from .gemini import Gemini
     from .mistral import Mistral
     from .parts import FAULTS, Fault, FaultKind, Job, account_of, header, json_of, sse, text_in
@@ -115,6 +116,7 @@ class Sandbox:
                 *Messages(self).routes,
                 *Gemini(self).routes,
                 *Mistral(self).routes,
+                *Cohere(self).routes,
                 Route("/openai/deployments/{deployment}/chat/completions", self._chat, methods=["POST"]),
                 Route("/sandbox/bill", self._show_bill),
                 Route("/sandbox/faults", self._add_fault, methods=["POST"]),

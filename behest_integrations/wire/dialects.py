@@ -1,6 +1,7 @@
 """What servers take in a request, and what each field does to the bill: data.
 
-Of OpenAI's wire, which most speak, of Anthropic's (`messages`) and of Gemini's (`generate_content`).
+Of OpenAI's wire, which most speak, of Anthropic's (`messages`), Gemini's (`generate_content`) and Cohere's
+(`chat_v2`).
 
 `fields` reads this. A dialect is what one server or provider understands. Its rows are lines
 `EFFECT [ARGUMENT]: names`, by operation; a name with dots is a field within a field. What the
@@ -8,7 +9,7 @@ effects mean is in `EFFECTS`. A field that is not here is not known, and is refu
 
 Fields were taken from the providers' own typed clients or sources (the links), November 2026:
 openai 2.54, anthropic 2.14, mistralai 3.7, groq 1.7, together 3.1, fireworks-ai 1.2,
-cerebras-cloud-sdk 1.91, perplexityai 0.46, openrouter 1.3, xai-sdk 1.21.
+cerebras-cloud-sdk 1.91, cohere 7.3, perplexityai 0.46, openrouter 1.3, xai-sdk 1.21.
 
 Over 500 lines: it is data.
 """
@@ -105,6 +106,7 @@ class Dialect(NamedTuple):
         both: rows of chat and of completions.
         messages: rows of Anthropic's own API.
         generate_content, embed_content: rows of Gemini's, in camel case.
+        chat_v2, embed_v2: rows of Cohere's own API.
     """
 
     name: str
@@ -118,6 +120,8 @@ class Dialect(NamedTuple):
     messages: str = ""
     generate_content: str = ""
     embed_content: str = ""
+    chat_v2: str = ""
+    embed_v2: str = ""
 
 
 # What nearly every server takes.
@@ -671,6 +675,20 @@ nothing: thinking.type
 thoughts: thinking.token_budget
 """,
         embeddings=_EMBEDDINGS + "nothing: input_type embedding_types truncate output_dimension",
+        # https://docs.cohere.com/reference/chat, https://docs.cohere.com/reference/embed
+        chat_v2="""
+request: model messages
+prompt: tools documents response_format
+limit: max_tokens
+thoughts: thinking.token_budget
+nothing: thinking.type stream strict_tools citation_options safety_mode stop_sequences temperature seed
+nothing: frequency_penalty presence_penalty k p logprobs tool_choice priority
+""",
+        embed_v2="""
+request: model texts inputs
+fee image: images
+nothing: input_type max_tokens output_dimension embedding_types truncate priority
+""",
     ),
     Dialect(
         "Cerebras",

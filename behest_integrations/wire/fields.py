@@ -39,6 +39,7 @@ ONE: Ratio = (1, 1)
 NO_FIELDS: frozenset[str] = frozenset()
 OPERATIONS = (
     "chat", "completions", "responses", "embeddings", "messages", "generate_content", "embed_content",
+    "chat_v2", "embed_v2",
 )  # fmt: skip
 
 READ_BY_BOUNDS: Mapping[str, frozenset[str]] = {
@@ -62,6 +63,8 @@ READ_BY_BOUNDS: Mapping[str, frozenset[str]] = {
     ),
     "generate_content": frozenset(("model", "stream", "contents", "systemInstruction", "tools")),
     "embed_content": frozenset(("model", "stream", "content")),
+    "chat_v2": frozenset(("model", "messages", "tools", "documents", "response_format", "max_tokens")),
+    "embed_v2": frozenset(("model", "texts", "inputs")),
 }
 """Fields that the bounds of these operations take from the request themselves."""
 

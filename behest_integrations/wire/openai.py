@@ -56,7 +56,9 @@ def operation_of(method: str, path: str) -> str | None:
     if _FREE.match(path):
         return None
     family = path.strip("/").split("/")
-    return ".".join(family[:2]) if family[0] in _OF_TWO else family[0]
+    if family[0] in _OF_TWO:
+        return ".".join(family[:2]) if len(family) > 1 else f"{family[0]}.other"
+    return family[0]
 
 
 METERED_OPERATIONS = frozenset(PATHS.values())

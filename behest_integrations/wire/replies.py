@@ -208,7 +208,9 @@ def _has_ended(body: Mapping[str, Any]) -> bool:
 _PARTS = (
     "text", "content", "parts", "summary", "thinking", "arguments", "refusal", "name", "functionCall",
 )  # fmt: skip
-_SPOKEN = ("content", "text", "refusal", "reasoning_content", "reasoning", "thinking", "response")
+_SPOKEN = (
+    "content", "text", "refusal", "reasoning_content", "reasoning", "thinking", "response", "tool_plan",
+)  # fmt: skip
 
 
 def _texts(body: Mapping[str, Any]) -> Iterator[str]:
@@ -226,6 +228,8 @@ def _texts(body: Mapping[str, Any]) -> Iterator[str]:
         yield delta
     elif isinstance(delta, Mapping):
         yield from _spoken(delta)
+        if isinstance(delta.get("message"), Mapping):  # Cohere's: https://docs.cohere.com/v2/docs/streaming
+            yield from _spoken(delta["message"])
     for name in ("output", "content", "message", "candidates", "response"):
         value = body.get(name)
         if name != "message" or not isinstance(value, str):  # that of an error
@@ -240,8 +244,8 @@ def _spoken(said: Mapping[str, Any]) -> Iterator[str]:
         elif value:
             yield from _parts(value)
     calls = said.get("tool_calls")
-    if isinstance(calls, list):
-        for call in calls:
+    if calls:
+        for call in calls if isinstance(calls, list) else [calls]:
             function = call.get("function") if isinstance(call, Mapping) else None
             if isinstance(function, Mapping):
                 yield f"{function.get('name') or ''}{function.get('arguments') or ''}"

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from . import anthropic, gemini, mistral, openai
+from . import anthropic, cohere, gemini, mistral, openai
 from .bounds import RequestBound
 from .fields import NO_FIELDS
 
-METERED_OPERATIONS = openai.METERED_OPERATIONS | {anthropic.MESSAGES} | gemini.OPERATIONS
+METERED_OPERATIONS = openai.METERED_OPERATIONS | {anthropic.MESSAGES} | gemini.OPERATIONS | cohere.OPERATIONS
 """Operations that are billed by tokens, which their requests bound."""
-EMBEDDINGS = frozenset({"embeddings", gemini.EMBED})
+EMBEDDINGS = frozenset({"embeddings", gemini.EMBED, cohere.EMBED})
 """Those that embed."""
 
 UNBILLED = ("GET", "DELETE", "HEAD", "OPTIONS")
@@ -77,6 +77,9 @@ def find(method: str, path: str, provider: str | None = None) -> Found | None:
         return Found(*of_gemini)
     version = _VERSION.search(path)
     own = path[version.end() :] if version is not None else path
+    of_cohere = cohere.operation_of(path, own=provider == cohere.PROVIDER)
+    if of_cohere is not None:
+        return Found(of_cohere) if of_cohere else None
     if provider == mistral.PROVIDER:
         theirs = mistral.operation_of(own)
         return None if theirs is None else Found(theirs)
@@ -125,6 +128,18 @@ def bound_request(
         return anthropic.bound_messages(body, provider=provider, allowed=allowed)
     if operation in gemini.OPERATIONS:
         return gemini.bound_request(operation, body, provider=provider, allowed=allowed)
+    if operation in cohere.OPERATIONS:
+        return cohere.bound_request(operation, body, provider=provider, allowed=allowed)
     return openai.bound_request(
         operation, body, prefer_max_tokens=prefer_max_tokens, provider=provider, allowed=allowed
     )
+
+
+def bound_others(operation: str, body: Mapping[str, Any], provider: str | None = None) -> RequestBound:
+    """What is known of a request that is not billed by tokens: what it is beyond one call."""
+    features = dict(cohere.bound_others(operation, body, provider))
+    return RequestBound(0, output_limit=0, features=features) if features else UNMETERED
+
+
+UNMETERED = RequestBound(0, output_limit=0)
+"""Of a call that is not billed by tokens, and is one call."""

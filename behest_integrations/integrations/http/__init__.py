@@ -19,13 +19,13 @@ class HTTPDoor(Engine):
 
         Those are requests to hosts of models, and to those named here, of OpenAI's wire (chat, completions,
         responses, embeddings; Mistral's, too, and its completions in the middle), Anthropic's (messages; also
-        as Bedrock and Vertex have it) or Gemini's (generateContent, embedContent). Whatever else is posted to
-        such a host is a call that needs a price of its own (`Meter(allow=...)`). Requests to other hosts are
-        none of ours.
+        as Bedrock and Vertex have it), Gemini's (generateContent, embedContent) or Cohere's (chat, embed).
+        Whatever else is posted to such a host is a call that needs a price of its own (`Meter(allow=...)`).
+        Requests to other hosts are none of ours.
 
         Args:
             client: a `Client` or `AsyncClient` of httpx or httpx2, or a subclass.
-            provider: whose wire and prices it is, by the price list's id (``mistral``); default: by the
+            provider: whose wire and prices it is, by the price list's id (``cohere``); default: by the
                 address.
             hosts: further hosts that serve models, as ``localhost:8000`` or ``models.example.com``; besides
                 those of `Meter(hosts=...)`.
