@@ -157,6 +157,17 @@ def test_what_has_no_bound(feature: str, body: dict[str, Any]) -> None:
     assert feature in bound.features
 
 
+def test_an_image_is_bounded_wherever_it_is() -> None:
+    stored = {"fileUri": "gs://bucket/scones.jpg", "mimeType": "image/jpeg"}
+    contents = [{"parts": [{"fileData": stored}]}]
+    bound = bound_request(GENERATE, {"model": "gemini-3.5-flash", "contents": contents}, provider="google")
+    assert bound.features == {}
+    assert (bound.input_tokens or 0) >= 2240
+    video = [{"parts": [{"file_data": {**stored, "mimeType": "video/mp4"}}]}]
+    bound = bound_request(GENERATE, {"model": "gemini-3.5-flash", "contents": video}, provider="google")
+    assert "file" in bound.features
+
+
 def test_bounds() -> None:
     plain = bound_request(GENERATE, {"model": MODEL, "contents": HELLO}, provider="google")
     assert plain.features == {}

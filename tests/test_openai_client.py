@@ -632,6 +632,20 @@ def test_a_background_response_is_followed_to_its_end(sandbox: Sandbox) -> None:
         assert_sound(meter)
 
 
+def test_a_background_stream_that_is_left_is_billed_and_read_on(sandbox: Sandbox) -> None:
+    """As the SDK's own example leaves it: https://github.com/openai/openai-python, background_streaming.py"""
+    with Meter("memory://", budgets=["$1"]) as meter:
+        metered = meter.openai(client(sandbox))
+        with metered.responses.create(model="gpt-4o", input="hi", background=True, stream=True) as stream:
+            begun = [next(stream) for _ in range(3)]
+        again = metered.responses.retrieve(begun[0].response.id, stream=True, starting_after=2)
+        assert [event.type for event in again][-1] == "response.completed"
+        meter.flush()
+        assert [entry.status for entry in entries(meter)] == ["settled"]
+        assert_agrees(meter, sandbox)
+        assert_sound(meter)
+
+
 def test_a_continued_response_is_bounded_by_what_came_before(sandbox: Sandbox) -> None:
     with Meter("memory://", budgets=["$1"]) as meter:
         metered = meter.openai(client(sandbox))

@@ -118,6 +118,16 @@ def test_what_never_left_is_as_if_it_had_not_been_reserved() -> None:
     assert judge(Evidence(whole=False, error=wrapped)).status == "cancelled"
 
 
+def test_credentials_that_cannot_be_had_cost_nothing() -> None:
+    exceptions = pytest.importorskip("openai._exceptions")
+    found = getattr(exceptions, "SubjectTokenProviderError", None)
+    if found is None:
+        pytest.skip("this openai has no workload identities")
+    assert judge(Evidence(whole=False, error=found("no such file"))).status == "cancelled"
+    credentials = pytest.importorskip("anthropic").CredentialsError
+    assert judge(Evidence(whole=False, error=credentials("none"))).status == "cancelled"
+
+
 def test_who_chose_to_estimate_gets_what_was_seen() -> None:
     assert judge(broken(), estimate=True)[:2] == ("estimated", USAGE)
     assert judge(Evidence(counting=lambda: USAGE), estimate=True)[:2] == ("estimated", USAGE)

@@ -232,7 +232,19 @@ def test_images_are_bounded_by_the_published_rule_or_refused() -> None:
     high = bound_request("chat", image("gpt-4o"))
     assert 85 <= (low.input_tokens or 0) < 200 < 85 + 8 * 170 <= (high.input_tokens or 0)
     assert high.features == {}
-    assert image_bound("some-other-model", None) is None
+    assert image_bound("some-other-model") is None
+    assert image_bound("gpt-5.6-sol") is None
+    assert image_bound("gpt-5.55") is None
+    assert image_bound("openai/gpt-5.5-2026-04-23") == image_bound("gpt-5.4-mini") > 10_000 * 1.2
+    # https://platform.claude.com/docs/en/build-with-claude/vision, by whatever door and name
+    assert 4784 <= (image_bound("us.anthropic.claude-opus-5-5") or 0) == image_bound("claude-sonnet-5")
+    assert 1661 <= (image_bound("claude-haiku-4-5-20251001") or 0) < 4784
+    part = {
+        "role": "user",
+        "content": [{"type": "image", "source": {"type": "url", "url": "https://a/b.png"}}],
+    }
+    asked = {"model": "claude-sonnet-5", "max_tokens": 9, "messages": [part]}
+    assert 4784 <= (bound_request("messages", asked, provider="anthropic").input_tokens or 0) < 10_000
     assert "image" in bound_request("chat", image("some-other-model")).features
 
 
@@ -300,6 +312,17 @@ def test_an_unknown_stored_context_is_bounded_by_the_context_window_or_refused()
         ("POST", "/audio/speech", "audio"),
         ("POST", "/batches", "batches"),
         ("POST", "/fine_tuning/jobs", "fine_tuning"),
+        ("POST", "/traces/ingest", None),
+        ("POST", "/assistants", None),
+        ("POST", "/threads", None),
+        ("POST", "/threads/t/messages", None),
+        ("POST", "/threads/runs", "threads"),
+        ("POST", "/threads/t/runs", "threads"),
+        ("POST", "/threads/t/runs/r/submit_tool_outputs", "threads"),
+        ("POST", "/threads/t/runs/r/cancel", None),
+        ("POST", "/evals/e/runs", "evals"),
+        ("POST", "/realtime/calls/c/accept", "realtime"),
+        ("POST", "/realtime/calls/c/hangup", None),
         ("POST", "/videos", "videos"),
         ("POST", "/something/new", "something"),
         ("DELETE", "/files/f", None),

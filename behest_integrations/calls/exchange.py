@@ -251,7 +251,10 @@ class Exchange:
     @property
     def reads_on(self) -> bool:
         """Whether its stream is read on in the background when its reader has left."""
-        return self.engine.reads_on(self.plan.provider, self._on_abandoned)
+        # https://platform.openai.com/docs/guides/background: it is made whether or not its stream is read.
+        return self.engine.reads_on(
+            self.plan.provider, self._on_abandoned, goes_on=bool(self._original.get("background"))
+        )
 
     def forget(self) -> None:
         """Let go of the request's body: it will not be sent again."""

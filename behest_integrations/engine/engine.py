@@ -594,14 +594,17 @@ class Engine:
         else:
             self._observer.watchers.append(watcher)
 
-    def reads_on(self, provider: str | None, said: OnAbandoned | None = None) -> bool:
+    def reads_on(
+        self, provider: str | None, said: OnAbandoned | None = None, *, goes_on: bool = False
+    ) -> bool:
         """Whether a provider's stream is read on in the background when its reader has left.
 
         Args:
             said: by whoever knows this provider better than the meter's own setting.
+            goes_on: whether what is made was asked to be made, and billed, whoever reads it.
         """
         chosen = said or self._on_abandoned.get(provider or "") or self._on_abandoned[""]
-        return bills_on(provider) if chosen == "auto" else chosen == "drain"
+        return goes_on or bills_on(provider) if chosen == "auto" else chosen == "drain"
 
     # ── balances ───────────────────────────────────────────────────────────────────────
 

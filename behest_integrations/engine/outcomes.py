@@ -204,10 +204,14 @@ def judge(evidence: Evidence, *, estimate: bool = False) -> Outcome:
 
 # ── what an error says ─────────────────────────────────────────────────────────────────
 
-# Errors after which nothing was sent: of httpx and httpx2 (same names in both), and of aiohttp.
+# Errors after which nothing was sent: of httpx and httpx2 (same names in both), and of aiohttp; and of what
+# finds the credentials for a request just before it is sent: the SDKs of OpenAI and Anthropic (workload
+# identities), google.auth, azure.identity and botocore.
 _NEVER_SENT = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL", "ProxyError",
-     "LocalProtocolError", "ClientConnectorError", "ConnectionTimeoutError"}
+     "LocalProtocolError", "ClientConnectorError", "ConnectionTimeoutError",
+     "SubjectTokenProviderError", "CredentialsError", "WorkloadIdentityError",
+     "DefaultCredentialsError", "RefreshError", "CredentialUnavailableError", "NoCredentialsError"}
 )  # fmt: skip
 
 

@@ -141,7 +141,11 @@ class UnknownPrice(CallRefused):
     def __init__(self, model: str, provider: str | None, why: str = "") -> None:
         at = f" at provider {provider!r}" if provider else ""
         super().__init__(
-            f"No price is known for model {model!r}{at}, and a budget in dollars applies, so the "
+            "The request names no model, and a budget in dollars applies, so the call was refused before it "
+            "reached the provider. Name the model in the request, also where a prompt that is stored at the "
+            "provider has one, or use budgets in tokens or calls."
+            if not model
+            else f"No price is known for model {model!r}{at}, and a budget in dollars applies, so the "
             f"call was refused before it reached the provider.{' ' + why if why else ''} "
             f"Give its price: Meter(prices={{{model!r}: Price(input='0.15', output='0.60')}}) "
             "(USD per million tokens), name the model it stands for: "

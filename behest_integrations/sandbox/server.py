@@ -100,7 +100,7 @@ class Sandbox:
         self.host, self.port = host, port
         self._faults: list[Fault] = []
         self._seen: set[tuple[str, str]] = set()
-        self._background: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._kept: dict[str, tuple[float, dict[str, Any], list[tuple[int, str]]]] = {}
         self._ids = itertools.count(1)
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -456,7 +456,7 @@ class Sandbox:
         form = (body.get("text") or {}).get("format") or {}
         prompt = [given, body.get("instructions"), body.get("tools"), form]
         job = self._job(request, "responses", body, prompt, 1 if isinstance(given, str) else len(given))
-        previous = self._background.get(str(body.get("previous_response_id")))
+        previous = self._kept.get(str(body.get("previous_response_id")))
         if previous is not None:
             before = previous[1]["usage"]
             job = Job(**{**job.__dict__, "input_tokens": job.input_tokens + before["total_tokens"]})
@@ -478,16 +478,24 @@ class Sandbox:
         reply = self._response_object(body, job, answer)
         if fault and fault.kind == "no_usage":
             reply["usage"] = None
+        events = self._response_events(reply, answer)
         if body.get("background"):
+            # It is made, and billed, whether or not anybody listens.
             self.charge(job, answer.tokens, answer.reasoning)
-            self._background[reply["id"]] = (time.monotonic() + max(self.latency, 0.05), reply)
+            self._kept[reply["id"]] = (time.monotonic() + max(self.latency, 0.05), reply, events)
+            if body.get("stream"):
+                return StreamingResponse(self._told(events), media_type="text/event-stream")
             return JSONResponse({**reply, "status": "queued", "output": [], "usage": None})
         if body.get("stream"):
-            events = self._response_events(reply, answer)
             return self.stream(events, job, answer.tokens, answer.reasoning, fault)
         self.charge(job, answer.tokens, answer.reasoning)
-        self._background[reply["id"]] = (0.0, reply)
+        self._kept[reply["id"]] = (0.0, reply, events)
         return JSONResponse(reply)
+
+    async def _told(self, events: Sequence[tuple[int, str]]) -> AsyncIterator[str]:
+        for _, event in events:
+            yield event
+            await asyncio.sleep(self.chunk_delay)
 
     def _response_object(self, body: Mapping[str, Any], job: Job, answer: Answer) -> dict[str, Any]:
         number = next(self._ids)
@@ -558,10 +566,14 @@ class Sandbox:
         return events
 
     async def _response(self, request: Request) -> Response:
-        found = self._background.get(request.path_params["id"])
+        found = self._kept.get(request.path_params["id"])
         if found is None:
             return _error(404, "no such response")
-        ready, reply = found
+        ready, reply, events = found
+        if request.query_params.get("stream") == "true":
+            # Sequence numbers are places in the list.
+            after = int(request.query_params.get("starting_after") or -1)
+            return StreamingResponse(self._told(events[after + 1 :]), media_type="text/event-stream")
         if time.monotonic() < ready:
             return JSONResponse({**reply, "status": "in_progress", "output": [], "usage": None})
         return JSONResponse(reply)

@@ -5,7 +5,7 @@ Plain JSON values in, plain values out: no I/O, no SDK, no prices, no budgets.
 
 from .bounds import RequestBound
 from .changes import asks_stream_usage, with_output_limit, with_stream_usage, without_stream_usage
-from .counting import image_bound
+from .images import image_bound
 from .openai import STORED_CONTEXT, operation_of
 from .replies import Reply, ReplyReader, SSEReader, parse_json, read_whole
 from .wires import EMBEDDINGS, METERED_OPERATIONS, bound_request

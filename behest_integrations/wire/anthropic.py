@@ -17,6 +17,7 @@ from typing import Any
 from ..rules.names import read_name
 from .bounds import CacheWrites, RequestBound
 from .fields import NO_EFFECTS, NO_FIELDS, FieldEffects, Ratio, positive, read_fields, times
+from .images import image_bound, unpublished
 from .sizes import Around, Head, Size, around, heads_of, tool_bytes
 from .tokens import byte_length, text_counter
 
@@ -25,9 +26,15 @@ MESSAGES = "messages"
 
 # Not billed by the call: https://platform.claude.com/docs/en/about-claude/pricing. Counting tokens is
 # free: https://platform.claude.com/docs/en/build-with-claude/token-counting#pricing-and-rate-limits
+# Of managed agents, sessions are billed (their tokens, and the time that they run), and not what they are
+# made of:
+# https://platform.claude.com/docs/en/about-claude/pricing#claude-managed-agents-pricing
 _FREE = re.compile(
-    r"/messages/count_tokens$|/messages/batches/[^/]+/cancel$"
+    r"/messages/count_tokens$"
     r"|/(?:files|models|skills|organizations|user_profiles)(?:/|$)"
+    r"|/(?:agents|environments|vaults|memory_stores)(?:/|$)"
+    r"|/sessions/[^/]+(?:/resources(?:/[^/]+)?)?$"
+    r"|/.+/(?:cancel|archive|pause)$"
     r"|.*/models/count-tokens:rawPredict$"
 )
 # As Bedrock and Vertex have the model, and whether the answer is a stream, in the path.
@@ -74,15 +81,6 @@ _TOOL_PROMPT = 1060
 # system prompt for computer use, 499), again twice. Any other that is not the caller's is a feature.
 _CLIENT_TOOLS: Mapping[str, int] = {"bash": 490, "text_editor": 1400, "computer": 2468}
 _TOOL_VERSION = re.compile(r"(?:_toolset)?(?:_(?:regex|bm25))?(?:_\d{8})?$")
-
-# An image is scaled down until it has about 1,600 tokens: width * height / 750
-# (https://platform.claude.com/docs/en/build-with-claude/vision#evaluate-image-size); up to 1,661 have
-# been billed. Later models take larger ones, of which no bound is published there.
-_IMAGE = 2048
-_SMALL_IMAGES = (
-    "claude-3*", "claude-sonnet-4", "claude-sonnet-4-*", "claude-opus-4", "claude-opus-4-[01256]*",
-    "claude-opus-4-2025*", "claude-haiku-4-5*", "claude-4-*",
-)  # fmt: skip
 
 # Cannot be asked for where inference is to run, so that a workspace's default does not count either:
 # https://platform.claude.com/docs/en/manage-claude/data-residency (Opus 4.6, and all after it, can).
@@ -181,11 +179,11 @@ class _Prompt:
         self.rest(block, ("text",))
 
     def of_image(self, block: Mapping[str, Any]) -> None:
-        if _matches(self.model, _SMALL_IMAGES):
-            self.tokens += _IMAGE
+        most = image_bound(self.model)
+        if most is None:
+            self.refuse("image", unpublished(self.model))
         else:
-            why = f"No published rule says how many tokens model {self.model!r} bills for an image"
-            self.refuse("image", why)
+            self.tokens += most
 
     def of_document(self, block: Mapping[str, Any]) -> None:
         source = block.get("source")

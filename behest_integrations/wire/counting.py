@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from .images import image_bound, unpublished
 from .sizes import SAID
 from .tokens import bound_json, byte_length, exact_counter
 
@@ -33,37 +34,7 @@ _TOOLS_OTHERS = 400
 # https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview#pricing
 _CLAUDE_TOOL_PROMPT = 530
 
-# Most tokens that one image can be billed as, from the rules published at
-# https://platform.openai.com/docs/guides/images-vision: tile models scale to at most 8
-# tiles (base + 8 * tile), patch models to at most 1,536 patches times a factor. Where both
-# rules have been published for a model, the larger. (prefix, low detail, any detail)
-_IMAGES: tuple[tuple[str, int | None, int], ...] = (
-    ("gpt-4o-mini", 2833, 2833 + 8 * 5667),
-    ("gpt-4o", 85, 85 + 8 * 170),
-    ("chatgpt-4o", 85, 85 + 8 * 170),
-    ("gpt-4.5", 85, 85 + 8 * 170),
-    ("gpt-4.1-mini", None, 2489),
-    ("gpt-4.1-nano", None, 3779),
-    ("gpt-4.1", None, 1536),
-    ("gpt-5-mini", None, 2489),
-    ("gpt-5-nano", None, 3779),
-    ("gpt-5", 70, 70 + 8 * 140),
-    ("o4-mini", None, 2642),
-    ("o1", 75, 75 + 8 * 150),
-    ("o3", 75, 75 + 8 * 150),
-)
-_IMAGE_MARGIN = 32
 _TOOL_VERSION = re.compile(r"(_preview)?(_\d{4}_\d{2}_\d{2}|_\d{8})?$")
-
-
-def image_bound(model: str, detail: str | None) -> int | None:
-    """Most tokens one image can be billed as by `model`; None without a published rule."""
-    if model.startswith("gpt-5."):
-        return None  # newer models take originals of up to 10,000 patches
-    for prefix, low, top in _IMAGES:
-        if model.startswith(prefix):
-            return (low if detail == "low" and low is not None else top) + _IMAGE_MARGIN
-    return None
 
 
 class InputCounter:
@@ -128,9 +99,7 @@ class InputCounter:
             detail = image.get("detail") if isinstance(image, Mapping) else part.get("detail")
             most = image_bound(self.model, detail)
             if most is None:
-                self.refuse(
-                    "image", f"No published rule says how many tokens model {self.model!r} bills for an image"
-                )
+                self.refuse("image", unpublished(self.model))
             else:
                 self.tokens += most
         elif kind == "input_audio":

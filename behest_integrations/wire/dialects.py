@@ -186,6 +186,7 @@ answers: n best_of
 fee compaction: context_management
 fee image: image
 fee access_programs: access_programs
+fee multi_agent: multi_agent
 nothing: background_options
 nothing: safety_identifier moderation prompt_cache_key prompt_cache_options prompt_cache_retention
 """,

@@ -17,6 +17,7 @@ from typing import Any
 from ..rules.names import read_name
 from .bounds import RequestBound
 from .fields import NO_EFFECTS, NO_FIELDS, positive, read_fields
+from .images import image_bound, unpublished
 from .sizes import Around, Size, around, tool_bytes
 from .tokens import byte_length, text_counter
 
@@ -46,10 +47,6 @@ def in_path(path: str) -> tuple[str, str, bool | None] | None:
 
 # ── the prompt ─────────────────────────────────────────────────────────────────────────
 
-# Most tokens of one image: 2,240 (ultra high) where the resolution is a number of tokens; until Gemini 2.5
-# it is cut in tiles, of about 2,048 tokens in all, here twice that:
-# https://ai.google.dev/gemini-api/docs/media-resolution#token-counts. Of others no bound is published.
-_IMAGES: tuple[tuple[str, int], ...] = (("gemini-3*", 2240), ("gemini-4*", 2240), ("gemini-2.5-*", 4096))
 # Models that answer in images, sound or video unless they are told not to; these have prices of their own:
 # https://ai.google.dev/gemini-api/docs/pricing
 _MAKERS = ("*-image*", "*banana*", "*omni*", "*-live*", "imagen*", "veo*", "lyria*")
@@ -124,7 +121,7 @@ class _Prompt:
             elif known == "inlineData":
                 self.inline(value)
             elif known == "fileData":
-                self.refuse("file", "What is read of an uploaded file is counted by the provider alone")
+                self.stored(value)
             elif known in _COUNTED:
                 left[name] = value
             else:
@@ -135,15 +132,23 @@ class _Prompt:
             if any(isinstance(v, Mapping) and v.get("parts") for v in left.values()):
                 self.refuse("file", "What a tool answers with, beside JSON, is counted by the provider alone")
 
+    def stored(self, data: object) -> None:
+        """A file at the provider, or at an address: an image has a bound whatever its size."""
+        said = {camel(str(n)): v for n, v in data.items()} if isinstance(data, Mapping) else {}
+        if str(said.get("mimeType")).startswith("image/"):
+            self.json(data)
+            self.inline(data)
+        else:
+            self.refuse("file", "What is read of an uploaded file is counted by the provider alone")
+
     def inline(self, data: object) -> None:
         said = {camel(str(n)): v for n, v in data.items()} if isinstance(data, Mapping) else {}
         kind = str(said.get("mimeType") or "").partition("/")[0]
-        most = next((tokens for pattern, tokens in _IMAGES if _is(self.model, pattern)), None)
-        if kind == "image" and most is not None:
+        most = image_bound(self.model) if kind == "image" else None
+        if most is not None:
             self.tokens += most
         elif kind == "image":
-            why = f"No published rule says how many tokens model {self.model!r} bills for an image"
-            self.refuse("image", why)
+            self.refuse("image", unpublished(self.model))
         elif kind == "text":
             self.json(said.get("data"))  # in Base64: longer than the text
         else:

@@ -33,11 +33,15 @@ PATHS = {
     "/responses": "responses",
     "/embeddings": "embeddings",
 }
-# Not billed by the call: https://platform.openai.com/docs/pricing
+# Not billed by the call: https://platform.openai.com/docs/pricing. What is only described (an assistant,
+# a thread and its messages, an evaluation) is billed when it runs, and what ends a run bills nothing more.
+# Traces are those that the Agents SDK exports: https://openai.github.io/openai-agents-python/tracing.
 _FREE = re.compile(
-    r"/(?:files|uploads|models|moderations|conversations|webhooks|organization)(?:/|$)"
-    r"|/responses/input_tokens$"
-    r"|/[a-z_]+(?:/[a-z_]+)?/[^/]+/(?:cancel|pause|close)$"
+    r"/(?:files|uploads|models|moderations|conversations|webhooks|organization|traces)(?:/|$)"
+    r"|/(?:projects|webhook_endpoints|vaults|skills|assistants)(?:/|$)"
+    r"|/(?:threads|evals)(?:/(?!runs$)[^/]+)?$|/threads/[^/]+/messages(?:/|$)|/threads/[^/]+/runs/[^/]+$"
+    r"|/responses/input_tokens$|/fine_tuning/alpha/graders/validate$"
+    r"|/.+/(?:cancel|pause|close|hangup|reject)$"
     r"|/chat/completions/[^/]+$"
 )
 
