@@ -309,16 +309,6 @@ def test_a_budget_for_thoughts_stays_below_the_limit() -> None:
         assert sandbox.bill.total() <= Decimal("0.01")
 
 
-def test_a_refusal_is_ours_and_is_not_retried() -> None:
-    with Sandbox() as sandbox, Meter("memory://", budgets=["$0.0001 per session"], wait=0) as meter:
-        metered = meter.anthropic(client(sandbox, max_retries=5))
-        with pytest.raises(BudgetExceeded) as refused:
-            metered.messages.create(**asked(max_tokens=4000, messages=[{"role": "user", "content": LONG}]))
-        assert refused.value.shortfall.budget == "$0.0001 per session"
-        assert sandbox.requests == 0
-        assert meter.ledger.submit(lambda rows: rows.everything()).refusals[0]["count"] == 1
-
-
 def test_each_attempt_of_the_sdk_is_a_call_of_its_own() -> None:
     with Sandbox() as sandbox, Meter("memory://", budgets=["$1"]) as meter:
         sandbox.fault("status", status=529, times=2)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from gateway_support import Gateway
+from refusal_table import Found, as_documented, name_of, numbers_of
 
 from behest_integrations.reports import report, verify
 from behest_integrations.rules.budgets import to_nano
@@ -162,6 +163,16 @@ def test_a_refusal_is_the_error_that_the_sdk_knows(
     if status == 402:
         assert said["error"]["type"] == "billing_error"
         assert said["error"]["details"]["limit"] == 0.5
+        numbers = f'`error.body["error"]["details"]`: {numbers_of(said["error"]["details"])}'
+        reached = len(sandbox.bill.lines) - before
+        as_documented(
+            "the gateway, Anthropic SDK",
+            {
+                "`messages.create`": Found(
+                    f"{name_of(anthropic.APIStatusError)}, `status_code` 402", numbers, 0, reached
+                )
+            },
+        )
     assert error.response.headers.get("x-should-retry") != "true"
     assert len(sandbox.bill.lines) == before
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusal_table import Found, as_documented, name_of
 from support import entries
 
 from behest_integrations import Meter
@@ -23,6 +24,7 @@ from behest_integrations.sandbox import Sandbox
 if find_spec("litellm") is None or find_spec("fastapi_sso") is None:
     pytest.skip("litellm[proxy] is not installed", allow_module_level=True)
 import httpx
+import openai
 
 CAP = Decimal("0.001")
 CONFIG = """
@@ -92,6 +94,16 @@ def test_the_proxy_is_held_to_its_budgets(proxy: str, sandbox: Sandbox, tmp_path
     billed = sandbox.bill.by_user()
     assert set(billed) == {"ada", "bob"}  # and nothing of the model that could have stood in
     assert all(CAP * 95 / 100 <= spent <= CAP for spent in billed.values()), billed
+    before = sandbox.requests
+    with pytest.raises(openai.APIStatusError) as caught:
+        openai.OpenAI(base_url=f"{proxy}/v1", api_key="none").chat.completions.create(
+            model="small", user="ada", messages=[{"role": "user", "content": "hello"}]
+        )
+    assert caught.value.status_code == 402
+    assert f"limit ${CAP}, spent $0.00" in caught.value.message
+    how = f"{name_of(openai.APIStatusError)}, `status_code` 402"
+    found = Found(how, "in `error.message`", 0, sandbox.requests - before)
+    as_documented("LiteLLM's proxy", {"OpenAI SDK": found})
     # A rate is another thing: it passes.
     answers = [ask("hasty") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
