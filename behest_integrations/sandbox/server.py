@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import json
 import socket
@@ -50,6 +51,37 @@ _MODELS = (
     "text-embedding-3-small",
 )
 """What it lists. It answers every model that has a price."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's own looks ten times a second whether it is to end, and whether all has ended: a suite of
+    tests, which starts and ends a sandbox for each, would wait for that longer than for anything else."""
+
+    async def main_loop(self) -> None:
+        self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
+        ticks = 0
+        while not await self.on_tick(ticks):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._told.wait(), 0.1)
+            ticks += 1
+
+    def end(self) -> None:
+        """Have it end, from another thread."""
+        self.should_exit = True
+        self._loop.call_soon_threadsafe(self._told.set)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        deadline = time.monotonic() + (self.config.timeout_graceful_shutdown or 0)
+        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < deadline:
+            await asyncio.sleep(0.002)
+        for task in self.server_state.tasks:
+            task.cancel()
 
 
 class Sandbox:
@@ -102,7 +134,7 @@ class Sandbox:
         self._seen: set[tuple[str, str]] = set()
         self._kept: dict[str, tuple[float, dict[str, Any], list[tuple[int, str]]]] = {}
         self._ids = itertools.count(1)
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
         self._thread: threading.Thread | None = None
         self.app = Starlette(
             routes=[
@@ -149,7 +181,7 @@ class Sandbox:
         config = uvicorn.Config(
             self.app, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=2
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listener]}, name="behest-sandbox", daemon=True
         )
@@ -164,7 +196,7 @@ class Sandbox:
     def stop(self) -> None:
         """Stop serving; streams still open are cut off after two seconds."""
         if self._server is not None and self._thread is not None:
-            self._server.should_exit = True
+            self._server.end()
             self._thread.join(10)
             self._server = self._thread = None
 
