@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ..ledger.book import KNOWS, Claim, Reserved
+from ..rules.errors import handled
 from ..rules.usage import Usage
 from .leases import Draw, Parted
 from .outcomes import CANCELLED, Outcome
@@ -44,12 +45,14 @@ class Hold:
         amounts: what is held, by unit.
         reserved: what the store said; None where the call goes ahead without it.
         seen: what telemetry keeps with it.
+        before: what was being handled when it was made, see `errors.causes`.
     """
 
     __slots__ = (
         "__weakref__",
         "_rank",
         "amounts",
+        "before",
         "claims",
         "hang_up",
         "heir",
@@ -90,6 +93,7 @@ class Hold:
         self.output_limit = output if plan.sends_limit else None
         self.lowered_from = want if output < want else None
         self.seen: Any = None
+        self.before = handled()
         self._rank = -1
         self.heir: Hold | None = None
         self.hang_up: Callable[[], Any] | None = None

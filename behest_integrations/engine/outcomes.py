@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Literal, NamedTuple
 
-from ..rules.errors import CallRefused, StoreError
+from ..rules.errors import CallRefused, StoreError, causes
 from ..rules.usage import Usage
 
 Status = Literal["settled", "estimated", "assumed", "failed", "cancelled"]
@@ -56,6 +57,7 @@ class Evidence(NamedTuple):
         counted: whether `usage` is not the provider's own, but counted by the door.
         whole: whether the reply was received to its end.
         error: what the call raised, if it did.
+        before: what was being handled when it began, see `errors.causes`.
         note, flag: what happened, where the reply is not whole.
         counting: counts, from above, what was seen of the answer; None where nothing was.
         shows_all: whether all that is billed as output is seen: of a model that is known not to
@@ -72,6 +74,7 @@ class Evidence(NamedTuple):
     counted: bool = False
     whole: bool = True
     error: BaseException | None = None
+    before: int = 0
     note: str = ""
     flag: str = ""
     counting: Callable[[], Usage] | None = None
@@ -157,8 +160,8 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "the call raised, and what it raised says whether it was billed",
-        lambda e, _: e.error is not None and outcome_of_error(e.error).status != "assumed",
-        lambda e: outcome_of_error(e.error),  # type: ignore[arg-type]
+        lambda e, _: e.error is not None and outcome_of_error(e.error, e.before).status != "assumed",
+        lambda e: outcome_of_error(e.error, e.before),  # type: ignore[arg-type]
     ),
     Row(
         "a whole reply without usage, of what has no output",
@@ -183,7 +186,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "HTTP 5xx, a timeout, a lost connection: it may have been billed",
         lambda e, _: e.error is not None and not e.note,
-        lambda e: outcome_of_error(e.error),  # type: ignore[arg-type]
+        lambda e: outcome_of_error(e.error, e.before),  # type: ignore[arg-type]
     ),
     Row("a reply without usage, or one that is not whole", lambda e, _: True, _assumed),
 )
@@ -225,17 +228,17 @@ def outcome_of_status(status: int) -> Outcome | None:
     return Outcome("failed", note=f"HTTP {status}")
 
 
-def outcome_of_error(error: BaseException) -> Outcome:
+def outcome_of_error(error: BaseException, before: int = 0) -> Outcome:
     """The outcome of a call that raised, whatever SDK it came through.
 
     SDKs wrap the errors of their HTTP library: the whole chain of causes is looked at.
+
+    Args:
+        before: what was being handled when the call began, see `errors.causes`.
     """
     if isinstance(error, asyncio.CancelledError):
         return Outcome("assumed", note="the task was cancelled", flags=("cancelled",))
-    cause: BaseException | None = error
-    for _ in range(8):
-        if cause is None:
-            break
+    for cause in islice(causes(error, before), 8):
         if isinstance(cause, (CallRefused, StoreError)):
             return CANCELLED
         # By name: the core knows no HTTP library, and each SDK brings its own.
@@ -246,7 +249,6 @@ def outcome_of_error(error: BaseException) -> Outcome:
             status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(status, int) and (known := outcome_of_status(status)) is not None:
             return known
-        cause = cause.__cause__ or cause.__context__
     return Outcome("assumed", note=f"no answer: {type(error).__name__}", flags=("no_answer",))
 
 

@@ -203,7 +203,7 @@ class Attempts:
                 response = await provider.post(job.operation, target.model, again, who, job.headers, own)
                 exchange.answered(response.status)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            await hold.aend(outcome_of_error(error))
+            await hold.aend(outcome_of_error(error, hold.before))
             self._metrics.attempt(provider.name, type(error).__name__)
             if isinstance(error, aiohttp.ClientResponseError):  # it has answered, and may have billed
                 raise _Failed(_unreadable(provider.name, error), repeat=False, elsewhere=False) from error
@@ -211,7 +211,7 @@ class Attempts:
         except BaseException as error:
             # Nothing may be waited for here: the task may be cancelled again.
             if hold.read_on is None:
-                hold.post(outcome_of_error(error) if sent else CANCELLED)
+                hold.post(outcome_of_error(error, hold.before) if sent else CANCELLED)
             raise
         self._metrics.attempt(provider.name, str(response.status))
         outcome = outcome_of_status(response.status)

@@ -55,7 +55,7 @@ class Rest:
         try:
             response = self._head if isinstance(self._head, aiohttp.ClientResponse) else await self._head
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            await self._hold.aend(outcome_of_error(error))
+            await self._hold.aend(outcome_of_error(error, self._hold.before))
             return
         try:
             refused = outcome_of_status(response.status)

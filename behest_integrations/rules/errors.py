@@ -20,6 +20,7 @@ Refusals are `RuntimeError`s: frameworks that retry by default (LangGraph's
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -344,6 +345,34 @@ class StoreError(BehestError, RuntimeError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args, {"retryable": self.retryable}))
+
+
+# ── what an error was made of ──────────────────────────────────────────────────────────
+
+
+def handled() -> int:
+    """Which error is being handled where this is called, by its id; 0: none."""
+    error = sys.exc_info()[1]
+    return 0 if error is None else id(error)
+
+
+def causes(error: BaseException | None, before: int = 0) -> Iterator[BaseException]:
+    """An error, and what it was made of, the outermost first.
+
+    Python chains an error to whatever is being handled where it is raised, however far out. That of a call
+    which stands in for another, in the other's ``except``, is chained to the other's: it says nothing of it.
+    https://docs.python.org/3/reference/simple_stmts.html#the-raise-statement
+
+    Args:
+        before: what was being handled already when the call began, see `handled`.
+    """
+    seen = {before}
+    while error is not None:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__ or getattr(error, "original_exception", None)
+        if id(error) in seen:
+            return
 
 
 def _rebuild(cls: type[BehestError], args: tuple[object, ...], state: dict[str, object]) -> BehestError:

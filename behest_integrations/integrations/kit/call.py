@@ -79,7 +79,7 @@ class Call:
     def _failed(self, error: BaseException, said: Heard | None = None) -> Steps[None]:
         self._answering()
         if self._hold is not None:
-            yield from ending(self._hold, self.generation.failed(error, said), error)
+            yield from ending(self._hold, self.generation.failed(error, said, self._hold.before), error)
 
     def _hang_up(self) -> Any:
         """Not every framework closes the stream under one that it is asked to close. Left to the

@@ -273,8 +273,12 @@ class Generation:
         """
         return self._judge(heard, whole=False, note=note, flag=flag)
 
-    def failed(self, error: BaseException, heard: Heard | None = None) -> Outcome:
-        """The outcome of a call that raised; a stopped stream and a cancelled task included."""
+    def failed(self, error: BaseException, heard: Heard | None = None, before: int = 0) -> Outcome:
+        """The outcome of a call that raised; a stopped stream and a cancelled task included.
+
+        Args:
+            before: what was being handled when it began, see `errors.causes`.
+        """
         heard = heard or Heard()
         if isinstance(error, GeneratorExit):
             return self.interrupted(heard, "the stream was closed before its end", "closed_early")
@@ -282,7 +286,7 @@ class Generation:
             return self.interrupted(heard, "the task was cancelled", "cancelled")
         if heard.text:
             return self.interrupted(heard, f"the stream broke: {type(error).__name__}", "broken")
-        return self._judge(heard, whole=False, error=error)
+        return self._judge(heard, whole=False, error=error, before=before)
 
     def _judge(
         self,
@@ -292,6 +296,7 @@ class Generation:
         note: str = "",
         flag: str = "",
         error: BaseException | None = None,
+        before: int = 0,
     ) -> Outcome:
         has_output = self.bound.output_limit != 0
         slack = self.bound.slack
@@ -300,6 +305,7 @@ class Generation:
             counted=heard.counted,
             whole=whole,
             error=error,
+            before=before,
             note=note,
             flag=flag,
             counting=partial(self.plan.counted, heard.text, slack) if heard.text or not has_output else None,

@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...rules.errors import CallRefused
+from ...rules.errors import CallRefused, causes, handled
 
 
-def refusal_in(error: BaseException | None) -> CallRefused | None:
-    """The refusal of a door below that an error was made of."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        for found in (error, getattr(error, "refusal", None)):
+def refusal_in(error: BaseException | None, before: int = 0) -> CallRefused | None:
+    """The refusal of a door below that an error was made of.
+
+    Args:
+        before: see `causes`.
+    """
+    for cause in causes(error, before):
+        for found in (cause, getattr(cause, "refusal", None)):
             if isinstance(found, CallRefused):
                 return found
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__ or getattr(error, "original_exception", None)
     return None
 
 
 @contextmanager
 def as_it_is() -> Iterator[None]:
     """A refusal leaves as itself, whatever has been made of it inside."""
+    before = handled()
     try:
         yield
     except Exception as error:
-        refusal = refusal_in(error)
+        refusal = refusal_in(error, before)
         if refusal is None or refusal is error:
             raise
         raise refusal from None

@@ -241,7 +241,7 @@ def send_reserved(
     except BaseException as error:
         hold = call.take()
         if hold is not None:
-            hold.end(outcome_of_error(error))
+            hold.end(outcome_of_error(error, hold.before))
         raise
     steps = call.answered(response, streamed=stream)
     if steps is not None:
@@ -264,7 +264,7 @@ async def asend_reserved(
         hold = call.take()
         if hold is not None:
             # A cancelled task may be cancelled again: it must not wait here.
-            hold.post(outcome_of_error(error))
+            hold.post(outcome_of_error(error, hold.before))
         raise
     steps = call.answered(response, streamed=stream)
     if steps is not None:

@@ -281,7 +281,8 @@ class BehestCallbackHandler(BaseCallbackHandler):
     ) -> Steps[None]:
         run = self._take(run_id)
         if run is not None and run.generation is not None:
-            yield from ending(run.hold, run.generation.failed(error, read_answer(hear, response)), error)
+            outcome = run.generation.failed(error, read_answer(hear, response), run.hold.before)
+            yield from ending(run.hold, outcome, error)
 
     def _take(self, run_id: UUID) -> _Run | None:
         run = self._runs.pop(run_id)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from ...rules.errors import CallRefused
+from ...rules.errors import CallRefused, handled
 from ..kit.refusals import refusal_in
 
 _travelling: ContextVar[bool] = ContextVar("behest_litellm", default=False)
@@ -29,10 +29,11 @@ class _Refusal(BaseException):
 @contextmanager
 def sending_off() -> Iterator[None]:
     """Around an attempt: a refusal leaves it as what LiteLLM does not catch."""
+    before = handled()
     try:
         yield
     except Exception as error:
-        refusal = refusal_in(error)
+        refusal = refusal_in(error, before)
         if refusal is None:
             raise
         if _travelling.get():
@@ -46,13 +47,13 @@ def arriving() -> Iterator[None]:
     if _travelling.get():
         yield
         return
-    token = _travelling.set(True)
+    token, before = _travelling.set(True), handled()
     try:
         yield
     except _Refusal as error:
         raise error.refusal from None
     except Exception as error:
-        refusal = refusal_in(error)
+        refusal = refusal_in(error, before)
         if refusal is None:
             raise
         raise refusal from None

@@ -162,7 +162,7 @@ class BehestHandler(BaseCallbackHandler):
         payload = payload or {}
         error = payload.get(EventPayload.EXCEPTION)
         if isinstance(error, BaseException):
-            outcome = run.generation.failed(error)
+            outcome = run.generation.failed(error, before=run.hold.before)
         elif event_type == CBEventType.EMBEDDING:
             error = None
             outcome = run.generation.complete(self._counted(run, payload.get(EventPayload.CHUNKS)))
