@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .anthropic import AnthropicDoor
 from .dspy import DSPyDoor
+from .google_adk import GoogleADKDoor
 from .google_genai import GoogleGenAIDoor
 from .http import HTTPDoor
 from .langchain import LangChainDoor
@@ -30,5 +31,6 @@ class Doors(
     OpenAIAgentsDoor,
     LiteLLMDoor,
     DSPyDoor,
+    GoogleADKDoor,
 ):
     """Every framework that a meter can be put into."""
