@@ -183,7 +183,7 @@ def test_an_sdk_over_a_metered_client_is_counted_once(sandbox: Sandbox) -> None:
         ("/v1beta/interactions", Found("interactions")),
         ("/upload/v1beta/files", None),
         ("/v1beta/models/gemini-2.5-flash:countTokens", None),
-        ("/model/amazon.nova-pro-v1%3A0/converse-stream", Found("converse-stream")),
+        ("/model/amazon.nova-pro-v1%3A0/converse-stream", Found("converse", "amazon.nova-pro-v1%3A0", True)),
         ("/model/anthropic.claude-opus-5-5/invoke", Found("messages", "anthropic.claude-opus-5-5", False)),
         ("/v1/audio/speech", Found("audio")),
     ],

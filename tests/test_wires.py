@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from binascii import crc32
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import httpx
@@ -17,11 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import HELLO, assert_agrees, assert_sound, auntil_exhausted, entries, until_exhausted
 
-from behest_integrations import BudgetExceeded, Meter, Unbounded
+from behest_integrations import BudgetExceeded, Meter, Unbounded, UnknownPrice
 from behest_integrations.calls.restoring import RestoringReader
+from behest_integrations.policy.texts import unreadable
 from behest_integrations.sandbox import Sandbox
+from behest_integrations.sandbox.parts import frame
 from behest_integrations.wire import Reply, ReplyReader, RequestBound, bound_request
 from behest_integrations.wire.cohere import searches
+from behest_integrations.wire.fields import table_of
+from behest_integrations.wire.frames import FrameReader
 from behest_integrations.wire.hangups import bills_on
 from behest_integrations.wire.wires import Found, find
 
@@ -58,11 +64,20 @@ def _cohere(limit: int | None) -> dict[str, Any]:
     return body if limit is None else {**body, "max_tokens": limit}
 
 
+CLAUDE = "global.anthropic.claude-haiku-4-5-20251001-v1:0"
+
+
+def _converse(limit: int | None) -> dict[str, Any]:
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": [{"text": "hello there"}]}]}
+    return body if limit is None else {**body, "inferenceConfig": {"maxTokens": limit, "temperature": 0.5}}
+
+
 CHAT = "/mistral/v1/chat/completions"
 FIM = "/mistral/v1/fim/completions"
 WIRES = {
     "mistral": Wire("mistral", CHAT, CHAT, _mistral, {"stream": True}),
     "mistral fim": Wire("mistral", FIM, FIM, _fim, {"stream": True}),
+    "converse": Wire("aws", f"/model/{CLAUDE}/converse", f"/model/{CLAUDE}/converse-stream", _converse, {}),
     "cohere": Wire("cohere", "/cohere/v2/chat", "/cohere/v2/chat", _cohere, {"stream": True}),
 }
 OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -447,7 +462,6 @@ def test_ranking_has_a_price_of_its_own(meter: Meter) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_what_was_masked_is_put_back_into_coheres_streams(size: int) -> None:
-    pytest.importorskip("presidio_analyzer")
     from behest_integrations.policy.placeholders import Placeholders, Restorer
 
     said = "write to ada@example.com, or to bob@example.com"
@@ -478,6 +492,245 @@ def test_a_tool_of_coheres_is_streamed_and_booked(meter: Meter) -> None:
             assert client.post(f"{sandbox.url}/cohere/v2/chat", json=body).status_code == 200
         assert [e.status for e in entries(meter)] == ["settled", "settled"]
         assert_agrees(meter, sandbox)
+
+
+# ── Converse ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/model/amazon.nova-pro-v1:0/converse", Found("converse", "amazon.nova-pro-v1:0", False)),
+        ("/model/amazon.nova-pro-v1:0/converse-stream", Found("converse", "amazon.nova-pro-v1:0", True)),
+        (
+            "/model/arn:aws:bedrock:us-east-1:1:inference-profile/us.amazon.nova-pro-v1:0/converse",
+            Found("converse", "arn:aws:bedrock:us-east-1:1:inference-profile/us.amazon.nova-pro-v1:0", False),
+        ),
+        ("/model/amazon.nova-pro-v1:0/count-tokens", None),
+        ("/model/amazon.nova-pro-v1:0/invoke", Found("messages", "amazon.nova-pro-v1:0", False)),
+        ("/async-invoke", Found("async-invoke")),
+        ("/guardrail/g/version/1/apply", Found("guardrail")),
+    ],
+)
+def test_what_bedrocks_paths_do(path: str, found: Found | None) -> None:
+    assert find("POST", path, "aws") == found
+
+
+def conversed(**more: Any) -> RequestBound:
+    return bound_request("converse", {"model": CLAUDE, **_converse(50), **more}, provider="aws")
+
+
+def said(*blocks: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(blocks)}]}
+
+
+def test_what_a_conversation_is_made_of_is_counted() -> None:
+    plain, empty, words = conversed(), conversed(messages=[]), "a word " * 60
+    assert plain.features == {}
+    assert (plain.output_limit, plain.cache_writes) == (50, "none")
+    document = {"format": "txt", "name": "n", "source": {"text": words}}
+    cut = {"format": "txt", "name": "n", "source": {"content": [{"text": words}]}}
+    spec = {"name": "f", "description": words, "inputSchema": {"json": {"type": "object"}}}
+    for more in (
+        said({"text": words}),
+        said({"document": document}),
+        said({"document": cut}),
+        said({"toolUse": {"toolUseId": "t", "name": "f", "input": {"a": words}}}),
+        said({"toolResult": {"toolUseId": "t", "content": [{"json": {"a": words}}]}}),
+        said({"toolResult": {"toolUseId": "t", "content": [{"text": words}], "status": "success"}}),
+        said({"reasoningContent": {"reasoningText": {"text": words, "signature": "s"}}}),
+        said({"guardContent": {"text": {"text": words}}}),
+        said({"searchResult": {"source": "s", "title": "t", "content": [{"text": words}]}}),
+        said({"citationsContent": {"content": [{"text": words}]}}),
+        {"system": [{"text": words}]},
+        {"toolConfig": {"tools": [{"toolSpec": spec}], "toolChoice": {"auto": {}}}},
+        {"outputConfig": {"textFormat": {"type": "json_schema", "structure": {"jsonSchema": words}}}},
+    ):
+        bound = conversed(**more)
+        assert bound.features == {}, more
+        assert (bound.input_tokens or 0) >= (empty.input_tokens or 0) + len(words), more
+    short, long = {"cachePoint": {"type": "default"}}, {"cachePoint": {"type": "default", "ttl": "1h"}}
+    assert conversed(**said({"text": "a"}, short)).cache_writes == "5m"
+    assert conversed(**said({"text": "a"}, long, short)).cache_writes == "1h"
+    assert conversed(toolConfig={"tools": [{"toolSpec": spec}, short]}).cache_writes == "5m"
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": 2000}}
+    thought = conversed(additionalModelRequestFields=thinking)
+    assert thought.below_limit == ("additionalModelRequestFields.thinking.budget_tokens",)
+    assert conversed(serviceTier={"type": "flex"}).service_tier == "flex"
+    assert conversed(performanceConfig={"latency": "standard"}) == plain
+    assert (conversed(**said({"image": {"format": "png", "source": {"bytes": "aa"}}})).features) == {}
+
+
+@pytest.mark.parametrize(
+    ("feature", "more"),
+    [
+        ("file", said({"document": {"format": "pdf", "name": "n", "source": {"bytes": "aa"}}})),
+        ("video", said({"video": {"format": "mp4", "source": {"bytes": "aa"}}})),
+        ("input_audio", said({"audio": {"format": "mp3", "source": {"bytes": "aa"}}})),
+        ("file", said({"toolResult": {"content": [{"document": {"source": {"s3Location": {}}}}]}})),
+        ("part:brandNew", said({"brandNew": 1})),
+        ("image", {**said({"image": {"source": {"bytes": "a"}}}), "model": "amazon.nova-pro-v1:0"}),
+        ("nova_grounding", {"toolConfig": {"tools": [{"systemTool": {"name": "nova_grounding"}}]}}),
+        ("guardrails", {"guardrailConfig": {"guardrailIdentifier": "g", "guardrailVersion": "1"}}),
+        ("field:performanceConfig.latency", {"performanceConfig": {"latency": "optimized"}}),
+        ("field:serviceTier.type", {"serviceTier": {"type": "reserved"}}),
+        (
+            "field:additionalModelRequestFields.max_tokens",
+            {"additionalModelRequestFields": {"max_tokens": 9}},
+        ),
+        ("field:inferenceConfig.brandNew", {"inferenceConfig": {"brandNew": 1}}),
+        ("field:toolConfig.brandNew", {"toolConfig": {"brandNew": 1}}),
+    ],
+)
+def test_what_of_a_conversation_has_no_bound(feature: str, more: dict[str, Any]) -> None:
+    assert list(conversed(**more).features) == [feature]
+
+
+def test_every_field_of_botocores_model_is_known() -> None:
+    model = pytest.importorskip("botocore.session").get_session().get_service_model("bedrock-runtime")
+    table = table_of("converse", "aws")
+    for operation in ("Converse", "ConverseStream"):
+        shape = model.operation_model(operation).input_shape
+        assert set(shape.members) - {"modelId"} <= set(table.entries) | table.plain
+        for name in ("inferenceConfig", "toolConfig", "serviceTier", "performanceConfig", "outputConfig"):
+            assert set(shape.members[name].members) <= set(table.entries[name].inside)
+    block = model.shape_for("ContentBlock")
+    for name in block.members:
+        assert not any(f.startswith("part:") for f in conversed(**said({name: {}})).features), name
+
+
+def test_stored_prompts_and_profiles_of_ones_own_have_no_price(meter: Meter) -> None:
+    client = meter.httpx(httpx.Client())
+    host = "https://bedrock-runtime.us-east-1.amazonaws.com/model/"
+    for model in ("prompt%2FABC:1", "application-inference-profile%2Fabc", "default-prompt-router%2Fmeta:1"):
+        with pytest.raises(UnknownPrice):
+            client.post(f"{host}arn:aws:bedrock:us-east-1:1:{model}/converse", json=_converse(9))
+
+
+def test_what_is_in_the_cache_is_booked_at_its_price(meter: Meter) -> None:
+    body = {**_converse(20), "system": [{"text": "be brief " * 200}, {"cachePoint": {"type": "default"}}]}
+    with Sandbox() as sandbox:
+        client = metered(meter, sandbox, "aws")
+        for path in ("converse", "converse", "converse-stream"):
+            assert client.post(f"{sandbox.url}/model/{CLAUDE}/{path}", json=body).status_code == 200
+        first, second, third = entries(meter)
+        assert first.cache_write_tokens == second.cached_input_tokens == third.cached_input_tokens > 400
+        assert_agrees(meter, sandbox)
+
+
+def test_a_tool_in_frames_is_booked(meter: Meter) -> None:
+    spec = {"name": "price", "inputSchema": {"json": {"type": "object", "properties": {}}}}
+    body = {**_converse(60), "toolConfig": {"tools": [{"toolSpec": spec}]}}
+    with Sandbox() as sandbox:
+        client = metered(meter, sandbox, "aws")
+        for path in ("converse", "converse-stream"):
+            client.post(f"{sandbox.url}/model/{CLAUDE}/{path}", json=body)
+        assert [e.status for e in entries(meter)] == ["settled", "settled"]
+        assert_agrees(meter, sandbox)
+
+
+def test_a_signature_is_made_of_what_is_sent(meter: Meter) -> None:
+    """An `auth=` of the client comes after the limit has been put in."""
+
+    class Signed(httpx.Auth):
+        requires_request_body = True
+
+        def auth_flow(self, request: httpx.Request) -> Any:
+            request.headers["x-signed"] = str(len(request.content))
+            seen.append((request.headers["x-signed"], request.content))
+            yield request
+
+    seen: list[tuple[str, bytes]] = []
+    with Sandbox() as sandbox:
+        client = meter.httpx(httpx.Client(auth=Signed()), provider="aws", hosts=[host(sandbox)])
+        client.post(f"{sandbox.url}/model/{CLAUDE}/converse", json=_converse(None))
+    ((signed, sent),) = seen
+    assert json.loads(sent)["inferenceConfig"]["maxTokens"] > 0
+    assert signed == str(len(sent))
+
+
+# ── frames ─────────────────────────────────────────────────────────────────────────────
+
+events_of_a_stream = st.lists(
+    st.tuples(
+        st.sampled_from(["messageStart", "contentBlockDelta", "messageStop", "chunk"]),
+        st.dictionaries(st.text(max_size=6), st.text(max_size=40) | st.integers(), max_size=3),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(at % (len(data) + 1) for at in cuts), len(data)]
+    return [data[a:b] for a, b in pairwise(edges)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(events_of_a_stream, st.lists(st.integers(0, 10**6), max_size=8))
+def test_frames_are_what_botocore_reads_of_them(
+    made: list[tuple[str, dict[str, Any]]], cuts: list[int]
+) -> None:
+    stream = pytest.importorskip("botocore.eventstream")
+    data = b"".join(frame(kind, event) for kind, event in made)
+    buffer, ours, failed = stream.EventStreamBuffer(), [], []
+    reader = FrameReader(lambda event, kind: bool(ours.append((kind, event))), lambda: failed.append(1))
+    for piece in cut(data, cuts):
+        buffer.add_data(piece)
+        assert reader.feed(piece) == piece
+    theirs = [(m.headers[":event-type"], json.loads(m.payload)) for m in buffer]
+    assert ours == theirs == made
+    assert not failed
+
+
+@settings(max_examples=60, deadline=None)
+@given(events_of_a_stream, st.integers(0, 10**6), st.integers(1, 255))
+def test_a_frame_that_is_broken_is_read_by_neither(
+    made: list[tuple[str, dict[str, Any]]], place: int, flip: int
+) -> None:
+    stream = pytest.importorskip("botocore.eventstream")
+    data = bytearray(b"".join(frame(kind, event) for kind, event in made))
+    data[place % len(data)] ^= flip
+    ours: list[Any] = []
+    failed: list[int] = []
+    reader = FrameReader(lambda event, kind: bool(ours.append((kind, event))), lambda: failed.append(1))
+    assert reader.feed(bytes(data)) == data
+    buffer, theirs = stream.EventStreamBuffer(), []
+    buffer.add_data(bytes(data))
+    try:
+        for message in buffer:
+            theirs.append((message.headers[":event-type"], json.loads(message.payload)))
+        waits = True
+    except stream.ParserError:
+        waits = False
+    # Those before it are read; a length that is wrong may only look like a frame that is not yet whole.
+    assert ours == theirs == made[: len(ours)]
+    assert len(ours) < len(made)
+    assert bool(failed) is not waits
+
+
+def test_what_of_a_conversation_no_scanner_reads() -> None:
+    picture = said({"image": {"format": "png", "source": {"bytes": "aa"}}}, {"text": "a"})
+    page = said({"toolResult": {"content": [{"document": {"source": {"s3Location": {"uri": "s3://a"}}}}]}})
+    assert (unreadable(picture), unreadable(page)) == ({"image": 1}, {"document": 1})
+    assert unreadable(said({"document": {"source": {"text": "a"}}})) == {}
+
+
+def test_an_exception_in_a_stream_is_no_answer() -> None:
+    reply = Reply()
+    reader = ReplyReader(reply, events=False, hide_usage=False)
+    reader.feed(frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "so"}}))
+    said = {":exception-type": "throttlingException", ":message-type": "exception"}
+    headers = b"".join(
+        bytes([len(n)]) + n.encode() + b"\x07" + len(v).to_bytes(2, "big") + v.encode()
+        for n, v in said.items()
+    )
+    payload = b'{"message": "slow down"}'
+    head = (len(headers) + len(payload) + 16).to_bytes(4, "big") + len(headers).to_bytes(4, "big")
+    head += crc32(head).to_bytes(4, "big")
+    reader.feed(head + headers + payload + crc32(head + headers + payload).to_bytes(4, "big"))
+    assert reply.error
+    assert not reply.final_usage
 
 
 # ── SDKs over a metered client ─────────────────────────────────────────────────────────

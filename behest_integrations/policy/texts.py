@@ -165,6 +165,12 @@ def unreadable(body: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
+def _is_bytes(media: Any) -> bool:
+    """Whether it is one of Bedrock's blocks of bytes, or of what lies in S3; documents may be text."""
+    source = media.get("source") if isinstance(media, Mapping) else None
+    return isinstance(source, Mapping) and not source.keys() <= {"text", "content"}
+
+
 def _unreadable(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         kind = str(value.get("type") or "")
@@ -177,6 +183,8 @@ def _unreadable(value: Any) -> Iterator[str]:
             yield "stored"
         elif isinstance(value.get("audio"), Mapping):
             yield "audio"
+        elif (carried := next((w for w in _WORDLESS if _is_bytes(value.get(w))), None)) is not None:
+            yield carried
         else:
             for inner in value.values():
                 yield from _unreadable(inner)

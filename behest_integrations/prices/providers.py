@@ -32,6 +32,13 @@ _DEARER_HOSTS: tuple[tuple[str, tuple[str, ...], Multiplier], ...] = (
 _ADDRESSES = (
     # https://docs.mistral.ai/studio/regional-inference, https://docs.mistral.ai/capabilities/code_generation
     (re.compile(r"https://(?:api\.(?:eu|us)|codestral)\.mistral\.ai(?=[:/]|$)"), "mistral"),
+    # https://docs.aws.amazon.com/general/latest/gr/bedrock.html
+    (
+        re.compile(
+            r"https://(?:vpce-[a-z0-9.-]+\.)?bedrock-runtime(?:-fips)?\.[a-z0-9-]+(?:\.vpce)?\.amazonaws\.com(?=[:/]|$)"
+        ),
+        "aws",
+    ),
 )
 _NO_REGIONAL_PRICE = re.compile(r"^claude-(?:v?[123]|instant|(?:sonnet|opus)-4$|opus-4-1|4-(?:sonnet|opus)$)")
 

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import itertools
 import json
-from binascii import crc32
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -22,7 +21,7 @@ from starlette.routing import Route
 
 from .bill import Bill
 from .model import Answer, generate, prompt_tokens
-from .parts import Fault, Job, account_of, header, json_of, text_in
+from .parts import Fault, Job, account_of, frame, header, json_of, text_in
 
 MODELS = ("claude-sonnet-4-5", "claude-haiku-4-5", "claude-opus-4-6", "claude-opus-5-5")
 _FIELDS = frozenset(
@@ -385,15 +384,5 @@ def _searches(body: Mapping[str, Any]) -> int:
 
 
 def _frame(event: Mapping[str, Any]) -> bytes:
-    """An event as Bedrock streams it, in a frame of AWS's own:
-    https://docs.aws.amazon.com/AmazonS3/latest/API/RESTSelectObjectAppendix.html"""
-    payload = json.dumps({"bytes": base64.b64encode(json.dumps(event).encode()).decode()}).encode()
-    said = {":event-type": "chunk", ":content-type": "application/json", ":message-type": "event"}
-    headers = b""
-    for name, value in said.items():
-        headers += bytes([len(name)]) + name.encode() + b"\x07" + len(value).to_bytes(2, "big")
-        headers += value.encode()
-    head = (len(headers) + len(payload) + 16).to_bytes(4, "big") + len(headers).to_bytes(4, "big")
-    head += crc32(head).to_bytes(4, "big")
-    whole = head + headers + payload
-    return whole + crc32(whole).to_bytes(4, "big")
+    """An event as Bedrock streams it."""
+    return frame("chunk", {"bytes": base64.b64encode(json.dumps(event).encode()).decode()})

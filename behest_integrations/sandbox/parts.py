@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from binascii import crc32
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -82,3 +83,18 @@ async def json_of(request: Request) -> dict[str, Any] | None:
 
 def sse(data: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+def frame(kind: str, data: Mapping[str, Any]) -> bytes:
+    """An event in a frame of AWS's own, as Bedrock streams it:
+    https://docs.aws.amazon.com/AmazonS3/latest/API/RESTSelectObjectAppendix.html"""
+    payload = json.dumps(data).encode()
+    said = {":event-type": kind, ":content-type": "application/json", ":message-type": "event"}
+    headers = b""
+    for name, value in said.items():
+        headers += bytes([len(name)]) + name.encode() + b"\x07" + len(value).to_bytes(2, "big")
+        headers += value.encode()
+    head = (len(headers) + len(payload) + 16).to_bytes(4, "big") + len(headers).to_bytes(4, "big")
+    head += crc32(head).to_bytes(4, "big")
+    whole = head + headers + payload
+    return whole + crc32(whole).to_bytes(4, "big")

@@ -1,5 +1,6 @@
 """The sandbox's HTTP side: OpenAI's wire, faults on demand, and a thread to run it in. Anthropic's is in
-`anthropic`, Gemini's in `gemini`, Mistral's in `mistral`, Cohere's in `cohere`.
+`anthropic`, Gemini's in `gemini`, Mistral's in `mistral`, Cohere's in `cohere`, Converse
+in `bedrock`.
 
 Over 500 lines: one provider, whose faults are on its way everywhere.
 """
@@ -32,6 +33,7 @@ try:
 
     from .anthropic import MODELS as CLAUDES
     from .anthropic import Messages
+    from .bedrock import Bedrock
     from .cohere import Cohere
     from .gemini import Gemini
     from .mistral import Mistral
@@ -149,6 +151,7 @@ class Sandbox:
                 *Gemini(self).routes,
                 *Mistral(self).routes,
                 *Cohere(self).routes,
+                *Bedrock(self).routes,
                 Route("/openai/deployments/{deployment}/chat/completions", self._chat, methods=["POST"]),
                 Route("/sandbox/bill", self._show_bill),
                 Route("/sandbox/faults", self._add_fault, methods=["POST"]),

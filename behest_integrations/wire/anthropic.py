@@ -75,7 +75,7 @@ def in_path(path: str) -> tuple[str, bool] | None:
 # Claude is told how to use tools in a prompt of its own. Up to 530 tokens are published for it
 # (Claude 3 Opus): https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview#pricing;
 # that of later models is counted with a newer tokenizer, so there is room for twice that.
-_TOOL_PROMPT = 1060
+TOOL_PROMPT = 1060
 # Tools of Anthropic's own that the caller runs: what their definitions take, by the same page and
 # https://platform.claude.com/docs/en/about-claude/pricing#specific-tool-pricing (245, 700, 735 and, with a
 # system prompt for computer use, 499), again twice. Any other that is not the caller's is a feature.
@@ -91,7 +91,7 @@ _ANYWHERE = (
 )  # fmt: skip
 _US: Ratio = (11, 10)
 
-_LEAST_THINKING = 1024
+LEAST_THINKING = 1024
 """https://platform.claude.com/docs/en/build-with-claude/extended-thinking: budget_tokens is at least this,
 and below max_tokens."""
 _FREE_EDITS = ("clear_tool_uses_", "clear_thinking_")
@@ -204,7 +204,7 @@ class _Prompt:
         self.refuse("file", "What is read of an uploaded file is counted by the provider alone")
 
     def tools(self, tools: Sequence[Any]) -> None:
-        self.tokens += self.margin.tools + _TOOL_PROMPT
+        self.tokens += self.margin.tools + TOOL_PROMPT
         for tool in tools:
             tool = _plain(tool) if hasattr(tool, "model_dump") else tool
             self.tokens += self.margin.message
@@ -295,7 +295,7 @@ def bound_messages(
         tier_multiplier=effects.tier_multiplier,
         models=effects.models,
         # A limit below the least that may be thought would be refused.
-        least_output=_LEAST_THINKING + 1 if effects.below else 0,
+        least_output=LEAST_THINKING + 1 if effects.below else 0,
         below_limit=effects.below,
         size=None if stored or prompt.features else size,
         cache_writes=prompt.writes,
@@ -338,7 +338,7 @@ def _read_prompt(prompt: _Prompt, body: Mapping[str, Any], effects: FieldEffects
         after.append(prompt.tokens)
     surroundings = margin.request + margin.message * len(messages)
     if tools:
-        surroundings += margin.tools + _TOOL_PROMPT
+        surroundings += margin.tools + TOOL_PROMPT
     return Size(
         prompt.tokens + margin.request,
         surroundings,

@@ -1,7 +1,7 @@
 """What servers take in a request, and what each field does to the bill: data.
 
-Of OpenAI's wire, which most speak, of Anthropic's (`messages`), Gemini's (`generate_content`) and Cohere's
-(`chat_v2`).
+Of OpenAI's wire, which most speak, of Anthropic's (`messages`), Gemini's (`generate_content`), Cohere's
+(`chat_v2`) and Bedrock's (`converse`).
 
 `fields` reads this. A dialect is what one server or provider understands. Its rows are lines
 `EFFECT [ARGUMENT]: names`, by operation; a name with dots is a field within a field. What the
@@ -46,6 +46,9 @@ EFFECTS = {
 """What a field does to the bill. `fee X` is allowed by `Meter(allow={"X": "$0.05"})`."""
 
 VALUES: dict[str, dict[str, tuple[int, int]]] = {
+    # What `optimized` costs is not in the price list:
+    # https://docs.aws.amazon.com/bedrock/latest/userguide/latency-optimized-inference.html
+    "latency": {"standard": (1, 1)},
     # Per model, see SPEEDS; this is the dearest:
     # https://platform.claude.com/docs/en/build-with-claude/fast-mode
     "speed": {"standard": (1, 1), "fast": (6, 1)},
@@ -107,6 +110,7 @@ class Dialect(NamedTuple):
         messages: rows of Anthropic's own API.
         generate_content, embed_content: rows of Gemini's, in camel case.
         chat_v2, embed_v2: rows of Cohere's own API.
+        converse: rows of Bedrock's.
     """
 
     name: str
@@ -122,6 +126,7 @@ class Dialect(NamedTuple):
     embed_content: str = ""
     chat_v2: str = ""
     embed_v2: str = ""
+    converse: str = ""
 
 
 # What nearly every server takes.
@@ -820,6 +825,31 @@ limit: max_completion_tokens max_tokens
 answers: n
 nothing: session_id user_id metadata
 tier: service_tier
+""",
+    ),
+    Dialect(
+        "Bedrock Converse",
+        ("aws", "bedrock", "bedrock_converse", "amazon_bedrock"),
+        "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html",
+        # `additionalModelRequestFields` are the model's own; those of Claude, Nova and gpt-oss are here:
+        # https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters.html
+        converse="""
+request: model messages system
+prompt: toolConfig.tools outputConfig.textFormat
+limit: inferenceConfig.maxTokens
+nothing: stream inferenceConfig.temperature inferenceConfig.topP inferenceConfig.stopSequences
+nothing: toolConfig.toolChoice outputConfig.effort
+nothing: additionalModelResponseFieldPaths requestMetadata projectIdentifier
+fee guardrails: guardrailConfig
+stored: promptVariables
+values latency: performanceConfig.latency
+tier: serviceTier.type
+thoughts: additionalModelRequestFields.thinking.budget_tokens
+thoughts: additionalModelRequestFields.reasoning_config.budget_tokens
+nothing: additionalModelRequestFields.thinking.type additionalModelRequestFields.thinking.display
+nothing: additionalModelRequestFields.reasoning_config.type additionalModelRequestFields.reasoning_effort
+nothing: additionalModelRequestFields.top_k additionalModelRequestFields.inferenceConfig.topK
+nothing: additionalModelRequestFields.anthropic_beta
 """,
     ),
     Dialect(

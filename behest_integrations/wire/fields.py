@@ -39,7 +39,7 @@ ONE: Ratio = (1, 1)
 NO_FIELDS: frozenset[str] = frozenset()
 OPERATIONS = (
     "chat", "completions", "responses", "embeddings", "messages", "generate_content", "embed_content",
-    "chat_v2", "embed_v2",
+    "chat_v2", "embed_v2", "converse",
 )  # fmt: skip
 
 READ_BY_BOUNDS: Mapping[str, frozenset[str]] = {
@@ -65,6 +65,9 @@ READ_BY_BOUNDS: Mapping[str, frozenset[str]] = {
     "embed_content": frozenset(("model", "stream", "content")),
     "chat_v2": frozenset(("model", "messages", "tools", "documents", "response_format", "max_tokens")),
     "embed_v2": frozenset(("model", "texts", "inputs")),
+    "converse": frozenset(
+        ("model", "stream", "messages", "system", "toolConfig.tools", "inferenceConfig.maxTokens")
+    ),
 }
 """Fields that the bounds of these operations take from the request themselves."""
 

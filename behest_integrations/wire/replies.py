@@ -185,12 +185,16 @@ def _index(choice: Mapping[str, Any]) -> int:
 _TERMINAL = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "message_stop", "message-end"}
 )
+_LAST_FRAME = "metadata"
+"""https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ConverseStreamOutput.html"""
 _ENDED = frozenset({"completed", "incomplete", "failed"})
 
 
 def _has_ended(body: Mapping[str, Any]) -> bool:
     """Whether a reply of another API than OpenAI's chat says that all has been generated."""
-    if body.get("stop_reason") or body.get("finish_reason") or body.get("done") is True:
+    if body.get("stop_reason") or body.get("finish_reason") or body.get("stopReason"):
+        return True
+    if body.get("done") is True:
         return True
     if body.get("type") in _TERMINAL or (body.get("status") in _ENDED and body.get("object") == "response"):
         return True
@@ -207,9 +211,11 @@ def _has_ended(body: Mapping[str, Any]) -> bool:
 
 _PARTS = (
     "text", "content", "parts", "summary", "thinking", "arguments", "refusal", "name", "functionCall",
+    "message", "reasoningContent", "reasoningText",
 )  # fmt: skip
 _SPOKEN = (
     "content", "text", "refusal", "reasoning_content", "reasoning", "thinking", "response", "tool_plan",
+    "reasoningContent",
 )  # fmt: skip
 
 
@@ -249,6 +255,9 @@ def _spoken(said: Mapping[str, Any]) -> Iterator[str]:
             function = call.get("function") if isinstance(call, Mapping) else None
             if isinstance(function, Mapping):
                 yield f"{function.get('name') or ''}{function.get('arguments') or ''}"
+    tool = said.get("toolUse")
+    if isinstance(tool, Mapping) and isinstance(tool.get("input"), str):
+        yield tool["input"]
     for name in ("arguments", "partial_json"):
         if isinstance(said.get(name), str):
             yield said[name]
@@ -542,10 +551,10 @@ class ReplyReader:
         self._read(body)
         return rest
 
-    def _read_frame(self, body: Any) -> bool:
+    def _read_frame(self, body: Any, kind: str) -> bool:
         """Take in an event of a stream in frames; whether it is the last."""
         self.reply.read(body)
-        ended = isinstance(body, dict) and body.get("type") in _TERMINAL
+        ended = kind == _LAST_FRAME or (isinstance(body, dict) and body.get("type") in _TERMINAL)
         self.reply.ended |= ended
         return ended
 

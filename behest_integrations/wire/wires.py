@@ -10,11 +10,16 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from . import anthropic, cohere, gemini, mistral, openai
+from . import anthropic, cohere, converse, gemini, mistral, openai
 from .bounds import RequestBound
 from .fields import NO_FIELDS
 
-METERED_OPERATIONS = openai.METERED_OPERATIONS | {anthropic.MESSAGES} | gemini.OPERATIONS | cohere.OPERATIONS
+METERED_OPERATIONS = (
+    openai.METERED_OPERATIONS
+    | {anthropic.MESSAGES, converse.CONVERSE}
+    | gemini.OPERATIONS
+    | cohere.OPERATIONS
+)
 """Operations that are billed by tokens, which their requests bound."""
 EMBEDDINGS = frozenset({"embeddings", gemini.EMBED, cohere.EMBED})
 """Those that embed."""
@@ -35,7 +40,7 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/count-tokens.html"""
 _OF_MODELS = frozenset(
     {"predict", "rawPredict", "streamRawPredict", "directPredict", "directRawPredict", "predictLongRunning",
      "serverStreamingPredict", "asyncBatchEmbedContent", "batchGenerateContent", "generateContent",
-     "streamGenerateContent", "converse", "converse-stream", "invoke", "invoke-with-response-stream"}
+     "streamGenerateContent", "invoke", "invoke-with-response-stream"}
 )  # fmt: skip
 """Google's verbs that ask a model, and Bedrock's: https://ai.google.dev/api,
 https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.publishers.models,
@@ -72,6 +77,9 @@ def find(method: str, path: str, provider: str | None = None) -> Found | None:
     in_path = anthropic.in_path(path)
     if in_path is not None:
         return Found(anthropic.MESSAGES, *in_path)
+    conversing = converse.in_path(path)
+    if conversing is not None:
+        return Found(converse.CONVERSE, *conversing)
     of_gemini = gemini.in_path(path)
     if of_gemini is not None:
         return Found(*of_gemini)
@@ -126,6 +134,8 @@ def bound_request(
     """
     if operation == anthropic.MESSAGES:
         return anthropic.bound_messages(body, provider=provider, allowed=allowed)
+    if operation == converse.CONVERSE:
+        return converse.bound_request(body, provider=provider, allowed=allowed)
     if operation in gemini.OPERATIONS:
         return gemini.bound_request(operation, body, provider=provider, allowed=allowed)
     if operation in cohere.OPERATIONS:

@@ -19,7 +19,8 @@ class HTTPDoor(Engine):
 
         Those are requests to hosts of models, and to those named here, of OpenAI's wire (chat, completions,
         responses, embeddings; Mistral's, too, and its completions in the middle), Anthropic's (messages; also
-        as Bedrock and Vertex have it), Gemini's (generateContent, embedContent) or Cohere's (chat, embed).
+        as Bedrock and Vertex have it), Gemini's (generateContent, embedContent), Cohere's (chat, embed) or
+        Bedrock's (converse).
         Whatever else is posted to such a host is a call that needs a price of its own (`Meter(allow=...)`).
         Requests to other hosts are none of ours.
 
