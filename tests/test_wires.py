@@ -313,7 +313,7 @@ def test_what_mistrals_paths_do(path: str, found: Found | None) -> None:
 
 
 def test_at_any_other_host_an_agent_is_no_chat_of_a_model() -> None:
-    assert find("POST", "/v1/agents/completions") == Found("agents")
+    assert find("POST", "/v1/agents/completions") == Found("agents.completions")
     assert find("POST", "/v1/chat/moderations") == Found("chat.moderations")
     assert find("POST", "/v1/moderations") is None  # OpenAI's are free
     assert find("POST", "/v1/fim/completions") == Found("completions")

@@ -91,8 +91,10 @@ def find(method: str, path: str, provider: str | None = None) -> Found | None:
     if provider == mistral.PROVIDER:
         theirs = mistral.operation_of(own)
         return None if theirs is None else Found(theirs)
+    if path.endswith(mistral.AGENTS):  # an agent that answers, where those that are made are free
+        return Found("agents.completions")
     for end, operation in openai.PATHS.items():
-        if path.endswith(end) and not path.endswith(mistral.AGENTS):
+        if path.endswith(end):
             deployment = _DEPLOYMENT.search(path)
             return Found(operation, deployment[1] if deployment else None)
     if path.endswith("/messages"):
