@@ -1,13 +1,16 @@
 """Leases under everything that a network, a clock and a crash can do, by seeds that can be played again.
 
 pytest tests/test_lease_simulation.py                                    # some hundreds of worlds
-BEHEST_SEEDS=1000000 pytest -m soak tests/test_lease_simulation.py      # as many as you like
+BEHEST_SEEDS=1000000 pytest -n 0 -m soak tests/test_lease_simulation.py  # as many as you like, on all cores
+BEHEST_CORES=1 BEHEST_SEEDS=… BEHEST_FIRST_SEED=…                       # on so many, from that one on
 BEHEST_SEED=4711 pytest tests/test_lease_simulation.py -k one_seed       # that one again
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -54,10 +57,38 @@ def test_one_seed() -> None:
     assert one.sums() == two.sums()
 
 
+AT_ONCE = 20
+"""Worlds that a process is given at a time."""
+
+
 @pytest.mark.soak
-def test_as_many_worlds_as_wanted() -> None:
+def test_as_many_worlds_as_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    """A million, or `BEHEST_SEEDS`; it ends at the first that breaks, and says which."""
     first = int(os.environ.get("BEHEST_FIRST_SEED", "1000"))
-    play(range(first, first + int(os.environ.get("BEHEST_SEEDS", "1000000"))))
+    seeds = range(first, first + int(os.environ.get("BEHEST_SEEDS", "1000000")))
+    cores = int(os.environ.get("BEHEST_CORES", "0")) or os.cpu_count() or 1
+    began, played, told = time.monotonic(), 0, 0.0
+
+    def say(more: str = "") -> None:
+        rate = played / (time.monotonic() - began)
+        with capsys.disabled():
+            print(f"{played:,} worlds on {cores} cores, {rate:.1f} a second{more}", flush=True)
+
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        parts = [seeds[at : at + AT_ONCE] for at in range(0, len(seeds), AT_ONCE)]
+        for count in pool.imap_unordered(count_played, parts):
+            played += count
+            if time.monotonic() - told > 60:
+                told = time.monotonic()
+                say(" so far")
+    assert played == len(seeds)
+    say(f", from seed {seeds[0]} to {seeds[-1]}: none broke")
+
+
+def count_played(seeds: range) -> int:
+    """How many were played; what breaks is raised."""
+    play(seeds)
+    return len(seeds)
 
 
 def test_a_refusal_means_that_the_money_is_gone() -> None:

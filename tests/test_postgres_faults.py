@@ -1,7 +1,8 @@
 """PostgreSQL and the way to it break: nothing is let through, no hold stays, and all goes on by itself.
 
 The faults are real: sessions that are ended, a network that cuts, swallows or hangs up on one side, a
-server and clients that are killed in mid-load. What counts is the sandbox's bill.
+server and clients that are killed in mid-load; without leases, and with them (`HOWS`). What counts is the
+sandbox's bill.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import postgres
 import psutil
@@ -28,6 +29,7 @@ import pytest
 from proxy import Proxy
 from sqlalchemy.engine import make_url
 from support import ANSWER, HELLO, MODEL, client, holds
+from test_leases import Everything, Shared
 from test_postgres import ended, held
 
 from behest_integrations import BudgetExceeded, Meter, StoreError, Usage
@@ -37,13 +39,39 @@ from behest_integrations.reports import verify
 from behest_integrations.sandbox import Sandbox
 from behest_integrations.wire import RequestBound
 
-CAP = Decimal(1)
 COMMIT = b"COMMIT\x00"
-BUDGETS = ["$1", "$0.60/day per user"]
 TIMEOUT = 1.0
 BOUND = 2 * (TIMEOUT + 2)
 """Seconds in which a call is refused, or has its answer, whatever the store does: its own turn and the one
 before it, each with a connection that takes two seconds more."""
+
+
+class How(NamedTuple):
+    """What is allowed, and which of its buckets are taken to be hot; None: no leases."""
+
+    cap: Decimal
+    each: Decimal
+    hot: Any = None
+
+    def meter(self, url: str, **said: Any) -> Meter:
+        budgets = [f"${self.cap}", f"${self.each}/day per user"]
+        meter = Meter(url, budgets=budgets, wait=2, leases=self.hot is not None, **said)
+        if self.hot is not None:
+            assert meter._leases is not None
+            meter._leases._hot, meter._leases._often = self.hot(), 1
+        return meter
+
+
+HOWS = {
+    "each asks the store": How(Decimal(1), Decimal("0.60")),
+    "calls are drawn": How(Decimal(3), Decimal("1.70"), Everything),
+    "holds have parts": How(Decimal(3), Decimal("1.70"), Shared),
+}
+
+
+@pytest.fixture(params=HOWS)
+def how(request: pytest.FixtureRequest) -> How:
+    return HOWS[request.param]
 
 
 @pytest.fixture
@@ -90,10 +118,11 @@ def load(meter: Meter, sandbox: Sandbox, breaking: Callable[[], None]) -> list[S
     finally:
         done.set()
         breaker.join(20)
+    assert meter._leases is None or meter._leases.drawn > 20
     return refused
 
 
-def check(meter: Meter, sandbox: Sandbox, *, used: Decimal = CAP * 95 / 100) -> None:
+def check(meter: Meter, sandbox: Sandbox, how: How, *, used: float = 0.95) -> None:
     """Nothing was let through, no hold is stuck, and every call has its entry."""
     deadline = time.monotonic() + 20
     while meter.unwritten and time.monotonic() < deadline:
@@ -101,20 +130,19 @@ def check(meter: Meter, sandbox: Sandbox, *, used: Decimal = CAP * 95 / 100) -> 
             meter.flush()
     meter.flush()
     meter.sweep()
-    assert sandbox.bill.total() <= CAP
-    assert sandbox.bill.total() >= used
-    assert max(sandbox.bill.by_user().values()) <= Decimal("0.60")
+    assert how.cap * Decimal(used) <= sandbox.bill.total() <= how.cap
+    assert max(sandbox.bill.by_user().values()) <= how.each
     assert holds(meter) == 0
     assert verify(meter.ledger) == []
     booked = sum(e.cost or 0 for e in meter.ledger.snapshot()[2])
     assert booked >= sandbox.bill.total() * 10**9
 
 
-def test_sessions_are_ended_in_mid_load() -> None:
+def test_sessions_are_ended_in_mid_load(how: How) -> None:
     url = postgres.new_url()
     with (
         Sandbox(latency=0.01, output_tokens=ANSWER) as sandbox,
-        Meter(url, budgets=BUDGETS, wait=2) as meter,
+        how.meter(url) as meter,
         psycopg.connect(postgres.server(), autocommit=True) as other,
     ):
         rng = random.Random(3)
@@ -125,13 +153,13 @@ def test_sessions_are_ended_in_mid_load() -> None:
                 other.execute("SELECT pg_terminate_backend(%s)", [link.backend])
 
         load(meter, sandbox, storm)
-        check(meter, sandbox)
+        check(meter, sandbox, how)
 
 
-def test_a_network_that_cuts_delays_and_hangs_up_on_one_side(proxy: Proxy, url: str) -> None:
+def test_a_network_that_cuts_delays_and_hangs_up_on_one_side(proxy: Proxy, url: str, how: How) -> None:
     with (
         Sandbox(latency=0.01, output_tokens=ANSWER) as sandbox,
-        Meter(url, budgets=BUDGETS, wait=2, store_timeout=TIMEOUT) as meter,
+        how.meter(url, store_timeout=TIMEOUT) as meter,
     ):
         rng = random.Random(5)
 
@@ -146,7 +174,7 @@ def test_a_network_that_cuts_delays_and_hangs_up_on_one_side(proxy: Proxy, url: 
 
         load(meter, sandbox, storm)
         proxy.delay = 0
-        check(meter, sandbox)
+        check(meter, sandbox, how)
 
 
 @pytest.mark.parametrize("when", ["before it is written", "after it is written"])
@@ -239,23 +267,26 @@ def test_a_store_that_is_out_refuses_in_time_and_goes_on_by_itself(proxy: Proxy,
 CLIENT = """
 import sys
 sys.path.insert(0, sys.argv[3])
-from test_postgres_faults import BUDGETS, CAP, load
-from behest_integrations import Meter
+from test_postgres_faults import HOWS, load
 class There:
     base_url = sys.argv[2]
-with Meter(sys.argv[1], budgets=BUDGETS, wait=2, store_timeout=5) as meter:
+with HOWS[sys.argv[4]].meter(sys.argv[1], store_timeout=5) as meter:
     print("ready", flush=True)
     load(meter, There, lambda: None)
 """
 
 
-def test_clients_and_the_server_are_killed_in_mid_load() -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["each asks the store", pytest.param("calls are drawn", marks=pytest.mark.soak), "holds have parts"],
+)
+def test_clients_and_the_server_are_killed_in_mid_load(name: str) -> None:
     folder = Path(tempfile.gettempdir()) / f"behest-pg-killed-{os.getpid()}"
     server = postgres.started(folder)
     url = postgres.url_of(server.get_uri())
     open_store(url).close()
     with Sandbox(latency=0.02, output_tokens=ANSWER) as sandbox:
-        command = [sys.executable, "-c", CLIENT, url, sandbox.base_url, os.path.dirname(__file__)]
+        command = [sys.executable, "-c", CLIENT, url, sandbox.base_url, os.path.dirname(__file__), name]
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         try:
             for process in running:
@@ -277,9 +308,10 @@ def test_clients_and_the_server_are_killed_in_mid_load() -> None:
             for process in running:
                 process.kill()
                 process.communicate()
-        with Meter(url, budgets=BUDGETS) as meter:
-            # What the dead one had under way may have been billed, and is booked at its worst.
-            check(meter, sandbox, used=CAP / 2)
+        with HOWS[name].meter(url) as meter:
+            # What the dead one had under way may have been billed, and is booked at its worst; with leases
+            # also what it had for calls that it did not make.
+            check(meter, sandbox, HOWS[name], used=0.5)
     server.cleanup()
 
 
