@@ -27,14 +27,17 @@ class ReadTimeout(Exception):
 
 
 class StatusError(Exception):
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, code: str | None = None) -> None:
         super().__init__(f"HTTP {status}")
         self.status_code = status
+        self.body = {"message": "no", "code": code}
 
 
 def broken(note: str = "the stream broke", **said: object) -> Evidence:
     return Evidence(whole=False, note=note, flag="broken", counting=lambda: USAGE, **said)  # type: ignore[arg-type]
 
+
+FILTERED = "HTTP 400 of a content filter; at Azure, of a prompt that is too long"
 
 # The README's row, what is known of the call, and what is booked: (status, usage).
 CASES: list[tuple[str, Evidence, tuple[str, Usage | None]]] = [
@@ -42,6 +45,17 @@ CASES: list[tuple[str, Evidence, tuple[str, Usage | None]]] = [
     ("the provider's usage arrived", broken(usage=USAGE, final=True), ("settled", USAGE)),
     ("HTTP 4xx, 429 included", Evidence(whole=False, error=StatusError(400)), ("failed", None)),
     ("HTTP 4xx, 429 included", Evidence(whole=False, error=StatusError(429)), ("failed", None)),
+    (FILTERED, Evidence(whole=False, error=StatusError(400, "content_filter")), ("assumed", None)),
+    (
+        FILTERED,
+        Evidence(whole=False, error=StatusError(400, "context_length_exceeded"), provider="azure"),
+        ("assumed", None),
+    ),
+    (
+        "HTTP 4xx, 429 included",
+        Evidence(whole=False, error=StatusError(400, "context_length_exceeded"), provider="openai"),
+        ("failed", None),
+    ),
     (
         "HTTP 5xx, a timeout, a lost connection",
         Evidence(whole=False, error=StatusError(503)),
@@ -146,3 +160,27 @@ def test_input_that_was_told_as_nothing_is_counted() -> None:
 def test_statuses(status: int, said: str | None) -> None:
     outcome: Outcome | None = outcome_of_status(status)
     assert (outcome.status if outcome else None) == said
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": {"code": "content_filter", "status": 400, "innererror": {}}}',
+        b'{"error": {"code": "BadRequest", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}',
+        {"error": {"code": "content_filter"}},
+    ],
+)
+def test_a_filter_is_known_by_its_code(body: object) -> None:
+    """https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-filter"""
+    found = outcome_of_status(400, body)
+    assert found is not None
+    assert (found.status, found.flags) == ("assumed", ("filtered",))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"no JSON", b"[]", b'{"error": "content_filter"}', b'{"error": {"code": 400}}', {}, None]
+)
+def test_other_errors_cost_nothing(body: object) -> None:
+    found = outcome_of_status(400, body, "azure")
+    assert found is not None
+    assert found.status == "failed"

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from ..engine.downgrading import reserving_either
 from ..engine.engine import Engine
 from ..engine.holds import Hold
-from ..engine.outcomes import Evidence, Outcome, judge
+from ..engine.outcomes import Evidence, Outcome, judge, outcome_of_status
 from ..engine.per_engine import PerEngine
 from ..engine.plan import Plan
 from ..engine.ruling import rule
@@ -216,11 +216,15 @@ class Exchange:
         self._hide_usage, self._untold = False, True
         self.reply.keep_text = True
 
-    def answered(self, status: int) -> bool:
+    def answered(self, status: int, said: object = None) -> bool:
         """Note what the server has answered; whether the same is to be sent again, as `unasked` makes it.
 
         A server that does not know `stream_options` refuses what worked without us. It is asked for
-        usage no more, once the same request has been taken without them.
+        usage no more, once the same request has been taken without them. What a filter has stopped it
+        has understood, and may bill: that is not sent again.
+
+        Args:
+            said: an error's body, as far as it has been read.
         """
         if not self._hide_usage:
             if self._untold and 200 <= status < 300:
@@ -229,6 +233,9 @@ class Exchange:
         if 200 <= status < 300:
             self._note(True)
         elif status in _REFUSED and not _TELLS.of(self.engine).get(self._where, False):
+            outcome = outcome_of_status(status, said, self.plan.provider)
+            if outcome is not None and outcome.status == "assumed":
+                return False
             self._not_told()
             return True
         return False

@@ -9,7 +9,7 @@ from ..ledger.book import KNOWS, Claim, Reserved
 from ..rules.errors import handled
 from ..rules.usage import Usage
 from .leases import Draw, Parted
-from .outcomes import CANCELLED, Outcome
+from .outcomes import CANCELLED, Outcome, outcome_of_error
 from .plan import Plan
 from .steps import Steps
 
@@ -99,6 +99,10 @@ class Hold:
         self.hang_up: Callable[[], Any] | None = None
         self.read_on: Callable[[], bool] | None = None
         self.without_usage = False
+
+    def failed(self, error: BaseException) -> Outcome:
+        """How the call has ended that raised `error`."""
+        return outcome_of_error(error, self.before, self.plan.provider)
 
     # Each way to end, once for blocking callers and once for coroutines; `post` is for
     # finalisers and cancelled tasks, which must not wait.

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from ..rules.errors import CallRefused, StoreError, causes
 from ..rules.usage import Usage
+from ..wire import parse_json
 
 Status = Literal["settled", "estimated", "assumed", "failed", "cancelled"]
 
@@ -57,7 +58,7 @@ class Evidence(NamedTuple):
         counted: whether `usage` is not the provider's own, but counted by the door.
         whole: whether the reply was received to its end.
         error: what the call raised, if it did.
-        before: what was being handled when it began, see `errors.causes`.
+        before, provider: see `outcome_of_error`.
         note, flag: what happened, where the reply is not whole.
         counting: counts, from above, what was seen of the answer; None where nothing was.
         shows_all: whether all that is billed as output is seen: of a model that is known not to
@@ -75,6 +76,7 @@ class Evidence(NamedTuple):
     whole: bool = True
     error: BaseException | None = None
     before: int = 0
+    provider: str | None = None
     note: str = ""
     flag: str = ""
     counting: Callable[[], Usage] | None = None
@@ -160,8 +162,10 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "the call raised, and what it raised says whether it was billed",
-        lambda e, _: e.error is not None and outcome_of_error(e.error, e.before).status != "assumed",
-        lambda e: outcome_of_error(e.error, e.before),  # type: ignore[arg-type]
+        lambda e, _: (
+            e.error is not None and outcome_of_error(e.error, e.before, e.provider).status != "assumed"
+        ),
+        lambda e: outcome_of_error(e.error, e.before, e.provider),  # type: ignore[arg-type]
     ),
     Row(
         "a whole reply without usage, of what has no output",
@@ -186,7 +190,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "HTTP 5xx, a timeout, a lost connection: it may have been billed",
         lambda e, _: e.error is not None and not e.note,
-        lambda e: outcome_of_error(e.error, e.before),  # type: ignore[arg-type]
+        lambda e: outcome_of_error(e.error, e.before, e.provider),  # type: ignore[arg-type]
     ),
     Row("a reply without usage, or one that is not whole", lambda e, _: True, _assumed),
 )
@@ -218,23 +222,62 @@ _NEVER_SENT = frozenset(
 )  # fmt: skip
 
 
-def outcome_of_status(status: int) -> Outcome | None:
-    """The outcome of an HTTP status that is not a success; None if it is one."""
+# Codes of a 400 after which the provider bills what it has processed all the same: the prompt, and, for a
+# filter that runs beside the model, what that has written. At Azure a prompt that is too long may be billed:
+# https://learn.microsoft.com/azure/ai-foundry/openai/how-to/manage-costs ("HTTP Error response code and
+# billing status"), https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-filter
+_FILTERED = frozenset({"content_filter", "ResponsibleAIPolicyViolation", "ContentPolicyViolationError"})
+_BILLED_AT = {"azure": frozenset({"context_length_exceeded"})}
+
+
+def outcome_of_status(status: int, said: object = None, provider: str | None = None) -> Outcome | None:
+    """The outcome of an HTTP status that is not a success; None if it is one.
+
+    Args:
+        said: the answer's body (bytes, or what is in them), or the error that an SDK has made of it.
+        provider: the price list's id of whose answer it is, if known.
+    """
     if 200 <= status < 300:
         return None
     if status == 408 or status >= 500:
         # The request was taken in; whether it was billed cannot be known from here.
         return Outcome("assumed", note=f"HTTP {status}", flags=("server_error",))
+    if status == 400 and said is not None:
+        billed = (_FILTERED | _BILLED_AT.get(provider or "", frozenset())) & _codes_in(said)
+        if billed:
+            note = f"HTTP 400, {min(billed)}: what was processed may be billed"
+            return Outcome("assumed", note=note, flags=("filtered",))
     return Outcome("failed", note=f"HTTP {status}")
 
 
-def outcome_of_error(error: BaseException, before: int = 0) -> Outcome:
+def _codes_in(said: object) -> set[str]:
+    """How an error is called, by those who raise it and by the provider."""
+    found: list[object] = []
+    if isinstance(said, BaseException):
+        found += [c.__name__ for c in type(said).__mro__] + [getattr(said, "code", None)]
+        said = getattr(said, "body", None)
+    elif isinstance(said, (bytes, bytearray)):
+        try:
+            said = parse_json(said)
+        except ValueError:
+            said = None
+    for _ in range(2):
+        if isinstance(said, Mapping):
+            said = said.get("error") if isinstance(said.get("error"), Mapping) else said
+            assert isinstance(said, Mapping)
+            found.append(said.get("code"))
+            said = said.get("innererror") or said.get("inner_error")
+    return {code for code in found if isinstance(code, str)}
+
+
+def outcome_of_error(error: BaseException, before: int = 0, provider: str | None = None) -> Outcome:
     """The outcome of a call that raised, whatever SDK it came through.
 
     SDKs wrap the errors of their HTTP library: the whole chain of causes is looked at.
 
     Args:
         before: what was being handled when the call began, see `errors.causes`.
+        provider: the price list's id of whose call it was, if known.
     """
     if isinstance(error, asyncio.CancelledError):
         return Outcome("assumed", note="the task was cancelled", flags=("cancelled",))
@@ -247,7 +290,7 @@ def outcome_of_error(error: BaseException, before: int = 0) -> Outcome:
         status = getattr(cause, "status_code", None)
         if status is None:
             status = getattr(getattr(cause, "response", None), "status_code", None)
-        if isinstance(status, int) and (known := outcome_of_status(status)) is not None:
+        if isinstance(status, int) and (known := outcome_of_status(status, cause, provider)) is not None:
             return known
     return Outcome("assumed", note=f"no answer: {type(error).__name__}", flags=("no_answer",))
 

@@ -25,7 +25,7 @@ from tenacity import (
 
 from ..calls.exchange import Exchange, unasked
 from ..engine.holds import Hold
-from ..engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
+from ..engine.outcomes import CANCELLED, outcome_of_status
 from ..engine.steps import Steps
 from ..meter import Meter
 from ..rules.attribution import Attribution
@@ -193,17 +193,20 @@ class Attempts:
                 job.budget["X-Model-Asked"] = quote(str(job.body["model"]), safe=" /:@._-")
             body = exchange.reserved(hold)
             content = await anyio.to_thread.run_sync(to_json, body) if job.large else to_json(body)
-            sent = True
+            sent, said = True, None
             asking = provider.post(job.operation, target.model, content, who, job.headers, own)
             leaves = body.get("stream") and exchange.reads_on
             response = await (headed(exchange, hold, asking) if leaves else asking)
-            if exchange.answered(response.status):
+            if response.status == 400:
+                said = await _error_of(response)
+            if exchange.answered(response.status, said):
                 response.close()
+                said = None
                 again = unasked(content)
                 response = await provider.post(job.operation, target.model, again, who, job.headers, own)
                 exchange.answered(response.status)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            await hold.aend(outcome_of_error(error, hold.before))
+            await hold.aend(hold.failed(error))
             self._metrics.attempt(provider.name, type(error).__name__)
             if isinstance(error, aiohttp.ClientResponseError):  # it has answered, and may have billed
                 raise _Failed(_unreadable(provider.name, error), repeat=False, elsewhere=False) from error
@@ -211,16 +214,19 @@ class Attempts:
         except BaseException as error:
             # Nothing may be waited for here: the task may be cancelled again.
             if hold.read_on is None:
-                hold.post(outcome_of_error(error, hold.before) if sent else CANCELLED)
+                hold.post(hold.failed(error) if sent else CANCELLED)
             raise
         self._metrics.attempt(provider.name, str(response.status))
-        outcome = outcome_of_status(response.status)
-        if outcome is None:
+        if 200 <= response.status < 300:
             return await _begun(provider.name, response, exchange, hold, own is not None)
-        await hold.aend(outcome)
-        raise await refused(
-            provider.name, response, repeated=provider.settings.retries > 0, own=own is not None
-        )
+        try:
+            said = said or await _error_of(response)
+        except BaseException as error:
+            hold.post(outcome_of_status(response.status) or hold.failed(error))
+            raise
+        await hold.aend(outcome_of_status(response.status, said, provider.prices) or CANCELLED)
+        repeated = provider.settings.retries > 0
+        raise _refused(provider.name, response, said, repeated=repeated, own=own is not None)
 
     def _exchange(self, job: Job, body: Mapping[str, Any], provider: Provider, **more: Any) -> Exchange:
         return Exchange(
@@ -403,6 +409,15 @@ def _no_answer(provider: str, error: BaseException) -> Problem:
     return Problem(502, f"The provider {provider!r} cannot be reached.", details=details, retry=False)
 
 
+async def _error_of(response: aiohttp.ClientResponse) -> bytes | None:
+    """The body of an error; None if there is none to be had."""
+    try:
+        async with response:
+            return await read_at_most(response, _MOST_ERROR)
+    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+        return None
+
+
 async def refused(
     provider: str, response: aiohttp.ClientResponse, *, repeated: bool, own: bool = False
 ) -> _Failed:
@@ -411,11 +426,16 @@ async def refused(
     Args:
         repeated: whether it was asked again. own: whether with the tenant's own key.
     """
+    return _refused(provider, response, await _error_of(response), repeated=repeated, own=own)
+
+
+def _refused(
+    provider: str, response: aiohttp.ClientResponse, content: bytes | None, *, repeated: bool, own: bool
+) -> _Failed:
     status = response.status
     try:
-        async with response:
-            said = from_json(await read_at_most(response, _MOST_ERROR))
-    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+        said = from_json(content or b"")
+    except ValueError:
         said = None
     error = said.get("error") if isinstance(said, Mapping) else None
     error = error if isinstance(error, Mapping) else {}

@@ -11,7 +11,7 @@ from ..calls.exchange import Exchange
 from ..calls.passing import Passing
 from ..engine.draining import MOST_BYTES
 from ..engine.holds import Hold
-from ..engine.outcomes import outcome_of_error, outcome_of_status
+from ..engine.outcomes import outcome_of_status
 
 _LEFT = "the client hung up before the end"
 _TOO_LONG = f"{_LEFT}, and it was not read to its end: it took too long"
@@ -55,7 +55,7 @@ class Rest:
         try:
             response = self._head if isinstance(self._head, aiohttp.ClientResponse) else await self._head
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            await self._hold.aend(outcome_of_error(error, self._hold.before))
+            await self._hold.aend(self._hold.failed(error))
             return
         try:
             refused = outcome_of_status(response.status)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from starlette.requests import Request
 
-FaultKind = Literal["latency", "status", "timeout", "cut", "no_usage", "over_limit"]
-FAULTS = ("latency", "status", "timeout", "cut", "no_usage", "over_limit")
+FaultKind = Literal["latency", "status", "timeout", "cut", "no_usage", "over_limit", "filtered"]
+FAULTS = ("latency", "status", "timeout", "cut", "no_usage", "over_limit", "filtered")
 
 
 @dataclass

@@ -231,13 +231,14 @@ class Sandbox:
             kind: ``latency`` (by `seconds`), ``status`` (answer with `status`),
                 ``timeout`` (bill, then answer after `seconds`), ``cut`` (break a
                 stream half way, billed whole), ``no_usage`` (leave usage out),
-                ``over_limit`` (bill and report `factor` times the output).
+                ``over_limit`` (bill and report `factor` times the output), ``filtered`` (bill, and answer
+                as Azure does where a filter has stopped the prompt).
             billed: whether a ``status`` is billed all the same; None: 5xx is, 4xx is not.
         """
         if kind not in FAULTS:
             raise ConfigError(f"unknown fault {kind!r}: one of {', '.join(FAULTS)}")
         if billed is None:
-            billed = kind == "timeout" or status >= 500
+            billed = kind in ("timeout", "filtered") or status >= 500
         self._faults.append(Fault(kind, times, status, billed, seconds, factor))
 
     def next_fault(self) -> Fault | None:
@@ -318,9 +319,11 @@ class Sandbox:
         delay = self.latency + (fault.seconds if fault and fault.kind == "latency" else 0.0)
         if delay:
             await asyncio.sleep(delay)
-        if fault is not None and fault.kind in ("status", "timeout"):
+        if fault is not None and fault.kind in ("status", "timeout", "filtered"):
             if fault.billed:
                 self.charge(job, output)
+            if fault.kind == "filtered":
+                return _error(400, "the response was filtered", "content_filter")
             if fault.kind == "status":
                 return say(fault.status, "the sandbox was told to fail")
             await asyncio.sleep(fault.seconds)
@@ -662,11 +665,11 @@ async def _misshapen(request: Request, error: Exception) -> Response:
     return _error(400, f"a field has the wrong shape ({type(error).__name__})")
 
 
-def _error(status: int, message: str) -> Response:
+def _error(status: int, message: str, code: str | None = None) -> Response:
     kind = (
         "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
     )
-    body = {"error": {"message": message, "type": kind, "code": None, "param": None}}
+    body = {"error": {"message": message, "type": kind, "code": code, "param": None}}
     return JSONResponse(body, status_code=status)
 
 

@@ -306,6 +306,7 @@ class Generation:
             whole=whole,
             error=error,
             before=before,
+            provider=self.plan.provider,
             note=note,
             flag=flag,
             counting=partial(self.plan.counted, heard.text, slack) if heard.text or not has_output else None,

@@ -15,7 +15,7 @@ from typing import Any
 from ...calls.exchange import Exchange, unasked
 from ...engine.engine import Engine
 from ...engine.holds import Hold
-from ...engine.outcomes import CANCELLED, outcome_of_error, outcome_of_status
+from ...engine.outcomes import CANCELLED, outcome_of_status
 from ...engine.ruling import looks_through, screened
 from ...engine.steps import Aside, Steps
 from ...prices import provider_for_url
@@ -121,7 +121,7 @@ class Call:
     def again(self, request: Any, response: Any) -> Any:
         """The request to send in the place of one that was refused for what we put in; else None."""
         exchange = self.exchange
-        if exchange is None or not exchange.answered(response.status_code):
+        if exchange is None or not exchange.answered(response.status_code, _said(response)):
             return None
         return with_content(request, unasked(request.content))
 
@@ -131,7 +131,10 @@ class Call:
         assert exchange is not None
         if hold is None:
             return None
-        outcome = outcome_of_status(response.status_code)
+        status = response.status_code
+        outcome = outcome_of_status(
+            status, _said(response) if status == 400 else None, exchange.plan.provider
+        )
         if outcome is None:
             if streamed and not response.is_stream_consumed:
                 watch_response(response, exchange, hold, asynchronous=self.asynchronous, client=self.client)
@@ -223,6 +226,20 @@ def with_content(request: Any, content: bytes) -> Any:
 # ── an attempt on its way ──────────────────────────────────────────────────────────────
 
 
+def _status(response: Any) -> int:
+    """Its status; 0 of a response that is none of httpx's, and is read by whoever sends it."""
+    return getattr(response, "status_code", 0)
+
+
+def _said(response: Any) -> bytes | None:
+    """The body, as far as it has been read."""
+    try:
+        content: bytes = response.content
+    except RuntimeError:
+        return None
+    return content
+
+
 def send_reserved(
     engine: Engine, call: Any, send: Callable[..., Any], request: Any, *, stream: bool, **kwargs: Any
 ) -> Any:
@@ -233,15 +250,19 @@ def send_reserved(
     """
     try:
         response = send(request, stream=stream, **kwargs)
+        if _status(response) == 400:  # its body says whether it is billed
+            response.read()
         again = call.again(request, response)
         if again is not None:
             response.read()
             response = send(again, stream=stream, **kwargs)
+            if _status(response) == 400:
+                response.read()
             call.again(again, response)
     except BaseException as error:
         hold = call.take()
         if hold is not None:
-            hold.end(outcome_of_error(error, hold.before))
+            hold.end(hold.failed(error))
         raise
     steps = call.answered(response, streamed=stream)
     if steps is not None:
@@ -255,16 +276,20 @@ async def asend_reserved(
     """`send_reserved` for coroutines."""
     try:
         response = await send(request, stream=stream, **kwargs)
+        if _status(response) == 400:
+            await response.aread()
         again = call.again(request, response)
         if again is not None:
             await response.aread()
             response = await send(again, stream=stream, **kwargs)
+            if _status(response) == 400:
+                await response.aread()
             call.again(again, response)
     except BaseException as error:
         hold = call.take()
         if hold is not None:
             # A cancelled task may be cancelled again: it must not wait here.
-            hold.post(outcome_of_error(error, hold.before))
+            hold.post(hold.failed(error))
         raise
     steps = call.answered(response, streamed=stream)
     if steps is not None:
