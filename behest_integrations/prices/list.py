@@ -120,17 +120,13 @@ def _fine_tuned(name: ModelName, provider: str, listed: PriceList | None) -> Mod
     )
 
 
-def free(model: str) -> ModelPricing:
-    """The pricing of OpenRouter's free variants, which cost nothing.
-
-    https://openrouter.ai/docs/guides/routing/model-variants/overview: the price of such an entry
-    is zero, and one that is not in the catalogue is not answered.
-    """
+def free(model: str, provider: str, source: str) -> ModelPricing:
+    """The pricing of what costs nothing."""
     table = PriceTable(((0, Rates()),))
     return ModelPricing(
         model=model,
-        provider="openrouter",
-        source="OpenRouter's page",
+        provider=provider,
+        source=source,
         standard=table,
         tiers={},
         worst=((None, table),),

@@ -271,6 +271,10 @@ class Pricing:
         return replace(listed, worst=worst, valid_until=min(listed.valid_until, until))
 
 
+ASKS_NOBODY = "in-memory"
+"""The provider of models that answer by themselves, in this process."""
+
+
 def _remember(cache: dict[_K, _V], key: _K, found: _V) -> None:
     if len(cache) >= _MOST_REMEMBERED:
         cache.clear()
@@ -309,7 +313,11 @@ def _with_fee(table: PriceTable, fee: int) -> PriceTable:
 
 def _listed(provider: str | None, model: str, now: datetime, listed: PriceList | None) -> ModelPricing | None:
     if provider == "openrouter" and model.endswith(":free"):
-        return free(model)
+        # https://openrouter.ai/docs/guides/routing/model-variants/overview: the price of such an entry is
+        # zero, and one that is not in the catalogue is not answered.
+        return free(model, provider, "OpenRouter's page")
+    if provider == ASKS_NOBODY:
+        return free(model, provider, "it asks nobody")
     return find_listed(provider, model, now, listed)
 
 

@@ -20,6 +20,7 @@ from ...engine.outcomes import Evidence, Outcome, judge
 from ...engine.plan import Plan
 from ...engine.ruling import rule
 from ...engine.steps import Steps
+from ...prices import ASKS_NOBODY
 from ...rules.attribution import NOBODY, Attribution, from_body
 from ...rules.errors import ConfigError
 from ...rules.usage import Usage, believable
@@ -251,7 +252,7 @@ class Generation:
             instead: the call that would.
         """
         plan = self.plan
-        if self.unlimited and plan.shape.limited:
+        if self.unlimited and plan.shape.limited and plan.provider != ASKS_NOBODY:
             self.engine.notices.once(
                 ("unlimited", plan.model),
                 "model %r has no output limit, and a callback cannot set one: %d tokens are reserved for "

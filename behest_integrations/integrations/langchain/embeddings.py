@@ -15,6 +15,7 @@ from ..kit.generation import Generation, Heard
 from ..kit.masking import looks_through, masking_input, off_loop
 from ..kit.metered import as_class, metered_class
 from ..kit.settings import url_in
+from ..kit.stand_ins import full_name
 from ..kit.terms import Terms
 from .translate import name_model
 
@@ -26,7 +27,7 @@ def _call(embeddings: Any, texts: Sequence[str]) -> tuple[Call, list[str]]:
     terms: Terms = embeddings._behest
     settings = {k: v for k, v in vars(embeddings).items() if isinstance(v, str)}
     maker = type(embeddings).__module__.split(".")[0].removeprefix("langchain_")
-    named = name_model({}, {"ls_provider": maker}, settings)
+    named = name_model({}, {"ls_provider": maker}, settings, full_name(type(embeddings)))
     request = {"model": named.model, "input": list(texts)}
     deferred = _is_deferred(embeddings)
     masking, sent = masking_input(terms.engine, request, deferred)

@@ -149,7 +149,8 @@ class BehestCallbackHandler(BaseCallbackHandler):
             return
         params, metadata = invocation_params or {}, metadata or {}
         settings: Mapping[str, Any] = (serialized or {}).get("kwargs") or {}
-        named = name_model(params, metadata, settings)
+        of = ".".join(map(str, (serialized or {}).get("id") or ()))
+        named = name_model(params, metadata, settings, of)
         request = request_as_wire(messages, params, named.model)
         if "max_tokens" not in request:
             limit = output_limit(settings, {"max_tokens": metadata.get("ls_max_tokens")})

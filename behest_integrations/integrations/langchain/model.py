@@ -28,6 +28,7 @@ from ..kit.generation import Generation, Heard
 from ..kit.masking import looks_through, off_loop, only
 from ..kit.metered import METERED_BY, as_class, metered_class, plain
 from ..kit.settings import limit_field_of, model_field_of, output_limit, url_in
+from ..kit.stand_ins import full_name
 from ..kit.terms import Terms
 from .handler import take_run
 from .masking import ChunksPutBack, put_back, rebuilt, view_of
@@ -45,7 +46,8 @@ def _call(
     params = model._get_invocation_params(stop=stop, **kwargs) if chat else {**_settings(model), **kwargs}
     settings = {k: v for k, v in vars(model).items() if isinstance(v, (str, int))}
     metadata = _metadata_of(model, run_manager)
-    named = name_model(params, {**model._get_ls_params(stop=stop, **kwargs), **metadata}, settings)
+    said = {**model._get_ls_params(stop=stop, **kwargs), **metadata}
+    named = name_model(params, said, settings, full_name(type(model)))
     prompts = [] if chat else list(messages)
     asked = messages if chat else [HumanMessage(p) for p in prompts]
     limit = output_limit(params, settings)

@@ -16,6 +16,7 @@ from ...wire.usage_shapes import find_usage, read_usage
 from ..kit.generation import Heard
 from ..kit.naming import ID_NAMES, id_in, said_in
 from ..kit.settings import fields_asked, model_in, output_limit, provider_of
+from ..kit.stand_ins import named
 
 # Blocks whose JSON is all that there is to bill.
 _PLAIN_BLOCKS = frozenset(
@@ -113,10 +114,13 @@ class Named:
     provider: str | None
 
 
-def name_model(params: Mapping[str, Any], metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> Named:
+def name_model(
+    params: Mapping[str, Any], metadata: Mapping[str, Any], settings: Mapping[str, Any], cls: str
+) -> Named:
     """The model that is about to be asked.
 
     Args:
+        cls: the full name of the model object's class.
         params: LangChain's invocation parameters.
         metadata: the run's, with `ls_provider` and `ls_model_name`.
         settings: the model object's own (its serialized keywords, or its attributes).
@@ -126,7 +130,7 @@ def name_model(params: Mapping[str, Any], metadata: Mapping[str, Any], settings:
         said = metadata.get("ls_model_name")
         model = said if isinstance(said, str) and said else model_in(settings)
     maker = str(metadata.get("ls_provider") or "")
-    return Named(str(model or params.get("_type") or maker), provider_of(settings, maker))
+    return Named(str(model or params.get("_type") or maker), named(cls) or provider_of(settings, maker))
 
 
 # ── who ────────────────────────────────────────────────────────────────────────────────

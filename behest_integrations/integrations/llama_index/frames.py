@@ -17,6 +17,8 @@ from typing import Any
 MODULE = "llama_index.core.llms.callbacks"
 LOCAL = "event_id"
 MODEL = "_self"
+EMBEDDING_MODULE = "llama_index.core.base.embeddings.base"
+EMBEDDING = "self"
 
 
 def model_asked() -> Any:
@@ -26,6 +28,16 @@ def model_asked() -> Any:
         if frame.f_globals.get("__name__") == MODULE and MODEL in frame.f_locals:
             model = frame.f_locals[MODEL]
             return getattr(model, "llm", model)  # what a structured LLM asks
+        frame = frame.f_back
+    return None
+
+
+def embedding_asked() -> Any:
+    """The embedding model that is asked in the event which is being begun; None if it is not found."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == EMBEDDING_MODULE and EMBEDDING in frame.f_locals:
+            return frame.f_locals[EMBEDDING]
         frame = frame.f_back
     return None
 

@@ -25,7 +25,8 @@ from ..kit.generation import Generation, Heard
 from ..kit.metered import METERED_BY
 from ..kit.runs import Runs
 from ..kit.settings import model_in, output_limit, url_in
-from .frames import events_around, model_asked
+from ..kit.stand_ins import stands_in
+from .frames import embedding_asked, events_around, model_asked
 from .translate import attribution, conversation_of, hear, provider_by, request_as_wire, settings_of
 
 _LAYER = "llama_index callback"
@@ -127,7 +128,8 @@ class BehestHandler(BaseCallbackHandler):
         name = str(model_in(model) or maker)
         batch = model.get("embed_batch_size")
         texts = batch if isinstance(batch, int) and batch > 0 else 1
-        provider = provider_named(_maker(maker))
+        asked = embedding_asked()
+        provider = (None if asked is None else stands_in(type(asked))) or provider_named(_maker(maker))
         most = self.engine.pricing.context_window(name, provider) or _LONGEST_TEXT
         return Generation(
             self.engine,

@@ -14,6 +14,7 @@ from ...rules.usage import Usage
 from ...wire.usage_shapes import as_mapping, find_usage, read_usage
 from ..kit.generation import Heard
 from ..kit.settings import fields_asked, model_in, output_limit, provider_of
+from ..kit.stand_ins import stands_in
 
 # ── what is asked ──────────────────────────────────────────────────────────────────────
 
@@ -126,7 +127,7 @@ def provider_by(model: Any, settings: Mapping[str, Any]) -> str | None:
     """The provider, by the model's base URL or its class's package (`llama_index.llms.NAME`)."""
     parts = type(model).__module__.split(".")
     maker = parts[2] if parts[0] == "llama_index" and len(parts) > 2 else parts[0]
-    return provider_of(settings, maker.removesuffix("_like"))
+    return stands_in(type(model)) or provider_of(settings, maker.removesuffix("_like"))
 
 
 def attribution() -> Attribution:

@@ -67,7 +67,7 @@ def _noted(options: Mapping[str, Any]) -> Iterator[None]:
     if isinstance(metadata, Mapping):
         said = said_in(metadata).over(said)
     ids = {
-        "session": getattr(options.get("session"), "session_id", None),
+        "session": _id_of(options.get("session")),
         "group": _of(config, "group_id"),
         "conversation": options.get("conversation_id"),
     }
@@ -80,6 +80,13 @@ def _noted(options: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         _around.reset(token)
+
+
+def _id_of(session: Any) -> Any:
+    try:
+        return getattr(session, "session_id", None)
+    except Exception:  # OpenAI's conversations have none before they have begun
+        return None
 
 
 def _of(config: Any, name: str) -> Any:

@@ -26,6 +26,7 @@ from ..kit.generation import Generation
 from ..kit.metered import as_class, metered_class
 from ..kit.settings import lowered
 from ..kit.stainless import Making
+from ..kit.stand_ins import stands_in
 from ..kit.terms import Terms
 from ..kit.undo import Undo
 from .internals import INCOMPLETE_IS_AN_ERROR, WEBSOCKETS, note_runs, whose
@@ -59,7 +60,7 @@ def _call(model: Any, asked: dict[str, Any]) -> tuple[Call, Any]:
         request_as_wire(name, asked),
         who=said,
         fallback=own,
-        provider=terms.provider or (provider_for_url(url) if url else None),
+        provider=terms.provider or stands_in(type(model)) or (provider_for_url(url) if url else None),
         can_limit=True,
         where=url,
     )

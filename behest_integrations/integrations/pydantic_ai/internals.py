@@ -22,6 +22,8 @@ from ..kit.clients import keeps_metered_clients, meter_clients_of
 
 INNER = ("wrapped", "models")
 """Where models that answer through others keep them: wrappers, and fallbacks."""
+FUNCTION = "pydantic_ai.models.function.FunctionModel"
+"""A model whose answers a function of the caller's makes."""
 _PROVIDER = "_provider"
 _EVENTS = "_get_event_iterator"
 

@@ -16,16 +16,18 @@ from ...calls.exchange import Exchange
 from ...engine.engine import Engine
 from ...engine.layers import seen
 from ...rules.attribution import in_run
-from ...rules.errors import ConfigError
+from ...rules.errors import ConfigError, UnknownPrice
 from ..kit.call import Call
 from ..kit.generation import Generation, Heard
 from ..kit.metered import as_class, metered_class
 from ..kit.settings import LIMIT_NAMES, lowered
 from ..kit.stainless import Making
+from ..kit.stand_ins import full_name
 from ..kit.terms import Terms
 from ..kit.undo import Undo
 from .internals import (
     BASES,
+    FUNCTION,
     INNER,
     THROUGH_OTHERS,
     asks_through_sdk,
@@ -83,6 +85,12 @@ def _where(model: Any) -> str:
         return ""
 
 
+def _is_a_function(model: Any) -> bool:
+    """Whether a function of the caller's answers. Without a price it is none of ours: what it asks is asked
+    by a client of its own, which is metered, or warned of, as any other."""
+    return full_name(type(model)) == FUNCTION
+
+
 def _seen_below(model: Any, settings: Any) -> bool:
     """Whether what is asked is seen by a metered client; a websocket is seen by none."""
     transport = {**(model.settings or {}), **(settings or {})}.get("openai_transport")
@@ -94,7 +102,13 @@ async def _request(self: Any, messages: Any, model_settings: Any, model_request_
     if _seen_below(self, model_settings):
         with in_run(*who):
             return await _own(self, "request")(messages, model_settings, model_request_parameters)
-    call, limited = _call(self, messages, model_settings, model_request_parameters, who)
+    try:
+        call, limited = _call(self, messages, model_settings, model_request_parameters, who)
+    except UnknownPrice:
+        if not _is_a_function(self):
+            raise
+        with in_run(*who):
+            return await _own(self, "request")(messages, model_settings, model_request_parameters)
     return await call.amade(
         lambda hold: _own(self, "request")(messages, limited(hold), model_request_parameters), hear
     )
@@ -113,7 +127,16 @@ async def _request_stream(
                 response = await stack.enter_async_context(stream)
             yield response
             return
-        call, limited = _call(self, messages, model_settings, model_request_parameters, who)
+        try:
+            call, limited = _call(self, messages, model_settings, model_request_parameters, who)
+        except UnknownPrice:
+            if not _is_a_function(self):
+                raise
+            with in_run(*who):
+                stream = own(messages, model_settings, model_request_parameters, run_context)
+                response = await stack.enter_async_context(stream)
+            yield response
+            return
 
         def send(hold: Any) -> Any:
             stream = own(messages, limited(hold), model_request_parameters, run_context)

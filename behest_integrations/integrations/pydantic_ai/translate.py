@@ -15,6 +15,7 @@ from ...rules.usage import Usage
 from ..kit.generation import Heard
 from ..kit.naming import id_in, ids_of, said_in
 from ..kit.settings import output_limit
+from ..kit.stand_ins import stands_in
 
 # ── what is asked ──────────────────────────────────────────────────────────────────────
 
@@ -32,6 +33,11 @@ _HARMLESS = frozenset(
         "presence_penalty", "frequency_penalty", "logit_bias", "stop_sequences", "extra_headers",
         "extra_body", "citations", "cache", "google_safety_settings", "google_labels",
         "google_thinking_config", "google_logprobs", "google_top_logprobs", "groq_reasoning_format",
+        "groq_reasoning_effort", "mistral_prompt_cache_key", "xai_logprobs", "xai_top_logprobs", "xai_user",
+        "xai_store_messages", "xai_include_encrypted_content", "xai_include_code_execution_output",
+        "xai_include_web_search_output", "xai_include_inline_citations", "xai_include_mcp_output",
+        "xai_include_x_search_output", "xai_include_collections_search_output",
+        "xai_include_attachment_search_output", "xai_reasoning_effort", "xai_max_turns",
         "bedrock_cache_instructions", "bedrock_cache_messages", "bedrock_cache_tool_definitions",
         "bedrock_request_metadata", "bedrock_prompt_variables",
         "bedrock_additional_model_response_fields_paths",
@@ -39,7 +45,10 @@ _HARMLESS = frozenset(
 )  # fmt: skip
 """Settings that do nothing to the bill, beyond what is read of them here. Others are fields by their name,
 and what is not known is refused. https://pydantic.dev/docs/ai/api/settings/"""
-_THINKS = frozenset({"thinking", "google_thinking_config", "groq_reasoning_format"})
+_THINKS = frozenset(
+    {"thinking", "google_thinking_config", "groq_reasoning_format", "groq_reasoning_effort",
+     "xai_reasoning_effort"}
+)  # fmt: skip
 
 
 def request_as_wire(
@@ -156,6 +165,8 @@ def _plain(value: Any) -> dict[str, Any]:
 
 def provider_of_model(model: Any) -> str | None:
     """Whose prices apply to a model, by its address, or by what it says of its provider."""
+    if (nobody := stands_in(type(model))) is not None:
+        return nobody
     try:
         url = model.base_url
     except Exception:  # SDKs make it when it is asked for
