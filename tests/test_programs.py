@@ -149,6 +149,23 @@ PROGRAMS = {
                     pass
         asyncio.run(work())
     """,
+    "agent_framework": """
+        import asyncio
+        from agent_framework import Agent, tool
+        from agent_framework.openai import OpenAIChatCompletionClient
+        @tool
+        def search(query: str) -> str:
+            "Search."
+            return "nothing"
+        client = OpenAIChatCompletionClient(model="gpt-4o-mini", base_url=URL, api_key="none")
+        agent = Agent(client=client, name="a", tools=[search], default_options={"max_tokens": 100})
+        async def work():
+            for _ in range(50):
+                await agent.run("Go on.")
+                async for _ in agent.run("Go on.", stream=True):
+                    pass
+        asyncio.run(work())
+    """,
     "google_adk": """
         import asyncio, os
         os.environ |= {"GOOGLE_GEMINI_BASE_URL": URL.removesuffix("/v1"), "GOOGLE_API_KEY": "none"}
@@ -186,6 +203,7 @@ PROGRAMS = {
 }
 NEEDS = {
     "google_genai": "google.genai",
+    "agent_framework": "agent_framework_openai",
     "dspy": "dspy.clients.execution",
     "google_adk": "google.adk.runners",
     "litellm": "litellm",

@@ -334,6 +334,93 @@ def openai_agents(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
     }
 
 
+@door("DSPy")
+def dspy(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
+    dspy = pytest.importorskip("dspy")
+    pytest.importorskip("dspy.clients.execution", reason="dspy is older than 3.4")
+    options = {"cache": False, "max_tokens": ANSWER, "num_retries": 3, "api_key": "none"}
+    model = meter.dspy(dspy.LM("openai/gpt-4o", api_base=sandbox.base_url, **options))
+    adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)  # a second try is a call of its own
+
+    def look(word: str) -> str:
+        """Look a word up."""
+        return "nothing"
+
+    def by(ask: Callable[[], Any]) -> Callable[[], Any]:
+        def asked() -> None:
+            with dspy.context(lm=model, adapter=adapter):
+                try:
+                    ask()
+                except dspy.utils.exceptions.AdapterParseError:
+                    pass  # what the sandbox says has no fields
+
+        return asked
+
+    predict = dspy.Predict("question -> answer")
+    return {
+        "a `dspy.LM`": by(lambda: model("hello")),
+        "awaited": by(lambda: arun(model.acall("hello"))),
+        "`Predict`": by(lambda: predict(question="hello")),
+        "`ReAct`": by(lambda: dspy.ReAct("question -> answer", tools=[look])(question="hello")),
+        "`streamify`": by(lambda: arun(drained(dspy.streamify(predict)(question="hello")))),
+        "`Parallel`, once it gives up": by(
+            lambda: dspy.Parallel(num_threads=1, max_errors=1, disable_progress_bar=True)(
+                [(lambda **_: model("hello"), {})]
+            )
+        ),
+    }
+
+
+@door("Google's ADK")
+def google_adk(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
+    pytest.importorskip("google.adk.runners", reason="google-adk is not installed")
+    from google.adk.agents import LlmAgent
+    from google.adk.agents.run_config import RunConfig, StreamingMode
+    from google.adk.models.google_llm import Gemini
+    from google.adk.runners import Runner
+    from google.adk.sessions import InMemorySessionService
+    from google.genai import types
+
+    retries = types.HttpRetryOptions(attempts=4, initial_delay=0.01)
+    model = Gemini(model="gemini-2.5-flash", base_url=sandbox.url, retry_options=retries)
+    stack.enter_context(pytest.MonkeyPatch.context()).setenv("GOOGLE_API_KEY", "none")
+    config = types.GenerateContentConfig(max_output_tokens=4 * ANSWER)
+    agent = LlmAgent(name="a", model=model, generate_content_config=config)
+    hello = types.Content(role="user", parts=[types.Part(text="hello")])
+
+    def ask(streamed: bool) -> Any:
+        runner = Runner(
+            app_name="app", agent=agent, plugins=[meter.google_adk()],
+            session_service=InMemorySessionService(), auto_create_session=True,
+        )  # fmt: skip
+        how = RunConfig(streaming_mode=StreamingMode.SSE if streamed else StreamingMode.NONE)
+        return arun(drained(runner.run_async(user_id="u", session_id="s", new_message=hello, run_config=how)))
+
+    return {"`run_async`": lambda: ask(False), "`run_async`, streamed": lambda: ask(True)}
+
+
+@door("Microsoft Agent Framework")
+def agent_framework(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
+    pytest.importorskip("agent_framework_openai", reason="agent-framework-openai is not installed")
+    from agent_framework import Agent, WorkflowBuilder
+    from agent_framework.openai import OpenAIChatClient, OpenAIChatCompletionClient
+
+    chat, responses = (
+        Agent(
+            client=cls(model="gpt-4o", async_client=meter.openai(aclient(sandbox, max_retries=3))),
+            middleware=[meter.agent_framework()], default_options={"max_tokens": ANSWER},
+        )
+        for cls in (OpenAIChatCompletionClient, OpenAIChatClient)
+    )  # fmt: skip
+    flow = WorkflowBuilder(start_executor=chat).build()
+    return {
+        "`agent.run`": lambda: arun(chat.run("hello")),
+        "streamed": lambda: arun(drained(chat.run("hello", stream=True))),
+        "of the Responses API": lambda: arun(responses.run("hello")),
+        "a workflow": lambda: arun(flow.run("hello")),
+    }
+
+
 # ── each of them ───────────────────────────────────────────────────────────────────────
 
 NEEDS = {

@@ -7,6 +7,7 @@ can publish one of its own under the entry point `behest_integrations.doors`; se
 
 from __future__ import annotations
 
+from .agent_framework import AgentFrameworkDoor
 from .anthropic import AnthropicDoor
 from .dspy import DSPyDoor
 from .google_adk import GoogleADKDoor
@@ -32,5 +33,6 @@ class Doors(
     LiteLLMDoor,
     DSPyDoor,
     GoogleADKDoor,
+    AgentFrameworkDoor,
 ):
     """Every framework that a meter can be put into."""
