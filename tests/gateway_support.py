@@ -1,4 +1,5 @@
-"""A gateway as people run it: `behest serve` in a process of its own, in front of a sandbox."""
+"""A gateway as people run it: `behest serve` in a process of its own, in front of a sandbox. With several
+workers it is started by its command; with one it is a fork of a process that has imported it."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import psutil
+from warm import Warm
 
 from behest_integrations import Meter
 from behest_integrations.gateway.keys import KeyStore
@@ -56,13 +58,14 @@ class Gateway:
         self.folder = folder
         self.port = free_port()
         self.store = store or f"sqlite:///{folder}/ledger.db"
-        self._options = ["--workers", str(workers), *(["--keyless"] if keyless else [])]
+        self._options = ["--port", str(self.port), "--workers", str(workers)] + ["--keyless"] * keyless
+        self._several = workers > 1
         self._env = {**os.environ, "BEHEST_TOKEN_SECRET": SECRET, **(env or {})}
         text = f'store = "{self.store}"\nbudgets = {json.dumps(list(budgets))}\n{top}\n'
         if sandbox is not None:
             text += f'[gateway.providers.sandbox]\nbase_url = "{sandbox.base_url}"\n{provider}\n'
         (folder / "behest.toml").write_text(text + more)
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | Warm | None = None
         self.budgets = list(budgets)
 
     @property
@@ -74,29 +77,24 @@ class Gateway:
         return f"{self.url}/v1"
 
     def start(self) -> Gateway:
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "behest_integrations.cli",
-                "serve",
-                "--port",
-                str(self.port),
-                *self._options,
-            ],
-            cwd=self.folder,
-            env=self._env,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        if self._several:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "behest_integrations.cli", "serve", *self._options],
+                cwd=self.folder,
+                env=self._env,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        else:
+            self.process = Warm(["serve", *self._options], cwd=self.folder, env=self._env)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 if httpx.get(f"{self.url}/readyz").status_code == 200:
                     return self
             except httpx.TransportError:
-                time.sleep(0.05)
+                time.sleep(0.02)
         said = self.stop()
         raise AssertionError(f"the gateway did not start:\n{said}")
 

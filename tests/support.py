@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import sys
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from behest_integrations import BudgetExceeded, Meter
@@ -178,6 +180,26 @@ def assert_used_up(
     assert_agrees(meter, sandbox)
 
 
+PRELOADED = [
+    "alembic.command", "behest_integrations.cli", "behest_integrations.gateway.app",
+    "behest_integrations.gateway.server", "behest_integrations.reports", "bpe_openai", "genai_prices",
+    "httpx", "openai", "psutil", "pytest", "rich.console", "rich.table", "sqlalchemy",
+]  # fmt: skip
+
+
+def forkserver() -> Any:
+    """For processes that have nothing of this one's: forks of one that has imported what they all do."""
+    context = multiprocessing.get_context("forkserver")
+    # The first to start it says what that is, for all.
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def slow(*value: Any) -> Any:
+    """A parameter of a test that is left to the slow ones."""
+    return pytest.param(*value, marks=pytest.mark.slow)
+
+
 _loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -210,10 +232,10 @@ def kill_in_mid_call(code: str, provider: Sandbox) -> None:
 
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     try:
-        for _ in range(600):
+        for _ in range(6000):  # a framework is long to import where much else goes on
             if provider.requests or process.poll() is not None:
                 break
-            time.sleep(0.05)
+            time.sleep(0.02)
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert provider.requests == 1
     finally:

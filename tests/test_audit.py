@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ from click.testing import CliRunner
 from gateway_support import Gateway, chat
 from hypothesis import given
 from hypothesis import strategies as st
-from support import HELLO, client, entries
+from support import HELLO, client, entries, forkserver
 
 from behest_integrations import BudgetExceeded, Meter, PolicyRefused, StoreError
 from behest_integrations.cli import main
@@ -150,7 +149,7 @@ def _append(store: str, number: int, barrier: Any) -> None:
 
 def test_several_processes_append_at_once(sqlite_store: str) -> None:
     Meter(sqlite_store).close()
-    context = multiprocessing.get_context("spawn")
+    context = forkserver()
     barrier = context.Barrier(3)
     workers = [context.Process(target=_append, args=(sqlite_store, n, barrier)) for n in range(3)]
     for worker in workers:

@@ -22,7 +22,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from gateway_support import Gateway, chat
-from support import entries
+from support import entries, slow
 from test_gateway_clients import npm, tool
 
 from behest_integrations.gateway.keys import KeyStore
@@ -140,7 +140,7 @@ def in_curl(fresh: Fresh) -> list[str]:
     return [tool("sh"), str(CLIENTS / "attributed.sh")]
 
 
-@pytest.mark.parametrize("language", [in_python, in_typescript, in_curl])
+@pytest.mark.parametrize("language", [in_python, slow(in_typescript), in_curl])
 def test_a_call_for_a_user_in_a_conversation(fresh: Fresh, language: Any) -> None:
     command, user = language(fresh), language.__name__
     before = len(fresh.booked())

@@ -157,8 +157,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=20, deadline=None)
-@given(
+asked_of_anything = given(
     entries=st.lists(_ENTRIES, min_size=1, max_size=40),
     closed=st.integers(0, 40),
     block=st.integers(1, 9),
@@ -170,7 +169,25 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         max_size=6,
     ),
 )
+
+
+@settings(max_examples=6, deadline=None)
+@asked_of_anything
 def test_a_report_is_the_sum_of_its_entries(
+    tmp_path_factory: pytest.TempPathFactory, empty: bytes, **drawn: Any
+) -> None:
+    """However many of them are in blocks, and whatever is asked."""
+    assert_the_sum_of_its_entries(tmp_path_factory, empty, **drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@asked_of_anything
+def test_so_are_many_more(tmp_path_factory: pytest.TempPathFactory, empty: bytes, **drawn: Any) -> None:
+    assert_the_sum_of_its_entries(tmp_path_factory, empty, **drawn)
+
+
+def assert_the_sum_of_its_entries(
     tmp_path_factory: pytest.TempPathFactory,
     empty: bytes,
     entries: list[Entry],
@@ -178,7 +195,6 @@ def test_a_report_is_the_sum_of_its_entries(
     block: int,
     asked: list[Any],
 ) -> None:
-    """However many of them are in blocks, and whatever is asked."""
     path = tmp_path_factory.mktemp("b") / "b.db"
     path.write_bytes(empty)
     ledger = open_store(f"sqlite:///{path}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+import warm
 from click.testing import CliRunner
 from support import HELLO, client, until_exhausted
 
@@ -29,11 +30,19 @@ IDS = [("chat-ada", "ada"), ("会話-1", "bob"), ("=cmd|'/c calc'!A0", "eve"), (
 
 
 def behest(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "behest_integrations.cli", *args],
-        capture_output=True, text=True, cwd=cwd, timeout=120, encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", **env},
+    return warm.behest(*args, cwd=cwd, env={**os.environ, **env})
+
+
+def test_it_is_a_command_of_its_own() -> None:
+    """The others are forks of a process that has imported it."""
+    said = subprocess.run(
+        [sys.executable, "-m", "behest_integrations.cli", "prices", "gpt-4o"],
+        capture_output=True, text=True, timeout=120, encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
+    again = behest("prices", "gpt-4o")
+    assert (said.returncode, said.stdout, said.stderr) == (0, again.stdout, again.stderr)
+    assert behest("prices", "no-such-model").returncode == 1
 
 
 @pytest.fixture(scope="module")

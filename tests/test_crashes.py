@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -13,9 +12,22 @@ import uuid
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import ANSWER, HELLO, MODEL, PEOPLE, assert_each_within, assert_sound, client, entries, holds
+from support import (
+    ANSWER,
+    HELLO,
+    MODEL,
+    PEOPLE,
+    assert_each_within,
+    assert_sound,
+    client,
+    entries,
+    forkserver,
+    holds,
+    slow,
+)
 
 from behest_integrations import BudgetExceeded, Meter, StoreError, Usage
 from behest_integrations.engine.owners import _started, has_died, this_process
@@ -25,15 +37,14 @@ from behest_integrations.sandbox import Sandbox
 from behest_integrations.wire import RequestBound
 
 CAP = Decimal(12)
-BUDGET = f"${CAP / 2} per user"
 LEASE = 2.0
 
 
-def _worker(url: str, store: str) -> None:
+def _worker(url: str, store: str, budget: str) -> None:
     """Call until the budget is used up; each call is a session of its own, known to both sides."""
     from openai import OpenAI
 
-    meter = Meter(store, budgets=[BUDGET], lease=LEASE)
+    meter = Meter(store, budgets=[budget], lease=LEASE)
     metered = meter.openai(OpenAI(base_url=url, api_key="none", max_retries=0), send_attribution=True)
     left = list(PEOPLE)
     turn = 0
@@ -49,23 +60,25 @@ def _worker(url: str, store: str) -> None:
                 time.sleep(0.02)
 
 
-def test_twenty_kills_of_eight_processes(sqlite_store: str) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openai", "behest_integrations", "sqlalchemy", "genai_prices"])
+@pytest.mark.parametrize(("kills", "processes", "cap"), [(3, 3, CAP / 3), slow(20, 8, CAP)])
+def test_processes_that_are_killed(sqlite_store: str, kills: int, processes: int, cap: Decimal) -> None:
+    context = forkserver()
     rng = random.Random(20)
+    budget = f"${cap / 2} per user"
     with Sandbox(latency=0.05, output_tokens=ANSWER) as sandbox:
-        Meter(sqlite_store, budgets=[BUDGET], lease=LEASE).close()
+        Meter(sqlite_store, budgets=[budget], lease=LEASE).close()
 
-        def start() -> multiprocessing.Process:
-            process = context.Process(target=_worker, args=(sandbox.base_url, sqlite_store), daemon=True)
+        def start() -> Any:
+            asked = (sandbox.base_url, sqlite_store, budget)
+            process = context.Process(target=_worker, args=asked, daemon=True)
             process.start()
-            return process  # type: ignore[return-value]
+            return process
 
-        workers = [start() for _ in range(8)]
+        workers = [start() for _ in range(processes)]
         deadline = time.monotonic() + 30
-        while sandbox.requests < 8 and time.monotonic() < deadline:
+        while sandbox.requests < processes and time.monotonic() < deadline:
             time.sleep(0.02)
-        for _ in range(20):
+        for _ in range(kills):
             time.sleep(rng.uniform(0.02, 0.12))
             victim = rng.choice([w for w in workers if w.is_alive()])
             assert victim.pid is not None
@@ -78,21 +91,21 @@ def test_twenty_kills_of_eight_processes(sqlite_store: str) -> None:
             assert worker.exitcode == 0
         assert before < sandbox.requests, "the kills came too late to be in mid-call"
         time.sleep(LEASE + 0.1)
-        with Meter(sqlite_store, budgets=[BUDGET], lease=LEASE) as meter:
+        with Meter(sqlite_store, budgets=[budget], lease=LEASE) as meter:
             meter.sweep()
             assert_sound(meter)
-            assert sandbox.bill.total() <= CAP
+            assert sandbox.bill.total() <= cap
             written = {line.key[0] for line in report(meter.ledger).lines}
             billed = {line.session_id for line in sandbox.bill.lines}
             assert billed <= written, "the provider billed a call that has no entry"
             assumed = [e for e in meter.ledger.snapshot()[2] if e.status == "assumed"]
             assert assumed, "no call was killed in flight; the test has shown nothing"
             booked = Decimal(report(meter.ledger).total.cost) / 10**9
-            assert sandbox.bill.total() <= booked <= CAP
-            assert_each_within(sandbox, CAP / 2, Decimal(0))
+            assert sandbox.bill.total() <= booked <= cap
+            assert_each_within(sandbox, cap / 2, Decimal(0))
             for who, billed in sandbox.bill.by_user().items():
                 theirs = Decimal(sum(e.cost or 0 for e in entries(meter) if e.user_id == who)) / 10**9
-                assert billed <= theirs <= CAP / 2
+                assert billed <= theirs <= cap / 2
 
 
 _KILLED_WHILE_WRITING = """
@@ -107,10 +120,11 @@ while True:
 """
 
 
-def test_killed_while_it_writes(sqlite_store: str) -> None:
+@pytest.mark.parametrize("times", [2, slow(8)])
+def test_killed_while_it_writes(sqlite_store: str, times: int) -> None:
     """No half of a transaction is ever seen, wherever in a write the process dies."""
     rng = random.Random(3)
-    for _ in range(6):
+    for _ in range(times):
         process = subprocess.Popen(
             [sys.executable, "-c", _KILLED_WHILE_WRITING, sqlite_store], stdout=subprocess.PIPE
         )

@@ -20,6 +20,7 @@ import pytest
 from big_ledger import fill
 from click.testing import CliRunner
 from starlette.testclient import TestClient
+from support import slow
 
 from behest_integrations import BudgetExceeded, Meter, Usage
 from behest_integrations.cli import main
@@ -298,8 +299,9 @@ def test_a_series_adds_up_to_the_report_in_any_step_and_zone(tmp_path: Path) -> 
                 assert days == {str(line.key[0]): line.cost for line in spent.lines}
 
 
+@pytest.mark.parametrize("step", [37, slow(7)])
 def test_what_is_passed_over_is_nothing_that_was_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Whatever the order in which entries came, and while others are booked."""
     monkeypatch.setattr(closing, "BLOCK", 16)
@@ -314,7 +316,7 @@ def test_what_is_passed_over_is_nothing_that_was_asked_for(
         closing.close_blocks(meter.ledger, int(now.timestamp() * 1000))
         for _ in range(2):
             passed = 0
-            for hours in range(1, 260, 7):
+            for hours in range(1, 260, step):
                 asked = Asked(since=now - timedelta(hours=hours), now=now)
                 found = extents.located(meter.ledger, asked)
                 passed = max(passed, found.first_id or 0)

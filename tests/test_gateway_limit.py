@@ -28,6 +28,7 @@ from support import (
     assert_sound,
     assert_whose,
     person,
+    slow,
 )
 
 from behest_integrations.reports import Asked, report
@@ -140,10 +141,11 @@ priced = true
 """
 
 
-def test_with_a_policy_and_four_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [2, slow(4)])
+def test_with_a_policy(tmp_path: Path, workers: int) -> None:
     with (
         provider() as sandbox,
-        Gateway(tmp_path, sandbox, budgets=[BUDGET], workers=4, top=POLICY) as gateway,
+        Gateway(tmp_path, sandbox, budgets=[BUDGET], workers=workers, top=POLICY) as gateway,
     ):
         ended = run(until_exhausted(gateway, gateway.key(), lambda _: None, callers=32))
         assert ended["quota_exceeded"] == 32
@@ -191,7 +193,7 @@ def assert_agrees_with_the_audit(sandbox: Sandbox, gateway: Gateway) -> None:
         assert len(proof.heads) > 1  # a chain for each who writes
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [2, *(slow(n) for n in (1, 4))])
 def test_128_streams(tmp_path: Path, workers: int) -> None:
     with (
         provider() as sandbox,
@@ -207,7 +209,7 @@ def test_128_streams(tmp_path: Path, workers: int) -> None:
             assert_agrees(meter, sandbox)
 
 
-@pytest.mark.parametrize(("workers", "stream"), [(1, True), (2, False)])
+@pytest.mark.parametrize(("workers", "stream"), [(1, True), slow(2, False)])
 def test_64_clients_of_four_calls(tmp_path: Path, workers: int, stream: bool) -> None:
     """With no retry of theirs, and default settings: nobody is refused while anything is left."""
     with provider() as sandbox, Gateway(tmp_path, sandbox, budgets=["$1"], workers=workers) as gateway:
@@ -247,7 +249,7 @@ def test_128_calls_in_one_piece_over_five_budgets(tmp_path: Path) -> None:
             assert_agrees(meter, sandbox)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2, slow(1)])
 def test_a_third_of_the_clients_hang_up(tmp_path: Path, workers: int) -> None:
     """The provider bills a stream that was left in full, the worst that it could do."""
     with (

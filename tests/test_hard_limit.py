@@ -8,7 +8,6 @@ has spent is what the provider billed for that one.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +30,10 @@ from support import (
     auntil_exhausted,
     client,
     entries,
+    forkserver,
     four,
     person,
+    slow,
     until_exhausted,
 )
 
@@ -170,18 +171,20 @@ def _process(url: str, store: str, ready: object) -> None:
                 pool.submit(work, number)
 
 
-def test_8_processes_on_one_file(sqlite_store: str) -> None:
-    spawn = multiprocessing.get_context("spawn")
+@pytest.mark.parametrize("processes", [3, slow(8)])
+def test_processes_on_one_file(sqlite_store: str, processes: int) -> None:
+    spawn = forkserver()
     with provider() as sandbox, Meter(sqlite_store, budgets=[BUDGET]) as meter:
         ready = spawn.Event()
         workers = [
-            spawn.Process(target=_process, args=(sandbox.base_url, sqlite_store, ready)) for _ in range(8)
+            spawn.Process(target=_process, args=(sandbox.base_url, sqlite_store, ready))
+            for _ in range(processes)
         ]
         for worker in workers:
             worker.start()
         ready.set()
         for worker in workers:
-            worker.join(240)  # a slow machine takes its time to start eight interpreters
+            worker.join(240)  # a slow machine takes its time to start them
             assert worker.exitcode == 0
         check(sandbox, meter)
         assert_agrees(meter, sandbox)

@@ -59,6 +59,7 @@ from support import (
     entries,
     holds,
     kill_in_mid_call,
+    slow,
     until_exhausted,
 )
 
@@ -1089,7 +1090,10 @@ model = ChatOpenAI(base_url={url!r}, api_key="none", model="gpt-4", max_tokens=4
 """
 
 
-@pytest.mark.parametrize("way", ["by_callback", "by_wrapper", "by_middleware"])
+@pytest.mark.parametrize(
+    "way",
+    ["by_callback", *(slow(way) for way in ("by_wrapper", "by_middleware"))],
+)
 def test_a_process_that_is_killed(way: str, sqlite_store: str) -> None:
     from pathlib import Path
 

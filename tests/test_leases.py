@@ -6,7 +6,6 @@ What happens to them when everything goes wrong at once is in `test_lease_simula
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import threading
@@ -20,7 +19,7 @@ import postgres
 import psycopg
 import pytest
 from store_suite import NOW, entry
-from support import HELLO, MODEL, assert_agrees, assert_sound, auntil_exhausted, until_exhausted
+from support import HELLO, MODEL, assert_agrees, assert_sound, auntil_exhausted, forkserver, until_exhausted
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, StoreError, Usage
 from behest_integrations.engine.leases import Draw, Leases, Parted
@@ -430,7 +429,7 @@ def _killed(url: str, told: Any) -> None:
 
 def test_of_a_process_that_was_killed_its_slice_is_assumed(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/books.db"
-    spawn = multiprocessing.get_context("spawn")
+    spawn = forkserver()
     told = spawn.Queue()
     victim = spawn.Process(target=_killed, args=(url, told))
     victim.start()
@@ -621,7 +620,7 @@ def _process(url: str, ready: Any, told: Any) -> None:
 def test_processes_that_share_a_budget_measure_that_it_is_hot() -> None:
     """None is told which budget to lease; all of it is used, and not one call more."""
     url = postgres.new_url()
-    spawn = multiprocessing.get_context("spawn")
+    spawn = forkserver()
     with Meter(url, budgets=[f"{CAP} calls"]) as meter:
         ready, told = spawn.Barrier(3), spawn.Queue()
         workers = [spawn.Process(target=_process, args=(url, ready, told)) for _ in range(3)]

@@ -40,7 +40,7 @@ from llama_index.llms.openai import OpenAI
 from llama_index.llms.openai_like import OpenAILike
 from llama_index_support import HELLO, LOWERS, SMALL, WAYS, House, embedder, llm, opened
 from pydantic import BaseModel
-from support import arun, assert_agrees, assert_sound, entries, holds, kill_in_mid_call
+from support import arun, assert_agrees, assert_sound, entries, holds, kill_in_mid_call, slow
 
 from behest_integrations import BudgetExceeded, ConfigError, Meter, Price, Unbounded, session
 from behest_integrations.rules.budgets import to_nano
@@ -606,7 +606,7 @@ with opened({way!r}, meter, OpenAI(model="gpt-4", api_base={url!r}, api_key="non
 """
 
 
-@pytest.mark.parametrize("way", ["settings", "handler"])
+@pytest.mark.parametrize("way", ["settings", slow("handler")])
 def test_a_process_that_is_killed(way: str, sqlite_store: str) -> None:
     with Sandbox(latency=30) as slow, Meter(sqlite_store, budgets=["$1 per session"]) as meter:
         code = textwrap.dedent(DIES).format(

@@ -6,7 +6,6 @@ What every store must do is in `store_suite`, and what happens when things break
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from support import (
     assert_sound,
     assert_whose,
     auntil_exhausted,
+    forkserver,
     person,
 )
 
@@ -115,7 +115,7 @@ def _process(base_url: str, store: str, ready: Any) -> None:
 
 def test_4_processes_of_32_tasks(url: str) -> None:
     """A budget that all share, and those of each user and each session: none is passed, all are used."""
-    spawn = multiprocessing.get_context("spawn")
+    spawn = forkserver()
     with Sandbox(latency=0.05, output_tokens=ANSWER) as sandbox, Meter(url, budgets=BUDGETS) as meter:
         ready = spawn.Barrier(4)
         workers = [spawn.Process(target=_process, args=(sandbox.base_url, url, ready)) for _ in range(4)]

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     multiple,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 from behest_integrations import Budget, BudgetExceeded, Meter, Price, Usage
@@ -288,25 +289,29 @@ class PostgresBooks(Books):
 
 
 _quick = settings(
-    max_examples=100,
+    max_examples=15,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestMemory = MemoryBooks.TestCase
 # To verify books in memory makes a database of them, and that is done after each step.
-TestMemory.settings = settings(_quick, max_examples=40)
+TestMemory.settings = settings(_quick, max_examples=12)
 TestSQLite = SQLiteBooks.TestCase
 TestSQLite.settings = _quick
 TestPostgres = PostgresBooks.TestCase
-TestPostgres.settings = settings(_quick, max_examples=4)
+TestPostgres.settings = settings(_quick, max_examples=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("books", "number"), [(MemoryBooks, 40), (SQLiteBooks, 100), (PostgresBooks, 8)])
+def test_more_histories(books: type[Books], number: int) -> None:
+    run_state_machine_as_test(books, settings=settings(_quick, max_examples=number))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("books", [MemoryBooks, SQLiteBooks, PostgresBooks])
 def test_long_histories(books: type[Books]) -> None:
-    from hypothesis.stateful import run_state_machine_as_test
-
     run_state_machine_as_test(books, settings=settings(_quick, max_examples=1500, stateful_step_count=60))
 
 
