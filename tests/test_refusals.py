@@ -102,6 +102,32 @@ def google_genai(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
     }
 
 
+@door("boto3 (`bedrock-runtime`)")
+def boto3(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
+    boto3 = pytest.importorskip("boto3")
+    from botocore.config import Config
+
+    bedrock = meter.bedrock(
+        boto3.client(
+            "bedrock-runtime",
+            endpoint_url=sandbox.url,
+            region_name="us-east-1",
+            aws_access_key_id="none",
+            aws_secret_access_key="none",
+            config=Config(retries={"max_attempts": 3}),
+        )
+    )
+    asked = {
+        "modelId": "global.anthropic.claude-haiku-4-5-20251001-v1:0",
+        "messages": [{"role": "user", "content": [{"text": "hello there"}]}],
+        "inferenceConfig": {"maxTokens": 2 * ANSWER},
+    }
+    return {
+        "`converse`": lambda: bedrock.converse(**asked),
+        "`converse_stream`": lambda: list(bedrock.converse_stream(**asked)["stream"]),
+    }
+
+
 @door("httpx, httpx2")
 def http(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
     import httpx

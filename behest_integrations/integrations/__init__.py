@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .agent_framework import AgentFrameworkDoor
 from .anthropic import AnthropicDoor
+from .bedrock import BedrockDoor
 from .dspy import DSPyDoor
 from .google_adk import GoogleADKDoor
 from .google_genai import GoogleGenAIDoor
@@ -24,6 +25,7 @@ from .pydantic_ai import PydanticAIDoor
 class Doors(
     OpenAIDoor,
     AnthropicDoor,
+    BedrockDoor,
     GoogleGenAIDoor,
     HTTPDoor,
     LangChainDoor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -10,17 +10,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...calls.exchange import Exchange, unasked
-from ...calls.passing import Passing
 from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...engine.layers import seen
-from ...engine.outcomes import CANCELLED, Outcome, outcome_of_status
+from ...engine.outcomes import CANCELLED, outcome_of_status
 from ...engine.ruling import looks_through
 from ...engine.steps import Steps
 from ...prices import provider_for_url
 from ...rules.attribution import from_headers
 from ...rules.errors import ConfigError
 from ...wire.wires import Found, find
+from ..kit.body import CLOSED, WatchedBody
 from ..kit.cutting import cut_off, note
 from ..kit.hooks import Method
 from ..kit.http import HTTPCall, looked_through
@@ -29,8 +29,6 @@ from ..kit.terms import Terms
 
 WhoMeters = Callable[[], "Terms | None"]
 """On whose terms what is sent here is metered."""
-
-_CLOSED = "the stream was closed before its end", "closed_early"
 
 asking: ContextVar[Terms | None] = ContextVar("behest_dspy_asking", default=None)
 """On whose terms the attempt that is made here is metered."""
@@ -103,76 +101,9 @@ def _is_signed(request: Any) -> bool:
 # ── the body ───────────────────────────────────────────────────────────────────────────
 
 
-class _Watch(Passing):
-    """Sees a response's body pass, and ends the hold when it ends, however it ends."""
-
-    def __init__(self, exchange: Exchange, hold: Hold, events: bool) -> None:
-        super().__init__(exchange, events=events)
-        self.hold = hold
-        exchange.engine.finalizers.add(self.dropped)
-
-    def outcome(self, note: str = "", flag: str = "") -> Outcome | None:
-        self.exchange.engine.finalizers.discard(self.dropped)
-        return super().outcome(note, flag)
-
-    def dropped(self) -> None:
-        """The program ends."""
-        self.post("the stream was dropped before its end", "dropped")
-
-    def post(self, note: str, flag: str) -> None:
-        outcome = self.outcome(note, flag)
-        if outcome is not None:
-            self.hold.post(outcome)
-
-    def end(self, note: str = "", flag: str = "") -> None:
-        outcome = self.outcome(note, flag)
-        if outcome is not None:
-            self.hold.end(outcome)
-
-    @property
-    def has_more(self) -> bool:
-        """Whether the rest is worth reading before the response is closed."""
-        return self.drainable and not self.ended
-
-    def read(self, source: Iterator[bytes]) -> Iterator[bytes]:
-        try:
-            for data in source:
-                out = self.feed(data)
-                if out:
-                    yield out
-            last = self.rest()
-        except GeneratorExit:
-            raise  # its reader has left; it is released next
-        except BaseException as error:
-            self.end(f"the stream broke: {type(error).__name__}", "broken")
-            raise
-        self.end()
-        if last:
-            yield last
-
-    async def aread(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        try:
-            async for data in source:
-                out = self.feed(data)
-                if out:
-                    yield out
-            last = self.rest()
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            # Posted: a cancelled task must not wait here.
-            self.post(f"the stream broke: {type(error).__name__}", "broken")
-            raise
-        outcome = self.outcome()
-        if outcome is not None:
-            await self.hold.aend(outcome)
-        if last:
-            yield last
-
-
 def _watch(response: Any, exchange: Exchange, hold: Hold, *, asynchronous: bool) -> None:
     """See the body of `response` pass, and end `hold` with it."""
-    watch = _Watch(exchange, hold, "text/event-stream" in (response.header("content-type") or ""))
+    watch = WatchedBody(exchange, hold, "text/event-stream" in (response.header("content-type") or ""))
     source, release = response._chunks, response._release
 
     def released(body_consumed: bool) -> None:
@@ -182,7 +113,7 @@ def _watch(response: Any, exchange: Exchange, hold: Hold, *, asynchronous: bool)
                     watch.feed(data)
                 watch.rest()
         finally:
-            watch.end(*_CLOSED)
+            watch.end(*CLOSED)
             release(body_consumed)
 
     async def areleased(body_consumed: bool) -> None:
@@ -192,7 +123,7 @@ def _watch(response: Any, exchange: Exchange, hold: Hold, *, asynchronous: bool)
                     watch.feed(data)
                 watch.rest()
         finally:
-            watch.post(*_CLOSED)
+            watch.post(*CLOSED)
             await release(body_consumed)
 
     hold.hang_up = response.aclose if asynchronous else response.close
