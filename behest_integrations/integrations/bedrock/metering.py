@@ -14,7 +14,7 @@ from ...engine.draining import MOST_BYTES
 from ...engine.engine import Engine
 from ...engine.holds import Hold
 from ...engine.layers import seen
-from ...engine.outcomes import outcome_of_error, outcome_of_status
+from ...engine.outcomes import outcome_of_status
 from ...engine.ruling import looks_through
 from ...rules.attribution import from_headers
 from ...rules.errors import ConfigError
@@ -129,7 +129,7 @@ def _received(exception: BaseException | None, parsed_response: dict[str, Any] |
         return
     taken = calling.take() if exception is not None else None
     if taken is not None and exception is not None:
-        taken[1].end(outcome_of_error(exception))
+        taken[1].end(taken[1].failed(exception))
     watch, calling.watch = calling.watch, None
     if watch is not None and parsed_response is not None:
         with_stream(parsed_response, partial(_end_with, watch))
@@ -270,7 +270,7 @@ def _counted(terms: Terms, own: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as error:
             taken = calling.take()  # reserved, and not sent, or broken off as it was
             if taken is not None:
-                taken[1].end(outcome_of_error(error))
+                taken[1].end(taken[1].failed(error))
             if calling.watch is not None:  # answered, and then lost
                 calling.watch.leave()
             raise
