@@ -84,6 +84,8 @@ def test_a_missing_extra_says_what_to_install(tmp_path: Path) -> None:
         + "from behest_integrations import Meter\nMeter('memory://').google_genai(object())"
     )
     assert "pip install 'behest-integrations[google-genai]'" in said.stderr
+    said = python(WITHOUT % (("agno",),) + "from behest_integrations import Meter\nMeter('memory://').agno()")
+    assert "pip install 'behest-integrations[agno]'" in said.stderr
     said = python(missing + "from behest_integrations.cli import main; main(['demo'])")
     assert "pip install 'behest-integrations[openai,sandbox]'" in said.stderr
     assert "Traceback" not in said.stderr

@@ -188,6 +188,25 @@ PROGRAMS = {
             dspy.settings.lm("Go on.")
             dspy.Predict("question -> answer").batch(asked, max_errors=1, disable_progress_bar=True)
     """,
+    "agno": """
+        import asyncio
+        from agno.agent import Agent
+        from agno.models.openai import OpenAIChat
+        from agno.team import Team
+        def search(query: str) -> str:
+            "Search."
+            return "nothing"
+        model = OpenAIChat(id="gpt-4o-mini", base_url=URL, api_key="none", retries=2)
+        agent = Agent(model=model, tools=[search], retries=2)
+        team = Team(model=model, members=[agent])
+        async def stream():
+            async for _ in agent.arun("Go on.", stream=True):
+                pass
+        for _ in range(50):
+            agent.run("Go on.")
+            team.run("Go on.")
+            asyncio.run(stream())
+    """,
     "litellm": """
         import os
         os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -202,6 +221,7 @@ PROGRAMS = {
     """,
 }
 NEEDS = {
+    "agno": "agno",
     "google_genai": "google.genai",
     "agent_framework": "agent_framework_openai",
     "dspy": "dspy.clients.execution",

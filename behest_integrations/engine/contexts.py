@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from ..rules.attribution import NOBODY, SESSIONS, Attribution, decorate
+from ..rules.attribution import NOBODY, SESSIONS, Attribution, decorate, in_run, run_around
 from ..rules.nesting import Entry, Scope, tell_once
 from .stages import STAGES, Stage
 
@@ -33,6 +33,8 @@ class Carried(NamedTuple):
 
     who: Attribution
     stages: tuple[Stage, ...]
+    run: tuple[Attribution, Attribution] = (NOBODY, NOBODY)
+    """Whom a framework's run is for."""
     source: Entry[Any] | None = None
     """Where it is a thread that takes it along: the innermost scope around its start."""
 
@@ -42,8 +44,8 @@ _NOTHING = Carried(NOBODY, ())
 
 def carried() -> Carried:
     """The sessions and stages that the running code is in."""
-    who, stages = SESSIONS.inside(), STAGES.inside()
-    return Carried(who, stages) if stages or who is not NOBODY else _NOTHING
+    who, stages, run = SESSIONS.inside(), STAGES.inside(), run_around()
+    return Carried(who, stages, run) if stages or who is not NOBODY or run != _NOTHING.run else _NOTHING
 
 
 def carried_by_thread() -> Carried | None:
@@ -64,9 +66,12 @@ class Carry(Scope):
     def __init__(self, what: Carried) -> None:
         super().__init__()
         self._what = what
+        self._run = in_run(*what.run)
 
     def __enter__(self) -> None:
         frame = sys._getframe(1)
+        self._run = in_run(*self._what.run)
+        self._run.__enter__()
         SESSIONS.put(self, self._what.who, frame, self._what.source)
         STAGES.put(self, self._what.stages, frame, self._what.source)
 
@@ -74,6 +79,7 @@ class Carry(Scope):
         frame = sys._getframe(1)
         STAGES.leave(self, frame)
         SESSIONS.leave(self, frame)
+        self._run.__exit__(None, None, None)
 
 
 def bind(function: Callable[P, T]) -> Callable[P, T]:

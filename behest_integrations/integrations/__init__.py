@@ -8,6 +8,7 @@ can publish one of its own under the entry point `behest_integrations.doors`; se
 from __future__ import annotations
 
 from .agent_framework import AgentFrameworkDoor
+from .agno import AgnoDoor
 from .anthropic import AnthropicDoor
 from .bedrock import BedrockDoor
 from .dspy import DSPyDoor
@@ -36,5 +37,6 @@ class Doors(
     DSPyDoor,
     GoogleADKDoor,
     AgentFrameworkDoor,
+    AgnoDoor,
 ):
     """Every framework that a meter can be put into."""

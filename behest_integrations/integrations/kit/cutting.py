@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from ...engine.holds import Hold
 from ...rules.balance import Shortfall
@@ -47,3 +48,14 @@ def cut_off(holds: list[Hold]) -> BudgetExceeded | None:
     need = hold.plan.ask.needs.get(balance.unit)
     asked = need.amount(hold.lowered_from) if need is not None else 0
     return BudgetExceeded(Shortfall(**vars(balance), asked=asked, cut_at=hold.output_limit), "exhausted")
+
+
+def hang_up(holds: list[Hold]) -> Any:
+    """The last of these calls is left before its end: its SDK leaves that to the garbage collector, and till
+    then the provider goes on, and what it holds is held.
+
+    Returns:
+        What may have to be awaited.
+    """
+    hanging_up = holds[-1].last.hang_up if holds else None
+    return hanging_up() if hanging_up is not None else None

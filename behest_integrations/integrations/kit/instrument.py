@@ -39,6 +39,17 @@ def marked(doors: Iterable[type]) -> dict[str, str]:
     }
 
 
+_SDKS = ("openai", "anthropic", "google.genai", "litellm")
+"""What frameworks ask their models by, where it has a door."""
+
+
+def with_sdks(door: Any, *methods: str) -> Undo:
+    """Meter what a framework asks its models by, and the framework itself: its door's marked methods."""
+    found = marked(type(door).__mro__[:-1])
+    names = [*(name for name, module in found.items() if module in _SDKS), *methods]
+    return instrumented([(found[name], getattr(door, name)) for name in names])
+
+
 def instrumented(methods: Iterable[tuple[str, Callable[[], Undo]]]) -> Undo:
     """Call each method as soon as its module is imported: now, if it has been already.
 

@@ -15,7 +15,7 @@ def refusal_in(error: BaseException | None, before: int = 0) -> CallRefused | No
         before: see `causes`.
     """
     for cause in causes(error, before):
-        for found in (cause, getattr(cause, "refusal", None)):
+        for found in (getattr(cause, "refusal", None), cause):
             if isinstance(found, CallRefused):
                 return found
     return None
