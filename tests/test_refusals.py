@@ -447,6 +447,28 @@ def agent_framework(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
     }
 
 
+@door("Agno")
+def agno(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
+    pytest.importorskip("agno")
+    from agno.agent import Agent
+    from agno.models.openai import OpenAIChat
+    from agno.team import Team
+
+    stack.enter_context(meter.agno())
+    tries: dict[str, Any] = {"retries": 3, "delay_between_retries": 1}
+    to: dict[str, Any] = {"base_url": sandbox.base_url, "api_key": "none", "max_tokens": ANSWER}
+    model, another = (OpenAIChat(id="gpt-4o", max_retries=3, **to, **tries) for _ in range(2))
+    agent = Agent(model=model, fallback_models=[another], **tries)
+    team = Team(model=model, members=[Agent(model=another)], **tries)
+    return {
+        "`run`": lambda: agent.run("hello"),
+        "a stream": lambda: list(agent.run("hello", stream=True)),
+        "`arun`": lambda: arun(agent.arun("hello")),
+        "an awaited stream": lambda: arun(drained(agent.arun("hello", stream=True))),
+        "a team": lambda: team.run("hello"),
+    }
+
+
 # ── each of them ───────────────────────────────────────────────────────────────────────
 
 NEEDS = {
