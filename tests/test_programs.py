@@ -188,6 +188,25 @@ PROGRAMS = {
             dspy.settings.lm("Go on.")
             dspy.Predict("question -> answer").batch(asked, max_errors=1, disable_progress_bar=True)
     """,
+    "crewai": """
+        import asyncio
+        import os
+        os.environ["CREWAI_DISABLE_TELEMETRY"] = os.environ["OTEL_SDK_DISABLED"] = "true"
+        os.environ["CREWAI_TRACING_ENABLED"] = "false"
+        from crewai import LLM, Agent, Crew, Task
+        from crewai.tools import tool
+        @tool("search")
+        def search(query: str) -> str:
+            "Search."
+            return "nothing"
+        llm = LLM(model="openai/gpt-4o-mini", base_url=URL, api_key="none", max_tokens=100)
+        agent = Agent(role="r", goal="g", backstory="b", llm=llm, tools=[search])
+        for _ in range(50):
+            asked = Task(description="Go on.", expected_output="x", agent=agent)
+            Crew(agents=[agent], tasks=[asked]).kickoff()
+            list(Crew(agents=[agent], tasks=[asked], stream=True).kickoff())
+            asyncio.run(agent.kickoff_async("Go on."))
+    """,
     "agno": """
         import asyncio
         from agno.agent import Agent
@@ -221,6 +240,7 @@ PROGRAMS = {
     """,
 }
 NEEDS = {
+    "crewai": "crewai",
     "agno": "agno",
     "google_genai": "google.genai",
     "agent_framework": "agent_framework_openai",

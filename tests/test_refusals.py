@@ -469,6 +469,34 @@ def agno(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
     }
 
 
+@door("CrewAI")
+def crewai(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
+    for name in ("CREWAI_DISABLE_TELEMETRY", "OTEL_SDK_DISABLED"):
+        os.environ.setdefault(name, "true")
+    os.environ.setdefault("CREWAI_TRACING_ENABLED", "false")
+    pytest.importorskip("crewai")
+    from crewai import LLM, Agent, Crew, Task
+
+    stack.enter_context(meter.crewai())
+    llm = LLM(
+        model="openai/gpt-4o", base_url=sandbox.base_url, api_key="none", max_tokens=ANSWER, max_retries=3
+    )
+    agent = Agent(role="a", goal="g", backstory="b", llm=llm, max_retry_limit=3)
+
+    def crew(**options: Any) -> Any:
+        tasks = [Task(description="hello", expected_output="x", agent=agent)]
+        return Crew(agents=[agent], tasks=tasks, **options)
+
+    return {
+        "`kickoff`": lambda: crew().kickoff(),
+        "a stream": lambda: list(crew(stream=True).kickoff()),
+        "`kickoff_async`": lambda: arun(crew().kickoff_async()),
+        "`akickoff`": lambda: arun(crew().akickoff()),
+        "an awaited stream": lambda: arun(awaited(crew(stream=True).kickoff_async())),
+        "an agent": lambda: agent.kickoff("hello"),
+    }
+
+
 # ── each of them ───────────────────────────────────────────────────────────────────────
 
 NEEDS = {

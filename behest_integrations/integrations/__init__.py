@@ -11,6 +11,7 @@ from .agent_framework import AgentFrameworkDoor
 from .agno import AgnoDoor
 from .anthropic import AnthropicDoor
 from .bedrock import BedrockDoor
+from .crewai import CrewAIDoor
 from .dspy import DSPyDoor
 from .google_adk import GoogleADKDoor
 from .google_genai import GoogleGenAIDoor
@@ -38,5 +39,6 @@ class Doors(
     GoogleADKDoor,
     AgentFrameworkDoor,
     AgnoDoor,
+    CrewAIDoor,
 ):
     """Every framework that a meter can be put into."""

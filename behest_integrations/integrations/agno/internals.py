@@ -13,6 +13,7 @@ from agno.exceptions import RunCancelledException
 from agno.models.base import Model
 
 from ...rules.errors import CallRefused
+from ..kit.refusals import as_also
 
 ATTEMPTS = (
     "_invoke_with_retry",
@@ -38,17 +39,6 @@ def has_steps(runner: Any) -> bool:
     return hasattr(runner, "steps")
 
 
-_STOPS: dict[type[CallRefused], Any] = {}
-
-
 def stop_of(refusal: CallRefused) -> Any:
     """A refusal as what ends a run of Agno's: an exception of both kinds."""
-    kind = type(refusal)
-    cls: Any = _STOPS.get(kind)
-    if cls is None:
-        body = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-        cls = _STOPS[kind] = type(kind.__name__, (kind, RunCancelledException), body)
-    stop = cls.__new__(cls)
-    RunCancelledException.__init__(stop, str(refusal))
-    vars(stop).update(vars(refusal), refusal=refusal)
-    return stop
+    return as_also(refusal, RunCancelledException, str(refusal))

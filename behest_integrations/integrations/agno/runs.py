@@ -16,7 +16,7 @@ from ...rules.attribution import NOBODY, Attribution, in_run
 from ...rules.errors import CallRefused
 from ..kit.around import Around, made_inside
 from ..kit.cutting import hang_up, noting
-from ..kit.hooks import Hook, Method
+from ..kit.hooks import Hook, Method, put_all
 from ..kit.naming import id_in, said_in
 from ..kit.refusals import refusal_in
 from ..kit.undo import Undo
@@ -265,22 +265,10 @@ def _entry(own: Any) -> Any:
 _HOOKS: dict[str, tuple[Hook, ...]] = {}
 
 
-def _put(name: str, hooks: tuple[Hook, ...]) -> Undo:
-    hooks = _HOOKS.setdefault(name, hooks)
-    for hook in hooks:
-        hook.put()
-
-    def undo() -> None:
-        for hook in hooks:
-            hook.take_out()
-
-    return Undo(undo)
-
-
 def follow(module: str, name: str) -> Undo:
     """Follow the runs of a class of runners."""
     runner = getattr(sys.modules[module], name)
-    return _put(name, tuple(Hook(runner, method, _running) for method in RUNS))
+    return put_all(_HOOKS.setdefault(name, tuple(Hook(runner, method, _running) for method in RUNS)))
 
 
 def follow_models() -> Undo:
@@ -289,4 +277,4 @@ def follow_models() -> Undo:
 
     asking = (Hook(Model, method, _asking) for method in ATTEMPTS)
     working = (Hook(FunctionCall, method, _executing) for method in TOOLS)
-    return _put("models", (*asking, Hook(Model, RETRIED, _retrying), *working))
+    return put_all(_HOOKS.setdefault("models", (*asking, Hook(Model, RETRIED, _retrying), *working)))

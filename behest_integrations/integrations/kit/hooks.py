@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
+
+from .undo import Undo
 
 Method = Callable[..., Any]
 
@@ -70,6 +72,19 @@ class Hook:
         else:
             delattr(self._owner, self._name)  # it is inherited
         self._ours = None
+
+
+def put_all(hooks: Iterable[Hook]) -> Undo:
+    """Put hooks; what takes them out."""
+    put = tuple(hooks)
+    for hook in put:
+        hook.put()
+
+    def undo() -> None:
+        for hook in put:
+            hook.take_out()
+
+    return Undo(undo)
 
 
 def _has_inside(method: Any, ours: Any) -> bool:

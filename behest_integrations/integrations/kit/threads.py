@@ -15,7 +15,7 @@ from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from ...engine.contexts import carried, carried_by_thread, run_in
-from .hooks import Hook, Method
+from .hooks import Hook, Method, put_all
 from .undo import Undo
 
 _WORKERS = frozenset(("concurrent.futures.thread", "multiprocessing.pool", "anyio._backends._asyncio"))
@@ -25,14 +25,7 @@ _POOLED = ("apply_async", "map", "map_async", "starmap", "starmap_async", "imap"
 
 def carrying_threads() -> Undo:
     """Have threads and pools carry, until that is undone. May be done more than once."""
-    for hook in _HOOKS:
-        hook.put()
-
-    def undo() -> None:
-        for hook in _HOOKS:
-            hook.take_out()
-
-    return Undo(undo)
+    return put_all(_HOOKS)
 
 
 def _submitting(submit: Method) -> Method:
