@@ -370,9 +370,9 @@ def causes(error: BaseException | None, before: int = 0) -> Iterator[BaseExcepti
     while error is not None:
         yield error
         seen.add(id(error))
-        error = error.__cause__ or error.__context__ or getattr(error, "original_exception", None)
-        if id(error) in seen:
-            return
+        # Some raise an error from itself: its cause is then lost, and its context is not.
+        made_of = (error.__cause__, error.__context__, getattr(error, "original_exception", None))
+        error = next((found for found in made_of if found is not None and id(found) not in seen), None)
 
 
 def _rebuild(cls: type[BehestError], args: tuple[object, ...], state: dict[str, object]) -> BehestError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...engine.holds import Hold
 from ...rules.attribution import NOBODY, Attribution, in_run
-from ...rules.errors import CallRefused
+from ...rules.errors import CallRefused, handled
 from ..kit.around import Around, made_inside
 from ..kit.cutting import hang_up, noting
 from ..kit.hooks import Hook, Method, put_all
@@ -32,10 +32,12 @@ class _Run(Around):
         said: on the run itself, in its metadata.
         own: Agno's own ids.
         refusal: the last that a call of it was refused with.
+        before: see `errors.causes`.
     """
 
     def __init__(self, runner: Any, options: Mapping[str, Any], *, awaited: bool) -> None:
         self._runner = runner
+        self.before = handled()
         # Of what ends a run, its awaited `Parallel` tells nobody, and waits for ever.
         self._takes_stops = not (awaited and has_steps(runner))
         self.outer = outer = _current.get()
@@ -106,8 +108,8 @@ class _Run(Around):
             raise self._raised(refusal) from None
         return result
 
-    def failed(self, error: BaseException) -> BaseException:
-        refusal = refusal_in(error)
+    def failed(self, error: BaseException, before: int) -> BaseException:
+        refusal = refusal_in(error, before)
         return error if refusal is None else self._raised(refusal)
 
     def _raised(self, refusal: CallRefused) -> BaseException:
@@ -164,8 +166,8 @@ class _Asking(Around):
     def hang_up(self) -> Any:
         return hang_up(self._holds)
 
-    def failed(self, error: BaseException) -> BaseException:
-        refusal = refusal_in(error)
+    def failed(self, error: BaseException, before: int) -> BaseException:
+        refusal = refusal_in(error, before)
         return error if refusal is None else _stopping(refusal)
 
 
@@ -175,7 +177,7 @@ class _Working(Around):
     def inside(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def failed(self, error: BaseException) -> BaseException:
+    def failed(self, error: BaseException, before: int) -> BaseException:
         return _stopping(error) if isinstance(error, CallRefused) else error
 
 
@@ -202,7 +204,8 @@ def _asking(own: Method) -> Method:
 def _retrying(own: Method) -> Method:
     @functools.wraps(own)
     def is_retryable(self: Any, error: Any) -> bool:
-        return refusal_in(error) is None and own(self, error)
+        run = _current.get()
+        return refusal_in(error, 0 if run is None else run.before) is None and own(self, error)
 
     return is_retryable
 
@@ -230,7 +233,7 @@ class _Restoring(_Working):
         self._call.function = self._function
         return result
 
-    def failed(self, error: BaseException) -> BaseException:
+    def failed(self, error: BaseException, before: int) -> BaseException:
         self._call.function = self._function
         return error
 

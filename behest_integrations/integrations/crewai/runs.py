@@ -55,9 +55,9 @@ class _Run(Around):
             raise self._raised(self.refused) from None
         return result
 
-    def failed(self, error: BaseException) -> BaseException:
+    def failed(self, error: BaseException, before: int) -> BaseException:
         self.over = True
-        refusal = refusal_in(error)
+        refusal = refusal_in(error, before)
         return error if refusal is None else self._raised(refusal)
 
     def _raised(self, refusal: CallRefused) -> BaseException:
@@ -112,15 +112,15 @@ class _Asking(Around):
     def inside(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def failed(self, error: BaseException) -> BaseException:
-        refusal = refusal_in(error)
+    def failed(self, error: BaseException, before: int) -> BaseException:
+        refusal = refusal_in(error, before)
         return error if refusal is None else _stopping(refusal)
 
 
 class _Working(_Asking):
     """A tool at work: what it is refused itself is no answer of it."""
 
-    def failed(self, error: BaseException) -> BaseException:
+    def failed(self, error: BaseException, before: int) -> BaseException:
         if not isinstance(error, CallRefused):
             return error
         run, refusal = _current.get(), getattr(error, "refusal", error)

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+from ...rules.errors import handled
+
 
 class Around:
     """What is around a run. A door says what of this it needs."""
@@ -29,8 +31,12 @@ class Around:
         """It has come to its end. What is handed on in the place of its result, None for a stream's."""
         return result
 
-    def failed(self, error: BaseException) -> BaseException:
-        """It has raised. What is raised in the place of that."""
+    def failed(self, error: BaseException, before: int) -> BaseException:
+        """It has raised. What is raised in the place of that.
+
+        Args:
+            before: see `errors.causes`.
+        """
         return error
 
 
@@ -44,12 +50,13 @@ def made_inside(around: Around, own: Callable[..., Any], /, *args: Any, **kwargs
 class _step:
     """One step: what it raises may be another error."""
 
-    __slots__ = ("_around", "_inside")
+    __slots__ = ("_around", "_before", "_inside")
 
     def __init__(self, around: Around) -> None:
         self._around = around
 
     def __enter__(self) -> None:
+        self._before = handled()
         self._inside = self._around.inside()
         self._inside.__enter__()
 
@@ -57,7 +64,7 @@ class _step:
         self._inside.__exit__(None, None, None)
         if error is None or isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit)):
             return
-        instead = self._around.failed(error)
+        instead = self._around.failed(error, self._before)
         if instead is not error:
             raise instead from None
 
