@@ -65,8 +65,11 @@ PUBLIC = (
     "atranscription", "aspeech", "arerank", "acreate_batch", "avideo_generation", "asearch",
     "agenerate_content",
 )  # fmt: skip
-ROUTER = ("async_function_with_fallbacks", "function_with_fallbacks")
-"""The methods of a Router around all that it tries."""
+ROUTERS = (
+    ("litellm.router", "Router", ("async_function_with_fallbacks", "function_with_fallbacks")),
+    ("litellm.router_rust.core", "RustCore", ("_drive", "_call_sync")),
+)
+"""The methods of a Router around all that it tries, and whose they are: from 1.110 on, its core is Rust."""
 CLIENTS = (
     ("litellm.llms.openai.openai", "OpenAIChatCompletion", "_get_openai_client"),
     ("litellm.llms.azure.common_utils", "BaseAzureLLM", "get_azure_openai_client"),

@@ -34,7 +34,7 @@ from .internals import (
     CLIENTS,
     COUNTED,
     PUBLIC,
-    ROUTER,
+    ROUTERS,
     UNDECORATED,
     cell_of,
     is_mocked,
@@ -280,7 +280,9 @@ def _put(engine: Engine) -> None:
                 break
     for name in PUBLIC:
         _undoing.append(swapped(litellm, name, arrived))
-    for name in ROUTER:
-        _undoing.append(swapped(litellm.Router, name, arrived))
+    for module, owner, names in ROUTERS:
+        with suppress(ImportError):
+            router = getattr(import_module(module), owner)
+            _undoing.extend(swapped(router, name, arrived) for name in names)
     for module, owner, name in CLIENTS:
         _undoing.append(swapped(getattr(import_module(module), owner), name, partial(_client, engine)))
