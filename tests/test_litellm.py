@@ -483,3 +483,59 @@ def test_what_is_touched_is_there() -> None:
     ]
     assert any(routers)
     assert all(hasattr(getattr(import_module(module), owner), name) for module, owner, name in CLIENTS)
+
+
+# ── a cheaper model ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("openai", "called"),
+        ("openai", "by place"),
+        ("claude", "awaited"),
+        ("claude", "streamed"),
+        ("bedrock", "called"),
+        ("bedrock", "streamed"),
+    ],
+)
+def test_a_cheaper_model_stands_in(kind: str, how: str) -> None:
+    """Whichever provider LiteLLM asks, and whatever the door beneath it could have changed."""
+    names = {"openai": ("gpt-4o", MINI), "claude": ("claude-opus-4-5", "claude-haiku-4-5")}
+    start = "global.anthropic.claude"
+    names["bedrock"] = (f"{start}-opus-4-5-v1:0", f"{start}-haiku-4-5-20251001-v1:0")
+    dear, cheap = names[kind]
+    budget = {"openai": "$0.02", "claude": "$0.05", "bedrock": "$0.05"}[kind]
+    with (
+        Sandbox(output_tokens=490) as sandbox,
+        Meter("memory://", budgets=[budget], downgrade={dear: cheap}, downgrade_at=50) as meter,
+        meter.litellm(),
+    ):
+        asked = KINDS.get(kind, bedrock)(sandbox, dear, max_tokens=490)
+
+        def call() -> None:
+            if how == "called":
+                completion(**asked)
+            elif how == "awaited":
+                arun(acompletion(**asked))
+            elif how == "streamed":
+                list(completion(**asked, stream=True))
+            else:
+                rest = {name: value for name, value in asked.items() if name not in ("model", "messages")}
+                completion(asked["model"], asked["messages"], **rest)
+
+        until_exhausted(call)
+        served = [line.model for line in sandbox.bill.lines]
+        many = served.count(dear)
+        assert served == [dear] * many + [cheap] * (len(served) - many)
+        assert 0 < many < len(served)
+        found = [(e.model.rpartition("/")[2], e.asked_model) for e in entries(meter)]
+        assert found == [(dear, None)] * many + [(cheap, dear)] * (len(served) - many)
+        assert_agrees(meter, sandbox)
+        assert_sound(meter)
+
+
+def bedrock(sandbox: Sandbox, model: str, **fields: Any) -> dict[str, Any]:
+    keys = {"aws_access_key_id": "none", "aws_secret_access_key": "none", "aws_region_name": "us-east-1"}
+    asked = {"api_base": sandbox.url, "messages": HELLO, **keys, **fields}
+    return {"model": f"bedrock/{model}", **asked}

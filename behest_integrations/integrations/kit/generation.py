@@ -217,6 +217,11 @@ class Generation:
         return found, hold
 
     @property
+    def stand_in(self) -> str | None:
+        """The cheaper model that is asked in the place of the one that was asked for; None: none is."""
+        return self.plan.model if self._stands_in else None
+
+    @property
     def unlimited(self) -> bool:
         """Whether nothing limits the answer but our assumption of the default."""
         return self.bound.output_limit is None and not self.bound.limit_fields

@@ -66,10 +66,11 @@ class _Attempt:
         model = str(asked.get("model") or "")
         self.name, self.asked = name, asked
         provider, url, plain = provider_of(model, asked)
+        self._prefix = model.removesuffix(plain) if model.endswith(plain) else ""
         said, own = attribution_of(asked)
         self.user = said.user_id
         prices = price_provider(provider, url)
-        self.generation = Generation(
+        generation = Generation(
             engine,
             request_as_wire(
                 name, {**asked, "model": plain if prices is not None or provider in COMPATIBLE else model}
@@ -80,8 +81,9 @@ class _Attempt:
             provider=prices,
             can_limit=name != "embedding",
             where=url,
+            model_field=None if _names_another(asked) else "model",
         )
-        self.call = Call(self.generation, self)
+        self.call = Call(generation, self)
         self.streams = bool(asked.get("stream")) and name != "embedding"
         options = asked.get("stream_options")
         self.asks_usage = (
@@ -95,12 +97,21 @@ class _Attempt:
     def changes(self, hold: Any) -> dict[str, Any]:
         """The keywords that are other than the caller's."""
         changed = renamed(self.asked, self.user)
+        cheaper = self.call.generation.stand_in
+        if cheaper is not None:
+            changed["model"] = f"{self._prefix}{cheaper}"
         limit = hold.output_limit
-        if limit is not None and limit != self.generation.bound.output_limit:
+        if limit is not None and limit != self.call.generation.bound.output_limit:
             changed |= limited(self.name, self.asked, limit)
         if self.asks_usage:
             changed["stream_options"] = {**(self.asked.get("stream_options") or {}), "include_usage": True}
         return changed
+
+
+def _names_another(asked: dict[str, Any]) -> bool:
+    """Whether a model is put over the one that is asked for."""
+    extra = asked.get("extra_body")
+    return isinstance(extra, dict) and "model" in extra
 
 
 def _metered(engine: Engine, name: str, own: Any) -> Any:
@@ -119,7 +130,7 @@ def _metered(engine: Engine, name: str, own: Any) -> Any:
             made = _Attempt(engine, name, asked)
 
             def send(hold: Any) -> Any:
-                return own(*args, **{**kwargs, **made.changes(hold)})
+                return own(**{**asked, **made.changes(hold)})
 
             if not made.streams:
                 return made.call.made(send, hear)
@@ -137,7 +148,7 @@ async def _amade(
         async def send(hold: Any) -> Any:
             # It prepares its request in a thread, as LiteLLM would have had it do.
             context = contextvars.copy_context()
-            call = partial(context.run, own, *args, **{**kwargs, **made.changes(hold)})
+            call = partial(context.run, own, **{**asked, **made.changes(hold)})
             result = await asyncio.get_running_loop().run_in_executor(None, call)
             return await result if inspect.isawaitable(result) else result
 

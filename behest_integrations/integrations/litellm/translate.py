@@ -18,6 +18,12 @@ _NOT_SENT = OWN - frozenset(ASKED) | {
     "drop_params", "shared_session", "enable_json_schema_validation", "stream", "stream_options",
     "max_retries", "organization", "model_list", "encoding_format", "aresponses", "atext_completion",
     "acompletion", "aembedding", "specific_deployment", "original_function", "litellm_params",
+    # Whose account is called, and where: https://docs.litellm.ai/docs/providers/bedrock,
+    # https://docs.litellm.ai/docs/providers/vertex
+    "aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_region_name", "aws_session_name",
+    "aws_session_tags", "aws_profile_name", "aws_role_name", "aws_web_identity_token", "aws_sts_endpoint",
+    "aws_bedrock_runtime_endpoint", "aws_external_id", "vertex_project", "vertex_location",
+    "vertex_credentials",
 }  # fmt: skip
 _LIMITS = frozenset(LIMIT_NAMES)
 
