@@ -24,7 +24,7 @@ from support import HELLO, client
 
 from behest_integrations import Meter, Usage
 from behest_integrations.cli import main
-from behest_integrations.ledger import Entry, Ledger, closing, following, open_store, schema
+from behest_integrations.ledger import Entry, Ledger, closing, following, open_store, schema, spans
 from behest_integrations.ledger.pruning import prune
 from behest_integrations.ledger.sql import SQLLedger
 from behest_integrations.prices import Price, Pricing
@@ -43,6 +43,7 @@ NOW = 1_793_500_000_000
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(closing, "BLOCK", 50)
+    monkeypatch.setattr(spans, "SPAN", 2)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -385,6 +386,8 @@ def test_what_was_proved_is_passed_over_and_can_be_proved_again(tmp_path: Path) 
         ("UPDATE entries SET user_id = 'somebody' WHERE id = 3", False),
         ("DELETE FROM entries WHERE id = 3", True),
         ("UPDATE rollups SET cost = cost + 1 WHERE kind = 3 AND block = 2 AND seq = 0", True),
+        ("UPDATE rollups SET cost = cost + 1 WHERE kind = 101 AND block = 2 AND seq = 0", True),  # of a span
+        ("DELETE FROM rollups WHERE kind = 103 AND block = 4", True),
         ("UPDATE block_sums SET spent = spent + 1 WHERE block = 1", True),  # the counters are others, then
         ("DELETE FROM blocks WHERE id = (SELECT max(id) FROM blocks)", True),
         ("UPDATE seals SET digest = 'x' WHERE block = 2", True),

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from pydantic_core import to_json
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from . import schema
 from .base import Ledger
@@ -33,17 +31,17 @@ from .blocks import (
     rolled,
     sums_digest,
 )
+from .changes import changes, lock_changes
 from .ids import first_id_at
 from .moment import at_one_moment
 from .seals import NOT_AS_SEALED, Seal, sealed
+from .spans import drop_span, make_spans
 
 _e = schema.entries.c
 _AT, _ID = COLUMNS.index("at"), COLUMNS.index("id")
 _GRACE = 10_000
 """Entries of the last seconds are left alone: others that belong before them may still be under way."""
 _LATE = 600_000
-_CHANGES = "entries"
-"""The row of `revisions` that counts what was done to entries that are there."""
 
 
 class Closed(NamedTuple):
@@ -84,9 +82,11 @@ def close_blocks(
         found = _next(ledger, now, rest)
         if found is None:
             break
-        made, changes = found
-        if _write(ledger, made, now, changes):
+        made, known = found
+        if _write(ledger, made, now, known):
             count += 1
+    if count:
+        make_spans(ledger.reading())
     return count
 
 
@@ -115,7 +115,7 @@ def _next(ledger: Ledger, now: int, rest: Callable[[], None]) -> tuple[Closed, i
         members = sa.and_(_e.id > after, _e.id <= tally.last)
         ids = () if until is None else tuple(row[_ID] for row in rows)
         made = Closed(after, tally.last, (), tally, rolled(connection, members), ids)
-        return made, _changes(connection)
+        return made, changes(connection)
 
 
 def _is_due(connection: sa.Connection, fresh: sa.ColumnElement[Any], now: int) -> bool:
@@ -146,7 +146,7 @@ def _late(
     if not tally.lines or (len(ids) < BLOCK and tally.first_at > now - _LATE):
         return None
     made = Closed(blocks.mark, blocks.mark, ids, tally, rolled(connection, members), ids)
-    return made, _changes(connection)
+    return made, changes(connection)
 
 
 def _resting(rows: Iterator[Row] | Sequence[Row], rest: Callable[[], None]) -> Iterator[Row]:
@@ -156,13 +156,13 @@ def _resting(rows: Iterator[Row] | Sequence[Row], rest: Callable[[], None]) -> I
         rest()
 
 
-def _write(ledger: Ledger, made: Closed, now: int, changes: int) -> bool:
+def _write(ledger: Ledger, made: Closed, now: int, known: int) -> bool:
     """Write a block, if its entries are still as they were and nobody was quicker."""
     with ledger.reading().execution_options(write=True).begin() as connection:
         lock_changes(connection)
         blocks = schema.blocks.c
         last, newest = connection.execute(sa.select(sa.func.max(blocks.last), sa.func.max(blocks.id))).one()
-        if (NONE if last is None else last) != made.after or _changes(connection) != changes:
+        if (NONE if last is None else last) != made.after or changes(connection) != known:
             return False
         id = (newest or 0) + 1
         if made.late:
@@ -197,6 +197,7 @@ def write_sums(
     r, s = schema.rollups, schema.block_sums
     connection.execute(sa.delete(r).where(r.c.kind.in_(range(UNTOLD + 1)), r.c.block == block))
     connection.execute(sa.delete(s).where(s.c.block == block))
+    drop_span(connection, block)
     names = [c.name for c in r.columns if c.name != "block"]
     if rollups:
         rows = [{**dict(zip(names, row, strict=True)), "block": block} for row in rollups]
@@ -245,25 +246,6 @@ def tallied(connection: sa.Connection, members: sa.ColumnElement[Any]) -> Tally:
     for row in read_members(connection, members):
         tally.add(row)
     return tally
-
-
-def lock_changes(connection: sa.Connection) -> None:
-    """Be the only one who changes blocks and closed entries, until the transaction ends."""
-    insert: Any = postgres_insert if connection.dialect.name == "postgresql" else sqlite_insert
-    r = schema.revisions
-    connection.execute(insert(r).values(name=_CHANGES, number=0).on_conflict_do_nothing())
-    connection.execute(sa.select(r.c.number).where(r.c.name == _CHANGES).with_for_update())
-
-
-def count_change(connection: sa.Connection) -> None:
-    """Say that entries were changed: who has read them before begins again."""
-    r = schema.revisions
-    connection.execute(sa.update(r).where(r.c.name == _CHANGES).values(number=r.c.number + 1))
-
-
-def _changes(connection: sa.Connection) -> int:
-    r = schema.revisions
-    return int(connection.scalar(sa.select(r.c.number).where(r.c.name == _CHANGES)) or 0)
 
 
 def mark_proven(ledger: Ledger, proven: Mapping[int, str], now: int) -> None:

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from . import schema
 from .blocks import Block, read_blocks, rolled, sums_digest
-from .closing import count_change, lock_changes, seal_again, tallied, write_sums
+from .changes import count_change, lock_changes
+from .closing import seal_again, tallied, write_sums
 
 _e = schema.entries
 

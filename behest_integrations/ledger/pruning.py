@@ -19,7 +19,8 @@ from pydantic_core import from_json, to_json
 from . import schema
 from .blocks import COLUMNS, DAY, SLOT, UNTOLD, Block, Row, Tally, additive, read_blocks, read_members, rolled
 from .book import ADDITIVE, Entry
-from .closing import count_change, lock_changes, seal_again
+from .changes import count_change, lock_changes
+from .closing import seal_again
 from .sql import SQLLedger
 
 _e = schema.entries

@@ -1,8 +1,9 @@
 """What a report adds up: roll-ups of blocks as far as they have what it asks for, entries for the rest.
 
-Blocks that lie in the time asked for count by their roll-ups. Of those that lie across its ends, and of what
-is in no block, the entries are read. Where no roll-up has what is asked for, entries are read all through,
-but only of blocks in which there may be any. It is the same sum, to the nano-dollar, in each way.
+Blocks that lie in the time asked for count by their roll-ups, dozens together where there are sums of these
+(`ledger.spans`). Of those that lie across its ends, and of what is in no block, the entries are read. Where
+no roll-up has what is asked for, entries are read all through, but only of blocks in which there may be any.
+It is the same sum, to the nano-dollar, in each way.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from ..ledger import schema
+from ..ledger import schema, spans
 from ..ledger.blocks import (
     DAY,
     KINDS,
@@ -94,7 +95,7 @@ def lines(connection: sa.Connection, wanted: Wanted, asked: Asked) -> sa.FromCla
         stretches.append(blocks.pending)
     chosen = [_entries(wanted, asked, which) for which in stretches]
     if whole and kind is not None:
-        chosen += _rolled(connection, kind, wanted, asked, whole, blocks)
+        chosen += _rolled(connection, kind, wanted, asked, whole)
     return (sa.union_all(*chosen) if len(chosen) > 1 else chosen[0]).subquery("lines")
 
 
@@ -187,15 +188,17 @@ def _kind(wanted: Wanted, asked: Asked) -> Kind | None:
     """The smallest roll-ups that have what is wanted."""
     if asked.tags or len(wanted.tags) > 1:
         return None
-    needed = {
-        *wanted.names,
-        *(column for name, column in FILTERS.items() if getattr(asked, name) is not None),
-    }
     for kind in (TAGS,) if wanted.tags else KINDS:
-        fits_time = not wanted.step or (kind.slot and wanted.step % kind.slot == 0)
-        if fits_time and needed <= set(kind.names) and (kind is TAGS) == bool(wanted.tags):
+        if _fits(kind, wanted, asked) and (kind is TAGS) == bool(wanted.tags):
             return kind
     return None
+
+
+def _fits(kind: Kind, wanted: Wanted, asked: Asked) -> bool:
+    """Whether a kind of roll-ups has the columns and the steps of time that are needed."""
+    asks = (column for name, column in FILTERS.items() if getattr(asked, name) is not None)
+    fits_time = not wanted.step or (kind.slot and wanted.step % kind.slot == 0)
+    return bool(fits_time) and {*wanted.names, *asks} <= set(kind.names)
 
 
 def _maybe(connection: sa.Connection, asked: Asked, parts: Sequence[Block]) -> set[int] | None:
@@ -271,35 +274,50 @@ def narrowed(statement: sa.Select[Any], asked: Asked) -> sa.Select[Any]:
 
 
 def _rolled(
-    connection: sa.Connection,
-    kind: Kind,
-    wanted: Wanted,
-    asked: Asked,
-    whole: Sequence[Block],
-    blocks: Blocks,
+    connection: sa.Connection, kind: Kind, wanted: Wanted, asked: Asked, whole: Sequence[Block]
 ) -> list[sa.Select[Any]]:
     if kind is not TAGS:
-        return [_of_kind(kind, wanted, asked, _within(whole, blocks))]
+        return _of_kind(connection, kind, wanted, asked, whole)
     (tag,) = wanted.tags
     # Of blocks in which no entry has that tag, there are no sums by it: none has.
     having = _having(connection, TAGS.number, _r.c.tag == tag)
     found = []
     if told := [b for b in whole if b.id in having]:
-        found.append(_of_kind(TAGS, wanted, asked, sa.and_(_within(told, blocks), _r.c.tag == tag)))
+        found += _of_kind(connection, TAGS, wanted, asked, told, _r.c.tag == tag)
     if others := [b for b in whole if b.id not in having]:
-        found.append(_of_kind(STAGES, wanted, asked, _within(others, blocks)))
+        found += _of_kind(connection, STAGES, wanted, asked, others)
     return found
 
 
-def _of_kind(kind: Kind, wanted: Wanted, asked: Asked, which: Column) -> sa.Select[Any]:
+def _of_kind(
+    connection: sa.Connection,
+    kind: Kind,
+    wanted: Wanted,
+    asked: Asked,
+    whole: Sequence[Block],
+    *conditions: Column,
+) -> list[sa.Select[Any]]:
+    """What blocks have of a kind: by spans as far as these have what is needed, and the rest by blocks."""
+    ids, found = [block.id for block in whole], []
+    wider = next((k for k, of in spans.MADE_OF.items() if of == kind and _fits(k, wanted, asked)), None)
+    if wider is not None and len(ids) >= spans.SPAN:
+        together, ids = spans.in_spans(ids, spans.spans_there(connection))
+        if together:
+            found.append(_chosen(wider, wanted, asked, _r.c.block.in_(together), *conditions))
+    if ids:
+        found.append(_chosen(kind, wanted, asked, _within(ids), *conditions))
+    return found
+
+
+def _chosen(kind: Kind, wanted: Wanted, asked: Asked, *conditions: Column) -> sa.Select[Any]:
     columns: list[sa.Label[Any]] = [_r.c[name].label(name) for name in wanted.names]
     if wanted.tags:
-        columns.append(_r.c.value.label("tag0"))
+        columns.append((_r.c.value if "tag" in kind.names else sa.null()).label("tag0"))
     if wanted.step:
         columns.append(_r.c.slot.label("at"))
     columns.append(_r.c.status.label("status"))
     columns += [_r.c[name].label(name) for name in wanted.sums]
-    statement = sa.select(*columns).where(_r.c.kind == kind.number, which)
+    statement = sa.select(*columns).where(_r.c.kind == kind.number, *conditions)
     for name, column in FILTERS.items():
         value = getattr(asked, name)
         if value is not None:
@@ -307,18 +325,15 @@ def _of_kind(kind: Kind, wanted: Wanted, asked: Asked, which: Column) -> sa.Sele
     return statement
 
 
-def _within(whole: Sequence[Block], blocks: Blocks) -> Column:
+def _within(ids: Sequence[int]) -> Column:
     """The condition that a roll-up is of these blocks."""
-    ids = {block.id for block in whole}
-    if len(ids) == len(blocks.closed):
-        return sa.true()
-    spans: list[list[int]] = []
+    stretches: list[list[int]] = []
     for id in sorted(ids):
-        if spans and spans[-1][1] == id - 1:
-            spans[-1][1] = id
+        if stretches and stretches[-1][1] == id - 1:
+            stretches[-1][1] = id
         else:
-            spans.append([id, id])
-    return sa.or_(*(_r.c.block.between(first, last) for first, last in spans))
+            stretches.append([id, id])
+    return sa.or_(*(_r.c.block.between(first, last) for first, last in stretches))
 
 
 def totals(source: sa.FromClause, names: Collection[str] = ()) -> dict[str, Column]:

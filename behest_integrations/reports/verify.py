@@ -18,9 +18,10 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic_core import from_json
 
-from ..ledger import Bucket, Entry, HoldRecord, Ledger, schema, seals
+from ..ledger import Bucket, Entry, HoldRecord, Ledger, schema, seals, spans
 from ..ledger.blocks import (
     COLUMNS,
+    UNTOLD,
     Block,
     Blocks,
     Tally,
@@ -171,6 +172,8 @@ def _prove(connection: sa.Connection, proof: Proof, *, whole: bool) -> None:
         _prove_seal(known, chain, proof)
         if whole or known.proven is None:
             _prove_block(connection, blocks, known, checking, proof)
+    for span in sorted(spans.spans_there(connection)):
+        _prove_span(connection, span, proof)
     for missing in chain.newest.keys() - {known.id for known in blocks.closed}:
         proof.flaw("seal", missing, "it was closed and sealed, and is missing")
     pending = Tally()
@@ -212,7 +215,9 @@ def _prove_block(
         proof.flaw("seal", block.id, f"its entries are not as they were sealed{what and f': {what}'}")
     r, s = schema.rollups.c, schema.block_sums.c
     columns = [c for c in schema.rollups.columns if c.name != "block"]
-    stored = connection.execute(sa.select(*columns).where(r.block == block.id).order_by(r.kind, r.seq)).all()
+    stored = connection.execute(
+        sa.select(*columns).where(r.block == block.id, r.kind <= UNTOLD).order_by(r.kind, r.seq)
+    ).all()
     of_block = sa.select(s.bucket, s.spent).where(s.block == block.id)
     spent: dict[int, int] = dict(connection.execute(of_block).all())
     if sums_digest(stored, spent) != block.sums:
@@ -223,6 +228,18 @@ def _prove_block(
         proof.flaw("block", block.id, "its sums are not those of its entries: reports are wrong")
     if len(proof.flaws) == flaws:
         proof.proven[block.id] = block.digest
+
+
+def _prove_span(connection: sa.Connection, span: int, proof: Proof) -> None:
+    """That reports which add up a span say the same as those which add up its blocks."""
+    for kind in spans.MADE_OF:
+        found = (spans.stored(connection, kind, span), spans.merged(connection, kind, span))
+        # Each has numbered them in an order of its own.
+        written, right = ({(row[0], *row[2:]) for row in rows} for rows in found)
+        if written != right or len(found[0]) != len(found[1]):
+            first, last = spans.blocks_of(span)
+            what = f"the sums of the blocks {first} to {last} ({kind.number}) are not what those add up to"
+            proof.flaw("block", span, f"{what}: reports are wrong")
 
 
 def _prove_totals(connection: sa.Connection, blocks: Blocks, pending: Tally, proof: Proof) -> None:
