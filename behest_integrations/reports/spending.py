@@ -256,12 +256,13 @@ def _spent(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) ->
     assert tuple(sums) == _ADDED
     statement = sa.select(*keys, *sums.values()).group_by(*keys)
     width, is_plain = len(keys), not any(group.is_period for group in groups)
-    for row in connection.execute(statement):
-        key = row[:width]
-        if not is_plain:
-            key = tuple(group.told(value) for group, value in zip(groups, key, strict=True))
-        # PostgreSQL's sums of whole numbers come as decimals.
-        yield Line(key, *map(int, row[width:]))
+    for rows in connection.execute(statement).partitions(1000):
+        for row in rows:
+            key = row[:width]
+            if not is_plain:
+                key = tuple(group.told(value) for group, value in zip(groups, key, strict=True))
+            # PostgreSQL's sums of whole numbers come as decimals.
+            yield Line(key, *map(int, row[width:]))
 
 
 def _refused(connection: sa.Connection, groups: Sequence[_Group], asked: Asked) -> Iterator[Line]:

@@ -10,9 +10,12 @@ looked at, all together. Calls may go on meanwhile.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -265,32 +268,32 @@ def _prove_totals(connection: sa.Connection, blocks: Blocks, pending: Tally, pro
 
 
 def _prove_buckets(connection: sa.Connection, pending: Tally, proof: Proof) -> None:
-    spent = dict(pending.spent)
-    s = schema.block_sums.c
-    for bucket, amount in connection.execute(sa.select(s.bucket, sa.func.sum(s.spent)).group_by(s.bucket)):
-        spent[bucket] = spent.get(bucket, 0) + int(amount)
+    """The counters, against what is booked: both stream in the order of buckets, however many these are."""
     holds = [
         HoldRecord(id, 0, from_json(bookings), from_json(call))
         for id, bookings, call in connection.execute(sa.select(_h.c.id, _h.c.bookings, _h.c.call))
     ]
     proof.in_flight = len(holds)
-    spent, held = _sums(spent, holds)
-    columns = (_b.c[name] for name in Bucket.__slots__)
-    streamed = connection.execution_options(yield_per=2000).execute(sa.select(*columns))
-    buckets = (Bucket(*row) for row in streamed)
-
-    seen: set[int] = set()
-
-    def noted() -> Iterator[Bucket]:
-        for bucket in buckets:
-            seen.add(bucket.id)
-            yield bucket
-
-    proof.findings += _wrong(noted(), spent, held)
-    proof.buckets = len(seen)
-    for unknown in spent.keys() - seen:
-        if spent[unknown]:
-            proof.flaw("entry", "", f"entries are booked in a bucket {unknown}, which is not there")
+    outside, held = _sums(pending.spent, holds)
+    s = schema.block_sums.c
+    in_blocks = sa.select(s.bucket, sa.func.sum(s.spent)).group_by(s.bucket).order_by(s.bucket)
+    counters = sa.select(*(_b.c[name] for name in Bucket.__slots__)).order_by(_b.c.id)
+    options = {"yield_per": 2000}
+    told = heapq.merge(
+        ((row[0], Bucket(*row), 0) for row in connection.execute(counters, execution_options=options)),
+        ((id, None, int(n)) for id, n in connection.execute(in_blocks, execution_options=options)),
+        ((id, None, n) for id, n in sorted(outside.items())),
+        key=itemgetter(0),
+    )
+    for id, parts in groupby(told, key=itemgetter(0)):
+        bucket, booked = None, 0
+        for _, there, amount in parts:
+            bucket, booked = there or bucket, booked + amount
+        if bucket is not None:
+            proof.buckets += 1
+            proof.findings += _wrong((bucket,), {id: booked}, held)
+        elif booked:
+            proof.flaw("entry", "", f"entries are booked in a bucket {id}, which is not there")
 
 
 def _sums(booked: dict[int, int], holds: Sequence[HoldRecord]) -> tuple[dict[int, int], dict[int, int]]:

@@ -154,3 +154,50 @@ def test_a_hot_budget() -> None:
     )
     assert locked < batched < leased
     assert waited_c <= 1.2 * waited_alone
+
+
+@pytest.mark.parametrize("leases", [False, True])
+@pytest.mark.parametrize("callers", [64, 1])
+def test_what_a_call_takes(callers: int, leases: bool) -> None:
+    """What `.github/LIMITS.md` reckons with: one process, one hot budget."""
+
+    async def run(meter: Meter, seconds: float) -> int:
+        plan = meter.plan("chat", "gpt-4o", BOUND)
+        until = time.monotonic() + seconds
+
+        async def caller() -> int:
+            made = 0
+            while time.monotonic() < until:
+                await (await meter.areserve(plan)).asettle(Usage(10, 5))
+                made += 1
+            return made
+
+        return sum(await asyncio.gather(*(caller() for _ in range(callers))))
+
+    uri, url = postgres.server(), postgres.new_url()
+    with (
+        psycopg.connect(uri, autocommit=True) as connection,
+        Meter(url, budgets=[HOT], thresholds=[], store_timeout=60, leases=leases) as meter,
+        Meter(url, budgets=[HOT], thresholds=[], store_timeout=60) as other,
+    ):
+
+        def now() -> tuple[float, float, float]:
+            row = connection.execute("SELECT pg_current_wal_lsn() - '0/0'").fetchone()
+            assert row is not None
+            return postgres.server_cpu(), time.process_time(), float(row[0])
+
+        # A lease is taken where others are in the way.
+        beside = threading.Thread(target=lambda: asyncio.run(run(other, WARM)))
+        beside.start()
+        asyncio.run(run(meter, WARM))
+        beside.join()
+        before = now()
+        made = asyncio.run(run(meter, SECONDS))
+        meter.flush()
+        server, client, log = (after - was for after, was in zip(now(), before, strict=True))
+    print(
+        f"\n{callers} callers, {'leases' if leases else 'a hold of its own'}: {made / SECONDS:,.0f} calls/s; "
+        f"a call: {server / made * 1e6:,.0f} us of the server's CPU, {client / made * 1e6:,.0f} us of ours, "
+        f"{log / made:,.0f} bytes of log"
+    )
+    assert made
