@@ -88,7 +88,7 @@ class Gateway:
             )
         else:
             self.process = Warm(["serve", *self._options], cwd=self.folder, env=self._env)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 if httpx.get(f"{self.url}/readyz").status_code == 200:

@@ -115,7 +115,7 @@ def run(path: Path, folder: Path, **env: str) -> str:
     }
     done = subprocess.run(
         [sys.executable, str(path)],
-        capture_output=True, text=True, timeout=120, cwd=folder, env={**clean, **env},
+        capture_output=True, text=True, timeout=300, cwd=folder, env={**clean, **env},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
