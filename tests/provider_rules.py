@@ -176,6 +176,7 @@ class Rules:
         tiers: by value of `service_tier`, of the price.
         others: fields that name models which may answer, and what those cost.
         usage: how it tells its usage.
+        unasked: whether a stream tells it without being asked.
         encoding: OpenAI's, where that is how it counts.
     """
 
@@ -198,6 +199,7 @@ class Rules:
     others: Sequence[str] = ()
     other_rates: Mapping[str, Rates] = field(default_factory=dict)
     usage: Usage = plain_usage
+    unasked: bool = False
     encoding: str | None = None
     own: bool = True
     """Whether its price is the user's own (`Meter(prices=…)`), and not a price list's."""
@@ -311,7 +313,7 @@ def reply(body: Mapping[str, Any], bill: Bill) -> dict[str, Any]:
     return said if bill.tier is None else {**said, "service_tier": bill.tier}
 
 
-def streamed(body: Mapping[str, Any], bill: Bill, running: bool) -> bytes:
+def streamed(body: Mapping[str, Any], bill: Bill, running: bool, unasked: bool = False) -> bytes:
     """The same in events; usage at its end, as it is asked for, or on each chunk."""
     head = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": bill.model}
     if bill.tier is not None:
@@ -324,7 +326,7 @@ def streamed(body: Mapping[str, Any], bill: Bill, running: bool) -> bytes:
         events.append({**head, "choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]})
     if running:
         events = [{**event, "usage": bill.usage} for event in events]
-    elif at(body, "stream_options.include_usage"):
+    elif unasked or at(body, "stream_options.include_usage"):
         events.append({**head, "choices": [], "usage": bill.usage})
     return (
         b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
@@ -406,7 +408,14 @@ RULES: tuple[Rules, ...] = (
         rendered=("tools", "functions", "response_format", "deferred_tools"),
         usage=openai_usage,
     ),
-    Rules("Mistral", "mistral", limits=("max_tokens",), floors=("min_tokens",), predictions=("prediction",)),
+    Rules(
+        "Mistral",
+        "mistral",
+        limits=("max_tokens",),
+        floors=("min_tokens",),
+        predictions=("prediction",),
+        unasked=True,  # wire/changes.py has the source
+    ),
     Rules(
         "Groq", "groq", rendered=("tools", "functions", "response_format", "documents"), usage=openai_usage
     ),

@@ -66,7 +66,7 @@ class House:
             return httpx.Response(400, json={"error": {"message": str(error), "param": "some"}})
         self.bills.append((bill, hold.call["held"]))
         if body.get("stream"):
-            content = streamed(body, bill, self.draw.running)
+            content = streamed(body, bill, self.draw.running, self.rules.unasked)
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=content)
         return httpx.Response(200, json=reply(body, bill))
 
