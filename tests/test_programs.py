@@ -188,6 +188,27 @@ PROGRAMS = {
             dspy.settings.lm("Go on.")
             dspy.Predict("question -> answer").batch(asked, max_errors=1, disable_progress_bar=True)
     """,
+    "strands": """
+        import asyncio
+        from strands import Agent, tool
+        from strands.models.openai import OpenAIModel
+        from strands.multiagent import Swarm
+        @tool
+        def search(query: str) -> str:
+            "Search."
+            return "nothing"
+        def agent(name, **options):
+            to = {"base_url": URL, "api_key": "none"}
+            model = OpenAIModel(client_args=to, model_id="gpt-4o-mini", params={"max_tokens": 101})
+            return Agent(name=name, model=model, callback_handler=None, **options)
+        async def stream():
+            async for _ in agent("a").stream_async("Go on."):
+                pass
+        for _ in range(50):
+            agent("a", tools=[search])("Go on.")
+            asyncio.run(stream())
+            Swarm([agent("a"), agent("b")])("Go on.")
+    """,
     "crewai": """
         import asyncio
         import os
@@ -240,6 +261,7 @@ PROGRAMS = {
     """,
 }
 NEEDS = {
+    "strands": "strands.multiagent.swarm",
     "crewai": "crewai",
     "agno": "agno",
     "google_genai": "google.genai",

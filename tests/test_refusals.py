@@ -500,6 +500,28 @@ def crewai(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
     }
 
 
+@door("Strands")
+def strands(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
+    pytest.importorskip("strands.multiagent.swarm", reason="strands-agents is not installed")
+    from strands import Agent
+    from strands.models.openai import OpenAIModel
+    from strands.multiagent import Swarm
+
+    stack.enter_context(meter.strands())
+    to = {"base_url": sandbox.base_url, "api_key": "none", "max_retries": 3}
+
+    def agent(name: str = "a") -> Any:
+        model = OpenAIModel(client_args=to, model_id="gpt-4o", params={"max_tokens": ANSWER})
+        return Agent(name=name, model=model, callback_handler=None)
+
+    return {
+        "an agent": lambda: agent()("hello"),
+        "`invoke_async`": lambda: arun(agent().invoke_async("hello")),
+        "`stream_async`": lambda: arun(drained(agent().stream_async("hello"))),
+        "a swarm": lambda: Swarm([agent("a"), agent("b")])("hello"),
+    }
+
+
 # ── each of them ───────────────────────────────────────────────────────────────────────
 
 NEEDS = {

@@ -22,6 +22,7 @@ from .llama_index import LlamaIndexDoor
 from .openai import OpenAIDoor
 from .openai_agents import OpenAIAgentsDoor
 from .pydantic_ai import PydanticAIDoor
+from .strands import StrandsDoor
 
 
 class Doors(
@@ -40,5 +41,6 @@ class Doors(
     AgentFrameworkDoor,
     AgnoDoor,
     CrewAIDoor,
+    StrandsDoor,
 ):
     """Every framework that a meter can be put into."""

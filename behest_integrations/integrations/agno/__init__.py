@@ -22,7 +22,7 @@ class AgnoDoor(Engine):
         tried again. The session and the user are the run's; the name of the agent is a tag.
 
         The calls themselves are metered by the doors of the SDKs that the models ask by, OpenAI's,
-        Anthropic's, Google's and LiteLLM's, which this begins as well: clients that are made from now on.
+        Anthropic's, Google's, boto3's and LiteLLM's, which this begins as well: clients that are made from now on.
 
         Returns:
             What ends it: `.remove()`, or `with`.

@@ -21,7 +21,7 @@ class CrewAIDoor(Engine):
         The session and the user are those of `inputs`; the role of the agent at work is a tag.
 
         The calls themselves are metered by the doors of the SDKs that its models ask by, OpenAI's,
-        Anthropic's, Google's and LiteLLM's, which this begins as well: clients that are made from now on.
+        Anthropic's, Google's, boto3's and LiteLLM's, which this begins as well: clients that are made from now on.
 
         Returns:
             What ends it: `.remove()`, or `with`.

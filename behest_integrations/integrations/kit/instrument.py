@@ -39,7 +39,7 @@ def marked(doors: Iterable[type]) -> dict[str, str]:
     }
 
 
-_SDKS = ("openai", "anthropic", "google.genai", "litellm")
+_SDKS = ("openai", "anthropic", "google.genai", "botocore.client", "litellm")
 """What frameworks ask their models by, where it has a door."""
 
 
