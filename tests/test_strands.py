@@ -33,8 +33,10 @@ from behest_integrations import BudgetExceeded, Meter, UnknownPrice
 from behest_integrations.sandbox import Sandbox
 
 pytest.importorskip("strands.multiagent.swarm", reason="strands-agents is not installed")
+import boto3
 from pydantic import BaseModel
 from strands import Agent, tool
+from strands.models import BedrockModel
 from strands.models.openai import OpenAIModel
 from strands.models.openai_responses import OpenAIResponsesModel
 from strands.multiagent import GraphBuilder, Swarm
@@ -45,6 +47,7 @@ EACH = Decimal("0.5")
 BUDGET = "$0.50 per session"
 MINI = "gpt-4o-mini"
 TINY = "$0.000001"
+CLAUDE = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
 
 
 class City(BaseModel):
@@ -96,7 +99,10 @@ def ways(sandbox: Sandbox) -> dict[str, Any]:
     """How Strands is run; each asks a model."""
     inner = agent(sandbox, "inner")
     responses = model(sandbox, cls=OpenAIResponsesModel)
+    session = boto3.Session("none", "none", region_name="us-east-1")
+    bedrock = BedrockModel(boto_session=session, endpoint_url=sandbox.url, model_id=CLAUDE)
     return {
+        "of Bedrock": lambda **said: agent(sandbox, model=bedrock)("hello", **said),
         "called": lambda **said: agent(sandbox)("hello", **said),
         "invoke_async": lambda **said: arun(agent(sandbox).invoke_async("hello", **said)),
         "stream_async": lambda **said: arun(drained(agent(sandbox).stream_async("hello", **said))),

@@ -21,8 +21,8 @@ class AgnoDoor(Engine):
         A refusal is raised by `run` and `arun` (Agno would return its text as the answer), and nothing is
         tried again. The session and the user are the run's; the name of the agent is a tag.
 
-        The calls themselves are metered by the doors of the SDKs that the models ask by, OpenAI's,
-        Anthropic's, Google's, boto3's and LiteLLM's, which this begins as well: clients that are made from now on.
+        The calls themselves are metered by the doors of the SDKs that the models ask by (OpenAI's,
+        Anthropic's, Google's, boto3, LiteLLM), which this begins as well: clients that are made from now on.
 
         Returns:
             What ends it: `.remove()`, or `with`.

@@ -20,8 +20,8 @@ class CrewAIDoor(Engine):
         A refusal ends a crew, and is raised by `kickoff` as it is: CrewAI alone would begin the task again.
         The session and the user are those of `inputs`; the role of the agent at work is a tag.
 
-        The calls themselves are metered by the doors of the SDKs that its models ask by, OpenAI's,
-        Anthropic's, Google's, boto3's and LiteLLM's, which this begins as well: clients that are made from now on.
+        The calls themselves are metered by the doors of the SDKs that its models ask by (OpenAI's,
+        Anthropic's, Google's, boto3, LiteLLM), which this begins as well: clients that are made from now on.
 
         Returns:
             What ends it: `.remove()`, or `with`.

@@ -21,8 +21,8 @@ class StrandsDoor(Engine):
         A refusal is raised as it is, by swarms as well. The session is that of the session manager, or named
         by the `invocation_state`, as the user is; the name of the agent is a tag.
 
-        The calls themselves are metered by the doors of the SDKs that the models ask by, OpenAI's,
-        Anthropic's, Google's, boto3's and LiteLLM's, which this begins as well: clients that are made from now on.
+        The calls themselves are metered by the doors of the SDKs that the models ask by (OpenAI's,
+        Anthropic's, Google's, boto3, LiteLLM), which this begins as well: clients that are made from now on.
 
         Returns:
             What ends it: `.remove()`, or `with`.
