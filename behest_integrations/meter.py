@@ -120,8 +120,9 @@ class Meter(Doors):
             Names are those that are sent; chains are followed. The entry tells which model was asked for.
         downgrade_at: percent of a budget, spent and held by calls in flight, from which on it does; 100: only
             where the other does not fit.
-        leases: with PostgreSQL, whether this process takes slices of budgets that many processes write
-            at once, and admits calls from them without asking. The limits hold all the same. Of a
+        leases: whether this process takes slices of budgets that many processes write at once (in
+            PostgreSQL; in SQLite, of all budgets in a file that many do), and admits calls from them
+            without asking. The limits hold all the same. Of a
             process that is killed, all of its slices is booked as assumed, not its calls one by one;
             and a limit that is lowered reaches it within half a second. See ``.github/LIMITS.md``.
         clock: milliseconds since 1970 (for tests).

@@ -267,12 +267,12 @@ def test_memory_and_connections_stay_flat(tmp_path: Path, capsys: pytest.Capture
     assert set(ended) == {"whole", "left"}
     assert len(entries) == made
     assert sum(e.cost or 0 for e in entries) >= int(sandbox.bill.total() * NANO)
-    # What is allocated once, and what is remembered of the last few minutes, is there after a third.
-    early = [s for at, s in samples if seconds / 3 <= at < seconds / 2]
+    # What is allocated once, and what is remembered of the last few thousand sessions, is there by now.
+    early = [s for at, s in samples if seconds / 2 <= at < seconds * 2 / 3]
     late = [s for at, s in samples if at >= seconds * 5 / 6]
     for what in Sample._fields:
         before, after = (statistics.median(getattr(s, what) for s in some) for some in (early, late))
-        allowed = {"memory": before * 1.1 + (8 << 20), "files": before + 16, "sessions": before + 1}[what]
+        allowed = {"memory": before * 1.03 + (8 << 20), "files": before + 16, "sessions": before + 1}[what]
         assert after <= allowed, f"{what} has grown from {before} to {after}"
 
 
@@ -298,7 +298,8 @@ async def soaked(
         turn = 0
         while time.monotonic() - began < seconds:
             turn += 1
-            call = Call.of(number, turn)._replace(session=f"{number}-{turn // 10}")
+            # Each of its own, so that what is remembered of the last ones is full before half of the time.
+            call = Call.of(number, turn)._replace(session=f"{number}-{turn}")
             ended[await call.make(http, gateway.base_url, leave=call.stream and turn % 5 == 0)] += 1
 
     def look() -> Sample:

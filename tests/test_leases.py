@@ -26,7 +26,7 @@ from behest_integrations.engine.leases import Draw, Leases, Parted
 from behest_integrations.engine.outcomes import Outcome
 from behest_integrations.ledger import Claim, Ledger, open_store
 from behest_integrations.ledger.book import LEASE, Rows, expire, unmoved
-from behest_integrations.ledger.contention import Contention
+from behest_integrations.ledger.contention import Contention, SharedFile
 from behest_integrations.ledger.lending import (
     Drawn,
     Lent,
@@ -208,6 +208,21 @@ def test_which_buckets_are_contended_is_measured() -> None:
     assert theirs not in contended
 
 
+def test_a_file_that_others_write_often_is_contended() -> None:
+    now = 100.0
+    file = SharedFile(lambda: now)
+    for _ in range(20):
+        now += 1.0
+        file.met()
+    assert "any" not in file
+    for _ in range(12):
+        now += 0.1
+        file.met()
+    assert "any" in file
+    now += 12
+    assert "any" not in file
+
+
 # ── a bucket that is added to without being read ───────────────────────────────────────
 
 
@@ -253,6 +268,7 @@ def lending(url: str, *budgets: str, **said: Any) -> Meter:
     meter = Meter(url, budgets=budgets, leases=True, **said)
     leases(meter)._hot = Everything()
     leases(meter)._often = 1
+    leases(meter)._parts = True
     return meter
 
 
@@ -364,6 +380,40 @@ def test_all_of_it_can_be_spent_by_many_and_no_more(url: str) -> None:
     for thread in threads:
         thread.join(60)
     assert sum(made) == 300
+    assert sum(leases(meter).drawn for meter in meters) > 0
+    for meter in meters:
+        meter.flush()
+    assert_sound(meters[0])
+    for meter in meters:
+        meter.close()
+
+
+def test_processes_that_share_a_file_measure_that_it_is_hot(tmp_path: Path) -> None:
+    """None is told so, and who has the file for himself takes no slices."""
+    url, budgets = f"sqlite:///{tmp_path}/books.db", ["600 calls", "$9 per session"]
+    made: list[int] = []
+
+    def work(meter: Meter) -> None:
+        with meter.session("s"):
+            plan = meter.plan("chat", MODEL, BOUND)
+            made.append(until_exhausted(lambda: meter.reserve(plan).settle(Usage(1)), most=600, pause=0.1))
+
+    def plain(url: str) -> Meter:
+        meter = Meter(url, budgets=budgets, leases=True)
+        leases(meter)._often = 1  # however slow the machine is
+        return meter
+
+    with plain(f"sqlite:///{tmp_path}/own.db") as alone:
+        for _ in range(40):
+            alone.reserve(alone.plan("chat", MODEL, BOUND)).settle(Usage(1))
+        assert leases(alone).drawn == 0
+    meters = [plain(url) for _ in range(2)]
+    threads = [threading.Thread(target=work, args=(meter,)) for meter in meters]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sum(made) == 600
     assert sum(leases(meter).drawn for meter in meters) > 0
     for meter in meters:
         meter.flush()

@@ -154,6 +154,7 @@ class Engine:
                 ledger.post,
                 clock=self._clock,
                 hot=ledger.contended,
+                parts=ledger.locks_rows,
                 write_events=alerts.write,
                 tell_events=alerts.tell,
             )

@@ -126,6 +126,7 @@ class Leases:
             says so within the call itself.
         clock: the store's, in ms.
         hot: the buckets that many processes write.
+        parts: whether it is worth a slice that calls which count in others as well have a hold all the same.
         write_events, tell_events: for thresholds that are reached: within the transaction, and after it.
         monotonic: seconds.
         new_id: names slices.
@@ -139,6 +140,7 @@ class Leases:
         *,
         clock: Callable[[], int],
         hot: Container[Key],
+        parts: bool = True,
         write_events: Callable[[Rows, int, tuple[ThresholdEvent, ...]], object] = lambda *_: None,
         tell_events: Callable[[tuple[ThresholdEvent, ...]], object] = lambda _: None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -154,6 +156,7 @@ class Leases:
         self.write_events = write_events
         self.tell_events = tell_events
         self._hot = hot
+        self._parts = parts
         self._new_id = new_id
         self._timed = timer
         self._often = often
@@ -244,7 +247,7 @@ class Leases:
         Args:
             asking: the operation that reserves in some of its buckets.
         """
-        if not self.mine or self._stopped:
+        if not self._parts or not self.mine or self._stopped:
             return None
         hot = tuple([c for c in claims if self._is_hot(c) and can_lend((c,))])
         if not hot or len(hot) == len(claims):

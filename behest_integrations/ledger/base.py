@@ -88,6 +88,8 @@ class Ledger(ABC):
     """Operations of coroutines in one transaction."""
     contended: Container[tuple[str, str, int]] = frozenset()
     """The buckets that several processes write all the time: of those it is worth taking slices."""
+    locks_rows: ClassVar[bool] = False
+    """Whether processes wait for each other's buckets; else for all of the store."""
     slow_advice: ClassVar[str] = "Find out what keeps it busy."
     """What is said to who reads that it is slow."""
 

@@ -1,4 +1,7 @@
-"""Which buckets other processes write as often as this one: measured at each lock, guessed by nobody."""
+"""What other processes write as often as this one: measured at each transaction, guessed by nobody.
+
+Of a server it is single buckets, whose rows are locked; of a file it is all of it.
+"""
 
 from __future__ import annotations
 
@@ -61,3 +64,25 @@ class Contention:
             self._until.pop(key, None)
             return False
         return True
+
+
+class SharedFile:
+    """All buckets of a file that takes one writer at a time. They are contended if others write it often."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = self._until = 0.0
+        self._met = 0
+
+    def met(self) -> None:
+        """A transaction has found that others have written since this process's last one."""
+        now = self._clock()
+        if now - self._since > _WITHIN:
+            self._since, self._met = now, 0
+        self._met += 1
+        if self._met >= _VISITS:
+            self._until = now + _STAYS
+            self._since, self._met = now, 0
+
+    def __contains__(self, key: object) -> bool:
+        return self._clock() < self._until

@@ -89,6 +89,7 @@ class PostgresLedger(SQLLedger):
     """
 
     most_for_loops = _MOST_AT_ONCE
+    locks_rows = True
     slow_advice = (
         "Look at the network between, at the server's disk and CPU, and for locks and long transactions "
         "in pg_stat_activity."

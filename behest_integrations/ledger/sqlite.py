@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from ..rules.errors import ConfigError, StoreError
 from . import schema
 from .base import Durability
+from .contention import SharedFile
 from .migrating import schema_version, upgrade
 from .sql import SQLLedger, SQLRows
 from .statements import Statements
@@ -73,6 +74,7 @@ class SQLiteLedger(SQLLedger):
         self._connection: sqlite3.Connection | None = None
         self._rows: SQLRows | None = None
         self._inode: tuple[int, int] | None = None
+        self.contended: SharedFile = SharedFile()
         self._commits = 0
         """Since the log was last copied into the file."""
         self._seen: int | None = None
@@ -298,7 +300,10 @@ class SQLiteLedger(SQLLedger):
         # https://sqlite.org/pragma.html#pragma_data_version: changes if and only if another
         # connection, of whatever process, has committed; our own commits do not change it.
         ((version,),) = self._connection.execute("PRAGMA data_version")
-        self._rows.begin(alone=version == self._seen)
+        alone = version == self._seen
+        if not alone:
+            self.contended.met()
+        self._rows.begin(alone=alone)
         self._seen = version
         return self._rows
 
