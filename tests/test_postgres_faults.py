@@ -278,7 +278,7 @@ with HOWS[sys.argv[4]].meter(sys.argv[1], store_timeout=5) as meter:
 
 @pytest.mark.parametrize(
     "name",
-    ["each asks the store", pytest.param("calls are drawn", marks=pytest.mark.soak), "holds have parts"],
+    ["each asks the store", pytest.param("calls are drawn", marks=pytest.mark.slow), "holds have parts"],
 )
 def test_clients_and_the_server_are_killed_in_mid_load(name: str) -> None:
     folder = Path(tempfile.gettempdir()) / f"behest-pg-killed-{os.getpid()}"
