@@ -1123,6 +1123,18 @@ def test_a_model_without_a_limit_is_told_of_once(
     assert "langchain_model" in said[0]
 
 
+def test_a_client_that_is_metered_sends_a_limit_and_nothing_is_told(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.output_tokens = 1000
+    with Meter("memory://", budgets=["$1"], default_output_tokens=100) as meter:
+        with meter.instrument():
+            chat(sandbox, model="gpt-4o-mini", max_tokens=None).invoke(HELLO)
+        assert sandbox.bill.lines[0].output_tokens == 100
+        assert "no output limit" not in caplog.text
+        assert_agrees(meter, sandbox)
+
+
 @pytest.mark.skipif(HANDED_ON, reason="of Python 3.10")
 def test_a_callback_that_is_not_handed_on_says_so(
     sandbox: Sandbox, meter: Meter, caplog: pytest.LogCaptureFixture

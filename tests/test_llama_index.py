@@ -342,6 +342,11 @@ def test_a_model_with_no_limit_is_sent_one_by_the_wrapper_and_told_of_by_the_han
         said = [r.getMessage() for r in caplog.records if "no output limit" in r.getMessage()]
         assert len(said) == 1
         assert "meter.llama_index(model)" in said[0]
+        caplog.clear()
+        with meter.instrument():  # the client is metered, and sends a limit
+            llm(sandbox, model="gpt-4o", max_tokens=None).complete("hello")
+        assert sandbox.bill.lines[-1].output_tokens == 100
+        assert "no output limit" not in caplog.text
 
 
 def test_each_attempt_of_a_client_that_retries_is_a_call(sandbox: Sandbox, meter: Meter) -> None:

@@ -172,7 +172,6 @@ class BehestCallbackHandler(BaseCallbackHandler):
             choices=_count(params, "best_of"),
             layer=_LAYER,
         )
-        generation.say_unlimited("meter.langchain_model(model)")
         batch = self._batch_of(invocation_params) if batch_size > 1 else None
         try:
             # What the others of its batch hold is not given back before it has begun, too.
@@ -291,6 +290,8 @@ class BehestCallbackHandler(BaseCallbackHandler):
             return None
         if run.offered is not None:
             run.offered.withdraw()
+        if run.generation is not None and run.hold.open:  # no metered client beneath has sent a limit
+            run.generation.say_unlimited("meter.langchain_model(model)")
         if run.watched is not None:
             task, done = run.watched
             task.remove_done_callback(done)

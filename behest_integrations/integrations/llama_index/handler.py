@@ -108,7 +108,7 @@ class BehestHandler(BaseCallbackHandler):
             own |= settings_of(asked)
         settings = {**own, "max_tokens": output_limit(own) or _limit(model, maker), **kwargs}
         name = str(kwargs.get("model") or model_in(model) or model_in(own) or maker)
-        generation = Generation(
+        return Generation(
             self.engine,
             request_as_wire(messages, settings, name, kwargs),
             conversation=lambda: conversation_of(messages),
@@ -118,8 +118,6 @@ class BehestHandler(BaseCallbackHandler):
             layer=_LAYER,
             outer=outer,
         )
-        generation.say_unlimited("meter.llama_index(model)")
-        return generation
 
     def _embedding(self, payload: dict[str, Any]) -> Generation:
         """Its texts are not told before it is made: as long a batch as there can be."""
@@ -161,6 +159,8 @@ class BehestHandler(BaseCallbackHandler):
         if run is None:
             return
         run.offered.withdraw()
+        if run.hold.open:  # no metered client beneath has sent a limit
+            run.generation.say_unlimited("meter.llama_index(model)")
         payload = payload or {}
         error = payload.get(EventPayload.EXCEPTION)
         if isinstance(error, BaseException):
