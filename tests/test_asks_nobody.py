@@ -28,7 +28,9 @@ def langchain(meter: Meter) -> Any:
     fake = pytest.importorskip("langchain_core.language_models.fake_chat_models")
     with meter.instrument_langchain():
         fake.FakeListChatModel(responses=["a"]).invoke("hi")
-    meter.langchain_model(fake.FakeListChatModel(responses=["a"])).invoke("hi")
+    picture = {"type": "image_url", "image_url": {"url": "https://127.0.0.1/a.png"}}
+    model = meter.langchain_model(fake.FakeListChatModel(responses=["a"]))
+    model.invoke([{"role": "user", "content": [picture]}])
 
     class Own(fake.FakeListChatModel):  # type: ignore[misc, name-defined]
         """It may ask whom it likes."""

@@ -352,4 +352,6 @@ def _bound(
     if previous or request.get("conversation"):
         # What the provider has stored of the conversation is billed again.
         changes |= {"input_tokens": None, "extra_input": bound.input_tokens or 0, "previous": previous}
+    if provider == ASKS_NOBODY:
+        changes["features"] = {}  # nobody bills for a picture, either
     return bound._replace(**changes)
