@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import statistics
 import time
 from collections import Counter
@@ -241,6 +242,17 @@ def whose(scope: str) -> str:
     """The user or the session of a bucket; "" of all."""
     (name,) = json.loads(scope) if scope else [""]
     return str(name[0] if isinstance(name, list) else name)
+
+
+@pytest.mark.slow
+def test_a_worker_that_has_no_turn_for_a_while_is_not_taken_for_dead(tmp_path: Path) -> None:
+    with provider() as sandbox, gateways(tmp_path, sandbox, 1, [ALL]) as (gateway,):
+        before = gateway.workers()
+        os.kill(before[0], signal.SIGSTOP)
+        time.sleep(8)
+        os.kill(before[0], signal.SIGCONT)
+        assert status(gateway, gateway.key()) == 200
+        assert gateway.workers() == before
 
 
 # ── for longer ─────────────────────────────────────────────────────────────────────────

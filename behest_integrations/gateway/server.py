@@ -52,6 +52,9 @@ _PLAN = "BEHEST_GATEWAY_PLAN"
 _BACKLOG = 2048
 _KEEP_ALIVE = 65
 """Longer than clients keep an idle connection: the server must not close one that is being used."""
+_SILENT = 20
+"""Seconds without a word from a worker after which it is killed and replaced. Uvicorn's five are fewer than one
+takes to start on a busy machine: each is killed before it is there. (Versions before 0.37 know no other.)"""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def serve(
         )
         server = uvicorn.Server(run)
         if workers > 1:
+            run.timeout_worker_healthcheck = _SILENT
             supervisor: Any = Multiprocess
             # Newer versions make the server themselves.
             old = "target" in inspect.signature(supervisor).parameters
