@@ -53,8 +53,8 @@ _BACKLOG = 2048
 _KEEP_ALIVE = 65
 """Longer than clients keep an idle connection: the server must not close one that is being used."""
 _SILENT = 20
-"""Seconds without a word from a worker after which it is killed and replaced. Uvicorn's five are fewer than one
-takes to start on a busy machine: each is killed before it is there. (Versions before 0.37 know no other.)"""
+"""Seconds without a word from a worker after which it is killed and replaced. Uvicorn's five are fewer than
+one takes to start on a busy machine: each is killed before it is there. (Older versions know no other.)"""
 
 
 @dataclass(frozen=True)
