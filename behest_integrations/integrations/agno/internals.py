@@ -1,4 +1,4 @@
-"""What of Agno's internals is touched. Read with agno 3.1.10.
+"""What of Agno's internals is touched. Read with agno 3.1.0 and 3.1.10.
 
 What Agno raises as `RunCancelledException` ends a run, at once, through tools, members and steps: nothing is
 tried again, no other model stands in, and what there is of the run is stored. So a refusal goes that way, and
