@@ -141,8 +141,38 @@ def llama_index(meter: Meter, sandbox: Sandbox) -> Callable[[], Any]:
     return lambda: model.complete("hello there")
 
 
+def pydantic_ai(meter: Meter, sandbox: Sandbox) -> Callable[[], Any]:
+    pytest.importorskip("pydantic_ai.models.openai")
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(openai_client=aclient(sandbox))
+    agent = Agent(meter.pydantic_ai(OpenAIChatModel(DEAR, provider=provider)))
+    return lambda: agent.run_sync("hello there", model_settings={"max_tokens": 490})
+
+
+def openai_agents(meter: Meter, sandbox: Sandbox) -> Callable[[], Any]:
+    agents = pytest.importorskip("agents")
+    agents.set_tracing_disabled(True)
+    model = meter.openai_agents(agents.OpenAIChatCompletionsModel(DEAR, aclient(sandbox)))
+    agent = agents.Agent(name="a", model=model, model_settings=agents.ModelSettings(max_tokens=490))
+    return lambda: agents.Runner.run_sync(agent, "hello there")
+
+
 @pytest.mark.parametrize(
-    "door", [openai_door, openai_stream, responses, by_hand, langchain, langchain_stream, llama_index]
+    "door",
+    [
+        openai_door,
+        openai_stream,
+        responses,
+        by_hand,
+        langchain,
+        langchain_stream,
+        llama_index,
+        pydantic_ai,
+        openai_agents,
+    ],
 )
 def test_each_door(door: Callable[[Meter, Sandbox], Callable[[], Any]]) -> None:
     """From the share on the cheaper one is served, and the entry says which was asked for."""
