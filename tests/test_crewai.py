@@ -8,6 +8,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -31,9 +32,11 @@ from support import (
 from behest_integrations import BudgetExceeded, Meter, UnknownPrice
 from behest_integrations.sandbox import Sandbox
 
+if find_spec("crewai") is None:
+    pytest.skip("crewai is not installed: it pins openai < 3, pydantic < 2.13", allow_module_level=True)
+# Before it is imported; where it is not, tests of OpenTelemetry run.
 os.environ["CREWAI_DISABLE_TELEMETRY"] = os.environ["OTEL_SDK_DISABLED"] = "true"
 os.environ["CREWAI_TRACING_ENABLED"] = "false"
-pytest.importorskip("crewai", reason="crewai is not installed: it pins openai < 3, pydantic < 2.13")
 from crewai import LLM, Agent, Crew, Flow, Process, Task
 from crewai.flow.flow import start
 from crewai.tools import tool

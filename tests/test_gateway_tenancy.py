@@ -227,7 +227,7 @@ def test_keys_are_made_and_ended_as_it_runs(gateway: Gateway, callers: dict[str,
     assert status(second["secret"]) == 401
     listed = admin.get("/keys").text
     assert first["key"]["id"] in listed
-    assert first["secret"].rpartition("_")[2] not in listed
+    assert first["secret"][-43:] not in listed
     for wrong in ({**KEY, "tier": "platinum"}, {**KEY, "budgets": ["5 dollars"]}, {"tenant": "acme"}):
         assert admin.post("/keys", json=wrong).status_code == 400
     assert admin.delete(f"/keys/{second['key']['id']}").status_code == 400

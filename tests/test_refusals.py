@@ -474,10 +474,11 @@ def agno(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
 
 @door("CrewAI")
 def crewai(meter: Meter, sandbox: Sandbox, stack: ExitStack) -> Ways:
+    if find_spec("crewai") is None:
+        pytest.skip("crewai is not installed")
     for name in ("CREWAI_DISABLE_TELEMETRY", "OTEL_SDK_DISABLED"):
         os.environ.setdefault(name, "true")
     os.environ.setdefault("CREWAI_TRACING_ENABLED", "false")
-    pytest.importorskip("crewai")
     from crewai import LLM, Agent, Crew, Task
 
     stack.enter_context(meter.crewai())
