@@ -236,11 +236,12 @@ PROGRAMS = {
         def search(query: str) -> str:
             "Search."
             return "nothing"
-        model = OpenAIChat(id="gpt-4o-mini", base_url=URL, api_key="none", retries=2)
-        agent = Agent(model=model, tools=[search], retries=2)
-        team = Team(model=model, members=[agent])
+        def made():  # a model's connections belong to one event loop
+            return OpenAIChat(id="gpt-4o-mini", base_url=URL, api_key="none", retries=2)
+        agent = Agent(model=made(), tools=[search], retries=2)
+        team = Team(model=made(), members=[agent])
         async def stream():
-            async for _ in agent.arun("Go on.", stream=True):
+            async for _ in Agent(model=made(), tools=[search], retries=2).arun("Go on.", stream=True):
                 pass
         for _ in range(50):
             agent.run("Go on.")
