@@ -41,6 +41,7 @@ except ImportError as missing:
         f"a ledger in PostgreSQL needs psycopg ({missing}): pip install 'behest-integrations[postgres]'"
     ) from missing
 
+_LONGEST_PAUSE = 0.1
 _IN_THE_WAY = frozenset(("40001", "40P01", "23505", "55P03"))
 """Serialization failure, deadlock, a row that another has written first, a lock that was not to be had."""
 _WHY = {
@@ -358,6 +359,7 @@ class PostgresLedger(SQLLedger):
         pause = 0.001
         while True:
             problem: Exception
+            tried = time.monotonic()
             try:
                 rows = self._begin()
                 for op in batch:
@@ -391,10 +393,12 @@ class PostgresLedger(SQLLedger):
             self.retries += 1
             if self.watcher is not None:
                 self.watcher.retried(_why(problem))
-            if time.monotonic() + pause > self._deadline:
+            now, rest = time.monotonic(), pause * random.uniform(0.5, 1.5)
+            # One that is cut short says no more than that: what this one has said is the reason.
+            if now + rest + min(now - tried, _LONGEST_PAUSE) > self._deadline:
                 raise self._explain(problem) from problem
-            time.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(pause * 2, 0.1)
+            time.sleep(rest)
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
     # ── what is not known ──────────────────────────────────────────────────────────────
 
@@ -420,7 +424,7 @@ class PostgresLedger(SQLLedger):
                 self._doubts.append(_Doubt(xid, self._wanted.made))
                 raise self._explain(problem or LinkLost("it did not say whether it had written it"))
             time.sleep(pause)
-            pause = min(pause * 2, 0.1)
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _outcome(self, link: Link, xid: str) -> bool | None:
         """Whether it was committed; None: it is still under way."""
