@@ -261,12 +261,10 @@ def _codes_in(said: object) -> set[str]:
             said = parse_json(said)
         except ValueError:
             said = None
-    for _ in range(2):
-        if isinstance(said, Mapping):
-            said = said.get("error") if isinstance(said.get("error"), Mapping) else said
-            assert isinstance(said, Mapping)
-            found.append(said.get("code"))
-            said = said.get("innererror") or said.get("inner_error")
+    if isinstance(said, Mapping):
+        error = said["error"] if isinstance(said.get("error"), Mapping) else said
+        inner = error.get("innererror") or error.get("inner_error")
+        found += [error.get("code"), inner.get("code") if isinstance(inner, Mapping) else None]
     return {code for code in found if isinstance(code, str)}
 
 

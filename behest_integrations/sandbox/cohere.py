@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -17,7 +16,7 @@ from starlette.routing import Route
 
 from .anthropic import Provider
 from .model import Answer, embedding, generate, prompt_tokens
-from .parts import Job, account_of, header, json_of
+from .parts import Job, job_of, json_of
 
 _CHAT = frozenset(
     {"model", "messages", "tools", "strict_tools", "documents", "citation_options", "response_format",
@@ -60,7 +59,7 @@ class Cohere:
             return error(400, f"unknown field: parameter '{unknown[0]}' is not a valid field")
         messages = body["messages"]
         prompt = [messages, body.get("tools"), body.get("documents"), body.get("response_format")]
-        job = _job(request, body, "chat_v2", prompt, 3 * len(messages))
+        job = job_of(request, body, "chat_v2", prompt, 3 * len(messages), "cohere")
         answer = generate(
             messages,
             job.model,
@@ -120,7 +119,7 @@ class Cohere:
         asked = body.get("texts") or [
             " ".join(str(part.get("text", "")) for part in one["content"]) for one in body["inputs"]
         ]
-        job = _job(request, body, "embed_v2", asked, 0)
+        job = job_of(request, body, "embed_v2", asked, 0, "cohere")
         fault = self._sandbox.next_fault()
         failed = await self._sandbox.begin(job, 0, fault, error)
         if failed is not None:
@@ -148,20 +147,6 @@ class Cohere:
     async def _tokenize(self, request: Request) -> Response:
         text = str((await json_of(request) or {}).get("text"))
         return JSONResponse({"tokens": list(range(prompt_tokens(text, ""))), "token_strings": []})
-
-
-def _job(request: Request, body: Mapping[str, Any], operation: str, prompt: Any, beside: int) -> Job:
-    model = str(body.get("model"))
-    return Job(
-        operation,
-        model,
-        header(request, "x-session-id"),
-        header(request, "x-end-user-id"),
-        prompt_tokens(prompt, model) + beside,
-        0,
-        provider="cohere",
-        account=account_of(request),
-    )
 
 
 def _usage(job: Job, output: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .anthropic import Provider
-from .model import Answer, embedding, generate, prompt_tokens
-from .parts import Fault, Job, account_of, header, json_of, sse
+from .model import Answer, embedding, generate
+from .parts import Fault, Job, job_of, json_of, sse
 
 _SHARED = frozenset(
     {"model", "temperature", "top_p", "max_tokens", "stream", "stop", "random_seed", "metadata", "min_tokens",
@@ -96,7 +96,7 @@ class Mistral:
         answers: list[Answer],
     ) -> Response:
         sandbox = self._sandbox
-        job = _job(request, body, operation, prompt, beside)
+        job = job_of(request, body, operation, prompt, beside, "mistral")
         fault = sandbox.next_fault()
         output = sum(answer.tokens for answer in answers)
         output *= fault.factor if fault and fault.kind == "over_limit" else 1
@@ -140,7 +140,7 @@ class Mistral:
         if body is None or refused is not None:
             return refused or error(400, "no JSON")
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-        job = _job(request, body, "embeddings", texts, 0)
+        job = job_of(request, body, "embeddings", texts, 0, "mistral")
         fault: Fault | None = self._sandbox.next_fault()
         failed = await self._sandbox.begin(job, 0, fault, error)
         if failed is not None:
@@ -158,20 +158,6 @@ def _refused(body: Mapping[str, Any] | None, known: frozenset[str], needed: str)
         return error(422, f"model and {needed} are required")
     unknown = sorted(body.keys() - known)
     return error(422, f"{unknown[0]}: Extra inputs are not permitted") if unknown else None
-
-
-def _job(request: Request, body: Mapping[str, Any], operation: str, prompt: Any, beside: int) -> Job:
-    model = str(body["model"])
-    return Job(
-        operation,
-        model,
-        header(request, "x-session-id"),
-        header(request, "x-end-user-id"),
-        prompt_tokens(prompt, model) + beside,
-        0,
-        provider="mistral",
-        account=account_of(request),
-    )
 
 
 def _usage(job: Job, output: int) -> dict[str, Any]:

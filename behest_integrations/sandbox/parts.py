@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from starlette.requests import Request
 
+from .model import prompt_tokens
+
 FaultKind = Literal["latency", "status", "timeout", "cut", "no_usage", "over_limit", "filtered"]
 FAULTS = ("latency", "status", "timeout", "cut", "no_usage", "over_limit", "filtered")
 
@@ -64,6 +66,27 @@ def header(request: Request, name: str) -> str | None:
     with suppress(UnicodeError):
         return value.encode("latin-1").decode("utf-8")
     return value
+
+
+def job_of(
+    request: Request, body: Mapping[str, Any], operation: str, prompt: Any, beside: int, provider: str
+) -> Job:
+    """A request of a wire that names its model in the body, and has no cache.
+
+    Args:
+        beside: tokens besides those of the prompt's texts.
+    """
+    model = str(body.get("model"))
+    return Job(
+        operation,
+        model,
+        header(request, "x-session-id"),
+        header(request, "x-end-user-id"),
+        prompt_tokens(prompt, model) + beside,
+        0,
+        provider=provider,
+        account=account_of(request),
+    )
 
 
 def account_of(request: Request) -> str | None:

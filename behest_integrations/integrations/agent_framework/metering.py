@@ -20,7 +20,7 @@ from ...rules.errors import ConfigError
 from ..kit.call import Call
 from ..kit.clients import keeps_metered_clients
 from ..kit.generation import Generation
-from ..kit.hooks import Hook, Method
+from ..kit.hooks import Hook, Method, put_for
 from ..kit.refusals import as_it_is
 from ..kit.undo import Undo
 from .internals import ASK, HANDED_ON, RUN, counts_cache_within, name_of, provider_of_client, url_of
@@ -216,13 +216,4 @@ _HOOKS = (Hook(*RUN, _running), Hook(*ASK, _asking))
 
 def meter_all(engine: Engine) -> Undo:
     """See `AgentFrameworkDoor.instrument_agent_framework`."""
-    _active.append(engine)
-    for hook in _HOOKS:
-        hook.put()
-
-    def end() -> None:
-        _active.remove(engine)
-        for hook in _HOOKS:
-            hook.take_out()
-
-    return Undo(end)
+    return put_for(_active, engine, _HOOKS)

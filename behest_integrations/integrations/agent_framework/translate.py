@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from ...rules.usage import Usage
+from ..kit.call import folding
 from ..kit.generation import Heard, texts_in
 from ..kit.settings import LIMIT_NAMES, lowered, output_limit, schema_sent
 
@@ -151,11 +152,7 @@ class Updates:
         self.response_id = update.response_id or self.response_id
 
 
-def fold(before: Updates | None, update: Any) -> Updates:
-    """Adds an update to what came before."""
-    updates = before or Updates()
-    updates.add(update)
-    return updates
+fold = folding(Updates)
 
 
 def hear_updates(updates: Updates | None, *, cache_within: bool) -> Heard:

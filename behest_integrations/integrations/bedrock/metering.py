@@ -20,7 +20,7 @@ from ...rules.attribution import from_headers
 from ...rules.errors import ConfigError
 from ...wire.wires import Found, find
 from ..kit.body import CLOSED, WatchedBody
-from ..kit.hooks import Hook, Method
+from ..kit.hooks import Hook, Method, put_for
 from ..kit.http import HTTPCall, looked_through
 from ..kit.terms import Terms
 from ..kit.undo import Undo
@@ -300,12 +300,4 @@ _hook = Hook(*CREATE, _creating)
 
 def meter_all(engine: Engine) -> Undo:
     """Meter the clients that are made from now on, until it is undone."""
-    mine = (object(), engine)
-    _active.append(mine)
-    _hook.put()
-
-    def end() -> None:
-        _active.remove(mine)
-        _hook.take_out()
-
-    return Undo(end)
+    return put_for(_active, (object(), engine), (_hook,))

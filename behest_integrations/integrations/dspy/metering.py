@@ -27,7 +27,7 @@ from ..kit.beneath import is_metered
 from ..kit.call import Call
 from ..kit.cutting import cut_off, note, noting
 from ..kit.generation import Generation, Heard, texts_in
-from ..kit.hooks import Hook, Method
+from ..kit.hooks import Hook, Method, put_all, put_for
 from ..kit.metered import as_class, metered_class
 from ..kit.naming import said_in
 from ..kit.refusals import as_it_is
@@ -279,22 +279,11 @@ def meter_model(engine: Engine, lm: Any, provider: str | None = None) -> Any:
         raise ConfigError("this model is metered already")
     with _lock:
         if not _for_good:  # what they do is asked of the model
-            for hook in _HOOKS:
-                hook.put()
+            put_all(_HOOKS)
             _for_good = True
     return as_class(lm, metered_class(Terms(engine, provider), type(lm), Metered))
 
 
 def meter_all(engine: Engine) -> Undo:
     """See `DSPyDoor.instrument_dspy`."""
-    mine = (object(), Terms(engine))
-    _active.append(mine)
-    for hook in _HOOKS:
-        hook.put()
-
-    def end() -> None:
-        _active.remove(mine)
-        for hook in _HOOKS:
-            hook.take_out()
-
-    return Undo(end)
+    return put_for(_active, (object(), Terms(engine)), _HOOKS)

@@ -20,7 +20,7 @@ from ...rules.attribution import NOBODY, Attribution, in_run
 from ...rules.errors import ConfigError
 from ..kit.call import Call, is_inside
 from ..kit.generation import Generation
-from ..kit.hooks import Hook, Method
+from ..kit.hooks import Hook, Method, put_for
 from ..kit.sockets import acount
 from ..kit.undo import Undo
 from .internals import (
@@ -208,14 +208,4 @@ _hooked = tuple(Hook(PluginManager, f"run_{name}", _before(name)) for name in CA
 
 def meter_every_runner(engine: Engine) -> Undo:
     """See `GoogleADKDoor.instrument_google_adk`."""
-    plugin = plugin_of(engine)
-    _active.append(plugin)
-    for hook in _hooked:
-        hook.put()
-
-    def end() -> None:
-        _active.remove(plugin)
-        for hook in _hooked:
-            hook.take_out()
-
-    return Undo(end)
+    return put_for(_active, plugin_of(engine), _hooked)

@@ -9,6 +9,7 @@ from pydantic_core import to_json
 
 from ...prices import provider_named
 from ...wire.usage_shapes import read_usage
+from ..kit.call import folding
 from ..kit.generation import Heard, texts_in
 from .internals import maker_of
 
@@ -192,11 +193,7 @@ class Answers:
         self.model = response.model_version or self.model
 
 
-def fold(before: Answers | None, response: Any) -> Answers:
-    """Adds a response to what came before."""
-    answers = before or Answers()
-    answers.add(response)
-    return answers
+fold = folding(Answers)
 
 
 def hear(answers: Answers | None) -> Heard:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...calls.exchange import Exchange
 from ...rules.attribution import from_headers
 from ...rules.errors import ConfigError
-from ..kit.hooks import Hook, Method
+from ..kit.hooks import Hook, Method, put_for
 from ..kit.http import metered_copy
 from ..kit.metered import metered_class
 from ..kit.sockets import count
@@ -174,13 +174,4 @@ def meter_what_is_made(terms: Terms) -> Undo:
     """See `GoogleGenAIDoor.instrument_google_genai`."""
     if not _hooks:
         _hooks.append(Hook(internals.classes()[1], "__init__", _making))
-    (hook,) = _hooks
-    mine = (object(), terms)
-    _active.append(mine)
-    hook.put()
-
-    def end() -> None:
-        _active.remove(mine)
-        hook.take_out()
-
-    return Undo(end)
+    return put_for(_active, (object(), terms), _hooks)

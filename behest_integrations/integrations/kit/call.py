@@ -32,6 +32,21 @@ Read = Callable[[Any], Heard]
 Fold = Callable[[Any, Any], Any]
 
 
+def folding(kind: Callable[[], Any]) -> Fold:
+    """Adds a part of a stream to what came before.
+
+    Args:
+        kind: makes what they are added to, by its `add`.
+    """
+
+    def fold(before: Any, part: Any) -> Any:
+        so_far = kind() if before is None else before
+        so_far.add(part)
+        return so_far
+
+    return fold
+
+
 class Call:
     """One call of a metered model, from its hold to its end.
 

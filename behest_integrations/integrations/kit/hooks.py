@@ -7,10 +7,11 @@ import functools
 import threading
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from .undo import Undo
 
+T = TypeVar("T")
 Method = Callable[..., Any]
 
 _lock = threading.Lock()
@@ -83,6 +84,18 @@ def put_all(hooks: Iterable[Hook]) -> Undo:
     def undo() -> None:
         for hook in put:
             hook.take_out()
+
+    return Undo(undo)
+
+
+def put_for(active: list[T], mine: T, hooks: Iterable[Hook]) -> Undo:
+    """Put hooks that ask who is active: `mine`, the last that was begun, until it is undone."""
+    active.append(mine)
+    put = put_all(hooks)
+
+    def undo() -> None:
+        active.remove(mine)
+        put.remove()
 
     return Undo(undo)
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from ...rules.errors import CallRefused, handled
-from ..kit.refusals import refusal_in
+from ...rules.errors import CallRefused
+from ..kit.refusals import as_it_is
 
 _travelling: ContextVar[bool] = ContextVar("behest_litellm", default=False)
 
@@ -29,16 +29,13 @@ class _Refusal(BaseException):
 @contextmanager
 def sending_off() -> Iterator[None]:
     """Around an attempt: a refusal leaves it as what LiteLLM does not catch."""
-    before = handled()
     try:
-        yield
-    except Exception as error:
-        refusal = refusal_in(error, before)
-        if refusal is None:
-            raise
+        with as_it_is():
+            yield
+    except CallRefused as refusal:
         if _travelling.get():
             raise _Refusal(refusal) from None
-        raise refusal from None
+        raise
 
 
 @contextmanager
@@ -47,16 +44,12 @@ def arriving() -> Iterator[None]:
     if _travelling.get():
         yield
         return
-    token, before = _travelling.set(True), handled()
+    token = _travelling.set(True)
     try:
-        yield
+        with as_it_is():
+            yield
     except _Refusal as error:
         raise error.refusal from None
-    except Exception as error:
-        refusal = refusal_in(error, before)
-        if refusal is None:
-            raise
-        raise refusal from None
     finally:
         _travelling.reset(token)
 

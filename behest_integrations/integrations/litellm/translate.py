@@ -8,6 +8,7 @@ from typing import Any
 from ...prices import provider_for_url, provider_named
 from ...rules.attribution import NOBODY, USER_HEADER, Attribution
 from ...wire.usage_shapes import find_usage, read_usage
+from ..kit.call import folding
 from ..kit.generation import Heard, texts_in
 from ..kit.naming import id_in, said_in
 from ..kit.settings import ASKED, LIMIT_NAMES, lowered, output_limit, schema_sent
@@ -174,11 +175,7 @@ class Chunks:
         return hear({**self.said, "usage": _plain(said) or None, "choices": ["".join(self.text)]})
 
 
-def fold(before: Chunks | None, chunk: Any) -> Chunks:
-    """Adds a chunk to what came before."""
-    chunks = before or Chunks()
-    chunks.add(chunk)
-    return chunks
+fold = folding(Chunks)
 
 
 def _plain(value: Any) -> Mapping[str, Any]:

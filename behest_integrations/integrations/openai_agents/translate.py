@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from ...rules.usage import Usage
 from ...wire.usage_shapes import read_usage
+from ..kit.call import folding
 from ..kit.generation import Heard, texts_in
 from ..kit.settings import output_limit, url_in
 
@@ -119,11 +120,7 @@ class Events:
             self.response = event.response
 
 
-def fold(before: Events | None, event: Any) -> Events:
-    """Adds an event to what came before."""
-    events = before or Events()
-    events.add(event)
-    return events
+fold = folding(Events)
 
 
 def hear_events(events: Events | None) -> Heard:

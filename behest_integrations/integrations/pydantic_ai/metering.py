@@ -97,18 +97,25 @@ def _seen_below(model: Any, settings: Any) -> bool:
     return transport != "websocket" and asks_through_sdk(model, model._behest.engine)
 
 
-async def _request(self: Any, messages: Any, model_settings: Any, model_request_parameters: Any) -> Any:
-    who = attribution_of(run_context())
-    if _seen_below(self, model_settings):
-        with in_run(*who):
-            return await _own(self, "request")(messages, model_settings, model_request_parameters)
+def _to_make(self: Any, messages: Any, settings: Any, prepared: Any, who: Any) -> tuple[Call, Any] | None:
+    """See `_call`; None where what is asked is seen below, or asked by a function of the caller's."""
+    if _seen_below(self, settings):
+        return None
     try:
-        call, limited = _call(self, messages, model_settings, model_request_parameters, who)
+        return _call(self, messages, settings, prepared, who)
     except UnknownPrice:
         if not _is_a_function(self):
             raise
+        return None
+
+
+async def _request(self: Any, messages: Any, model_settings: Any, model_request_parameters: Any) -> Any:
+    who = attribution_of(run_context())
+    made = _to_make(self, messages, model_settings, model_request_parameters, who)
+    if made is None:
         with in_run(*who):
             return await _own(self, "request")(messages, model_settings, model_request_parameters)
+    call, limited = made
     return await call.amade(
         lambda hold: _own(self, "request")(messages, limited(hold), model_request_parameters), hear
     )
@@ -121,22 +128,14 @@ async def _request_stream(
     who = attribution_of(run_context if run_context is not None else _context())
     own = _own(self, "request_stream")
     async with AsyncExitStack() as stack:
-        if _seen_below(self, model_settings):
+        made = _to_make(self, messages, model_settings, model_request_parameters, who)
+        if made is None:
             with in_run(*who):  # it is sent on entering
                 stream = own(messages, model_settings, model_request_parameters, run_context)
                 response = await stack.enter_async_context(stream)
             yield response
             return
-        try:
-            call, limited = _call(self, messages, model_settings, model_request_parameters, who)
-        except UnknownPrice:
-            if not _is_a_function(self):
-                raise
-            with in_run(*who):
-                stream = own(messages, model_settings, model_request_parameters, run_context)
-                response = await stack.enter_async_context(stream)
-            yield response
-            return
+        call, limited = made
 
         def send(hold: Any) -> Any:
             stream = own(messages, limited(hold), model_request_parameters, run_context)

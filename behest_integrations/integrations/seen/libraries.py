@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ...engine.engine import Engine
 from ...engine.layers import seen
-from ..kit.hooks import Hook, Method
+from ..kit.hooks import Hook, Method, put_for
 from ..kit.undo import Undo
 from .watch import WATCHES, Watch, look
 
@@ -133,14 +133,4 @@ def watched(engine: Engine, *, strict: bool) -> list[tuple[str, Callable[[], Und
 
 
 def _begin(library: Library, watch: Watch) -> Undo:
-    hooks = _hooks(library)
-    for hook in hooks:
-        hook.put()
-    WATCHES.append(watch)
-
-    def end() -> None:
-        WATCHES.remove(watch)
-        for hook in hooks:
-            hook.take_out()
-
-    return Undo(end)
+    return put_for(WATCHES, watch, _hooks(library))
